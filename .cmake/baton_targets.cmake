@@ -1,0 +1,79 @@
+# The few words that Baton's CMakeLists.txt files are written in:
+#   baton_library(name SOURCES … DEPS … PRIVATE_DEPS …)   a static library baton::name
+#   baton_binary(name SOURCES … DEPS …)                   a program in build/<preset>/bin
+#   baton_test(name DEPS … LABELS … SOURCES …)            a GoogleTest program, registered with ctest
+# A dependency must already be a target; otherwise configuration stops.
+
+add_library(baton_flags INTERFACE)
+target_compile_options(baton_flags INTERFACE
+  -Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion
+  $<$<BOOL:${BATON_WERROR}>:-Werror>
+  $<$<CXX_COMPILER_ID:Clang>:-Wthread-safety>
+  -ffp-contract=off)  # A fused multiply-add changes bits; see "Equal bits" in DESIGN_NOTES.md.
+if(BATON_SANITIZE)
+  target_compile_options(baton_flags INTERFACE -fsanitize=${BATON_SANITIZE} -fno-omit-frame-pointer
+                                               -fno-sanitize-recover=all)
+  target_link_options(baton_flags INTERFACE -fsanitize=${BATON_SANITIZE})
+endif()
+if(BATON_TIDY)
+  find_program(CLANG_TIDY clang-tidy REQUIRED)
+endif()
+
+function(_baton_check_deps name)
+  foreach(dep IN LISTS ARGN)
+    if(NOT TARGET ${dep})
+      message(FATAL_ERROR "${name}: '${dep}' is not declared yet. A target may depend only on "
+                          "targets above it in the layering (ARCHITECTURE.md).")
+    endif()
+  endforeach()
+endfunction()
+
+function(_baton_tidy target)
+  if(BATON_TIDY)
+    set_target_properties(${target} PROPERTIES CXX_CLANG_TIDY "${CLANG_TIDY};--quiet")
+  endif()
+endfunction()
+
+function(baton_library name)
+  cmake_parse_arguments(PARSE_ARGV 1 arg "" "" "SOURCES;DEPS;PRIVATE_DEPS")
+  _baton_check_deps(baton::${name} ${arg_DEPS} ${arg_PRIVATE_DEPS})
+  if(arg_SOURCES)
+    add_library(baton_${name} STATIC ${arg_SOURCES})
+    target_include_directories(baton_${name} PUBLIC ${PROJECT_SOURCE_DIR})
+    target_link_libraries(baton_${name} PUBLIC ${arg_DEPS} PRIVATE ${arg_PRIVATE_DEPS} baton_flags)
+    _baton_tidy(baton_${name})
+  else()
+    add_library(baton_${name} INTERFACE)
+    target_include_directories(baton_${name} INTERFACE ${PROJECT_SOURCE_DIR})
+    target_link_libraries(baton_${name} INTERFACE ${arg_DEPS})
+  endif()
+  add_library(baton::${name} ALIAS baton_${name})
+endfunction()
+
+function(baton_binary name)
+  cmake_parse_arguments(PARSE_ARGV 1 arg "" "" "SOURCES;DEPS")
+  _baton_check_deps(${name} ${arg_DEPS})
+  add_executable(${name} ${arg_SOURCES})
+  target_link_libraries(${name} PRIVATE ${arg_DEPS} baton_flags)
+  _baton_tidy(${name})
+endfunction()
+
+# `name`.cc is the test's source; SOURCES adds others.
+function(baton_test name)
+  cmake_parse_arguments(PARSE_ARGV 1 arg "" "TIMEOUT" "DEPS;LABELS;SOURCES")
+  _baton_check_deps(${name} ${arg_DEPS})
+  add_executable(${name} ${name}.cc ${arg_SOURCES})
+  target_link_libraries(${name} PRIVATE ${arg_DEPS} GTest::gmock_main baton_flags)
+  # Tests are compiled more often than they run: -O1 halves their build time.
+  target_compile_options(${name} PRIVATE $<$<CONFIG:RelWithDebInfo,Release>:-O1>)
+  set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/tests)
+  if(NOT arg_TIMEOUT)
+    set(arg_TIMEOUT 120)
+  endif()
+  if(NOT arg_LABELS)
+    set(arg_LABELS unit)
+  endif()
+  add_test(NAME ${name} COMMAND ${name} WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
+  set_tests_properties(${name} PROPERTIES LABELS "${arg_LABELS}" TIMEOUT ${arg_TIMEOUT}
+    ENVIRONMENT "BATON_BIN_DIR=${PROJECT_BINARY_DIR}/bin;UCX_MEM_MMAP_HOOK_MODE=none;UCX_MEM_EVENTS=n;ASAN_OPTIONS=detect_leaks=1;TSAN_OPTIONS=ignore_noninstrumented_modules=1 suppressions=${PROJECT_SOURCE_DIR}/tests/tsan.supp")
+endfunction()

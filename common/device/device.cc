@@ -1,0 +1,45 @@
+#include "common/device/device.h"
+
+#include <dlfcn.h>
+
+#include "absl/strings/str_cat.h"
+
+namespace baton {
+namespace {
+
+constexpr char kCudaModule[] = "libbaton_cuda.so";
+constexpr char kCudaEntry[] = "BatonOpenCudaDevice";
+
+// Opens the GPU that `name` asks for. Returns nullptr and fills `error` (of `error_bytes`) on failure.
+using OpenCudaDevice = Device* (*)(const char* name, char* error, size_t error_bytes);
+
+absl::StatusOr<std::unique_ptr<Device>> LoadCudaDevice(const std::string& name) {
+  void* module = dlopen(kCudaModule, RTLD_NOW | RTLD_LOCAL);
+  if (module == nullptr) {
+    return absl::UnavailableError(
+        absl::StrCat("device '", name, "' needs the CUDA module: ", dlerror()));
+  }
+  const auto open = reinterpret_cast<OpenCudaDevice>(dlsym(module, kCudaEntry));
+  if (open == nullptr) {
+    return absl::UnavailableError(absl::StrCat(kCudaModule, " has no entry ", kCudaEntry));
+  }
+  char error[512] = "";
+  Device* device = open(name.c_str(), error, sizeof(error));
+  if (device == nullptr) return absl::UnavailableError(error);
+  return std::unique_ptr<Device>(device);
+}
+
+}  // namespace
+
+DeviceMemory::~DeviceMemory() {
+  if (device_ != nullptr) device_->Free(data_, bytes_);
+}
+
+absl::StatusOr<std::unique_ptr<Device>> OpenDevice(const std::string& name) {
+  if (name == "cpu") return MakeHostDevice();
+  if (name == "cuda" || name.rfind("cuda:", 0) == 0) return LoadCudaDevice(name);
+  return absl::InvalidArgumentError(
+      absl::StrCat("unknown device '", name, "'; choose cpu, cuda or cuda:INDEX"));
+}
+
+}  // namespace baton

@@ -1,0 +1,81 @@
+// A device: memory and the copies into and out of it. Chosen once, at start.
+//
+// The CPU is always there. CUDA comes as a module (libbaton_cuda.so) that is loaded when it is asked
+// for, so that one binary serves machines with and without a GPU. See "The device is chosen once" in
+// DESIGN_NOTES.md.
+#ifndef BATON_COMMON_DEVICE_DEVICE_H_
+#define BATON_COMMON_DEVICE_DEVICE_H_
+
+#include <cstddef>
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+
+namespace baton {
+
+enum class DeviceKind { kCpu, kCuda };
+
+class Device;
+
+// Owns bytes on a device; move-only, returned to the device when it goes. The device outlives it.
+class DeviceMemory {
+ public:
+  DeviceMemory() = default;
+  DeviceMemory(Device* device, std::byte* data, size_t bytes)
+      : device_(device), data_(data), bytes_(bytes) {}
+  DeviceMemory(DeviceMemory&& other) noexcept
+      : device_(std::exchange(other.device_, nullptr)),
+        data_(std::exchange(other.data_, nullptr)),
+        bytes_(std::exchange(other.bytes_, 0)) {}
+  DeviceMemory& operator=(DeviceMemory&& other) noexcept {
+    std::swap(device_, other.device_);
+    std::swap(data_, other.data_);
+    std::swap(bytes_, other.bytes_);
+    return *this;
+  }
+  ~DeviceMemory();
+
+  // At least 64-byte aligned. Readable by the host only if the device is the CPU.
+  std::byte* data() const { return data_; }
+  size_t bytes() const { return bytes_; }
+
+ private:
+  Device* device_ = nullptr;
+  std::byte* data_ = nullptr;
+  size_t bytes_ = 0;
+};
+
+// Thread-safe.
+class Device {
+ public:
+  static constexpr size_t kAlignment = 64;
+
+  virtual ~Device() = default;
+
+  virtual DeviceKind kind() const = 0;
+  // For logs and `baton status`: "cpu", "cuda:0 NVIDIA H200".
+  virtual std::string name() const = 0;
+
+  // Zero-filled. kResourceExhausted, with the size, when there is not so much.
+  virtual absl::StatusOr<DeviceMemory> Allocate(size_t bytes) = 0;
+  // Copies between host and device and back; returns when the bytes have arrived.
+  virtual absl::Status CopyFromHost(std::byte* device_to, const std::byte* from, size_t bytes) = 0;
+  virtual absl::Status CopyToHost(std::byte* to, const std::byte* device_from, size_t bytes) = 0;
+
+ private:
+  friend class DeviceMemory;
+  virtual void Free(std::byte* data, size_t bytes) = 0;
+};
+
+// "cpu" or "cuda[:index]". kUnavailable says why a GPU cannot be had; kInvalidArgument an unknown name.
+absl::StatusOr<std::unique_ptr<Device>> OpenDevice(const std::string& name);
+
+// The CPU.
+std::unique_ptr<Device> MakeHostDevice();
+
+}  // namespace baton
+
+#endif  // BATON_COMMON_DEVICE_DEVICE_H_
