@@ -1,0 +1,102 @@
+#include "common/engine/work_codec.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/check.h"
+
+namespace baton {
+namespace {
+
+constexpr uint64_t kDeadlineMsMax =
+    365ull * 24 * 3600 * 1000;  // Keeps the sum with `now` in range.
+
+}  // namespace
+
+SamplingParams SamplingFromProto(const v1::SamplingOptions& options) {
+  SamplingParams params;
+  if (options.has_temperature()) params.temperature = options.temperature();
+  if (options.has_top_k()) params.top_k = options.top_k();
+  if (options.has_top_p()) params.top_p = options.top_p();
+  if (options.has_min_p()) params.min_p = options.min_p();
+  if (options.has_repetition_penalty()) params.repetition_penalty = options.repetition_penalty();
+  if (options.has_presence_penalty()) params.presence_penalty = options.presence_penalty();
+  if (options.has_frequency_penalty()) params.frequency_penalty = options.frequency_penalty();
+  for (const auto& [token, bias] : options.logit_bias()) params.logit_bias.push_back({token, bias});
+  // A protobuf map has no order; the sum of biases must not depend on it.
+  std::sort(params.logit_bias.begin(), params.logit_bias.end());
+  params.seed = options.seed();
+  if (options.has_logprobs()) params.logprobs = std::min(options.logprobs(), kLogprobsMax);
+  return params;
+}
+
+StopParams StopFromProto(const v1::StopOptions& options) {
+  StopParams params;
+  params.stop_token_ids.assign(options.stop_token_ids().begin(), options.stop_token_ids().end());
+  params.min_tokens = options.min_tokens();
+  return params;
+}
+
+absl::StatusOr<Sequence> SequenceFromWork(Incarnation router, const v1::Work& work,
+                                          const ModelConfig& model, Instant now) {
+  const auto count = static_cast<uint32_t>(work.tokens_size());
+  if (count == 0) return absl::InvalidArgumentError("work has no tokens");
+  if (work.prompt_tokens() == 0 || work.prompt_tokens() > count) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("prompt_tokens is ", work.prompt_tokens(), " of ", count, " tokens"));
+  }
+  if (work.total_tokens_max() > model.context_tokens || work.total_tokens_max() <= count) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("total_tokens_max is ", work.total_tokens_max(), " with ", count,
+                     " tokens given and a context of ", model.context_tokens));
+  }
+  for (const TokenId token : work.tokens()) {
+    if (token < 0 || static_cast<uint32_t>(token) >= model.vocab_size) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("token id ", token, " is outside the vocabulary of ", model.vocab_size));
+    }
+  }
+  Sequence sequence;
+  sequence.key = {.router = router, .request = RequestId{work.request()}};
+  sequence.client_request_id = work.client_request_id();
+  sequence.tokens.assign(work.tokens().begin(), work.tokens().end());
+  sequence.tokens.reserve(work.total_tokens_max());
+  sequence.prompt_tokens = work.prompt_tokens();
+  sequence.total_tokens_max = work.total_tokens_max();
+  sequence.sampling = SamplingFromProto(work.sampling());
+  sequence.stop = StopFromProto(work.stopping());
+  sequence.priority = work.priority();
+  sequence.arrived = now;
+  if (work.deadline_ms() != 0) {
+    sequence.deadline =
+        now + std::chrono::milliseconds(std::min(work.deadline_ms(), kDeadlineMsMax));
+  }
+  return sequence;
+}
+
+v1::Token TokenToProto(uint32_t index, const SampledToken& token, const SamplingParams& sampling) {
+  v1::Token proto;
+  proto.set_index(index);
+  proto.set_id(token.id);
+  if (sampling.logprobs.has_value()) {
+    proto.set_logprob(token.logprob);
+    for (const auto& [id, logprob] : token.top_logprobs) {
+      v1::TokenLogprob* top = proto.add_top_logprobs();
+      top->set_token(id);
+      top->set_logprob(logprob);
+    }
+  }
+  return proto;
+}
+
+std::optional<v1::FinishReason> FinishOf(const Sequence& sequence) {
+  BATON_CHECK(sequence.generated() > 0);
+  const std::vector<TokenId>& stops = sequence.stop.stop_token_ids;
+  if (std::find(stops.begin(), stops.end(), sequence.tokens.back()) != stops.end()) {
+    return v1::FINISH_REASON_STOP;
+  }
+  if (sequence.token_count() >= sequence.total_tokens_max) return v1::FINISH_REASON_LENGTH;
+  return std::nullopt;
+}
+
+}  // namespace baton

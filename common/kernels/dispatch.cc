@@ -1,0 +1,211 @@
+// The only switch on the device, and the shape checks that all devices share.
+#include <cstdlib>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/check.h"
+#include "common/base/status_macros.h"
+#include "common/kernels/cpu/cpu_ops.h"
+#include "common/kernels/kernel_table.h"
+#include "common/kernels/kernels.h"
+
+namespace baton {
+namespace {
+
+absl::StatusOr<const KernelTable*> KernelsFor(DeviceKind device) {
+  switch (device) {
+    case DeviceKind::kCpu:
+      return &CpuKernels();
+    case DeviceKind::kCuda:
+      return absl::UnimplementedError("there are no CUDA kernels in this build; choose device cpu");
+  }
+  return absl::InternalError("device kind out of range");
+}
+
+bool IsWeightType(DType dtype) {
+  return dtype == DType::kF32 || dtype == DType::kBF16 || dtype == DType::kF16;
+}
+
+// Of an activation, norm weight or bias.
+void CheckF32(const KernelContext& context, const ConstTensorView& x, size_t rank) {
+  BATON_CHECK(x.dtype() == DType::kF32);
+  BATON_CHECK(x.device() == context.device());
+  BATON_CHECK(x.rank() == rank);
+}
+
+void CheckWeight(const KernelContext& context, const ConstTensorView& weight) {
+  BATON_CHECK(IsWeightType(weight.dtype()));
+  BATON_CHECK(weight.device() == context.device());
+  BATON_CHECK(weight.rank() == 2);
+}
+
+void CheckSequences(std::span<const SequenceRows> sequences, const KvPages& pages, size_t rows) {
+  BATON_CHECK(pages.data != nullptr);
+  BATON_CHECK(pages.dtype == DType::kF32 || pages.dtype == DType::kBF16);
+  BATON_CHECK(pages.block_tokens > 0);
+  BATON_CHECK(pages.head_dim <= kHeadDimMax);
+  for (const SequenceRows& sequence : sequences) {
+    BATON_CHECK(sequence.row <= rows);
+    BATON_CHECK(sequence.count <= rows - sequence.row);
+    BATON_CHECK(static_cast<size_t>(sequence.position) + sequence.count <=
+                sequence.blocks.size() * pages.block_tokens);
+  }
+}
+
+bool SameShape(const ConstTensorView& a, const ConstTensorView& b) {
+  if (a.rank() != b.rank()) return false;
+  for (size_t axis = 0; axis < a.rank(); ++axis) {
+    if (a.dim(axis) != b.dim(axis)) return false;
+  }
+  return true;
+}
+
+}  // namespace
+
+const char* CpuIsaName(CpuIsa isa) {
+  switch (isa) {
+    case CpuIsa::kBaseline:
+      return "baseline";
+    case CpuIsa::kAvx2:
+      return "avx2";
+    case CpuIsa::kAvx512:
+      return "avx512";
+  }
+  return "invalid";
+}
+
+absl::StatusOr<std::unique_ptr<KernelContext>> KernelContext::Create(const KernelOptions& options) {
+  if (options.threads == 0 || options.threads > KernelThreads::kThreadsMax) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "kernel threads must be 1 to ", KernelThreads::kThreadsMax, ", not ", options.threads));
+  }
+  BATON_ASSIGN_OR_RETURN(const KernelTable* table, KernelsFor(options.device));
+  const CpuOps* cpu_ops = nullptr;
+  if (options.device == DeviceKind::kCpu) {
+    cpu_ops = FindCpuOps(options.cpu_isa);
+    if (cpu_ops == nullptr) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("this CPU or build has no ", CpuIsaName(options.cpu_isa)));
+    }
+  }
+  return std::unique_ptr<KernelContext>(new KernelContext(options, table, cpu_ops));
+}
+
+KernelContext::KernelContext(const KernelOptions& options, const KernelTable* table,
+                             const CpuOps* cpu_ops)
+    : options_(options),
+      table_(table),
+      cpu_ops_(cpu_ops),
+      threads_(options.threads),
+      scratch_(options.threads) {}
+
+void KernelContext::FreeDeleter::operator()(float* data) const { std::free(data); }
+
+const char* KernelContext::numerics() const { return table_->numerics; }
+
+float* KernelContext::Scratch(uint32_t thread, size_t floats) {
+  ScratchMemory& scratch = scratch_[thread];
+  if (scratch.floats < floats) {
+    const size_t bytes = (floats * sizeof(float) + 63) / 64 * 64;
+    scratch.data.reset(static_cast<float*>(std::aligned_alloc(64, bytes)));
+    BATON_CHECK_MSG(scratch.data != nullptr, absl::StrCat("out of memory: ", bytes, " bytes"));
+    scratch.floats = floats;
+  }
+  return scratch.data.get();
+}
+
+void Embedding(KernelContext& context, const ConstTensorView& table, std::span<const TokenId> ids,
+               const TensorView& out) {
+  CheckWeight(context, table);
+  CheckF32(context, out, 2);
+  BATON_CHECK(out.dim(0) == ids.size());
+  BATON_CHECK(out.dim(1) == table.dim(1));
+  for (TokenId id : ids) BATON_CHECK(id >= 0 && static_cast<size_t>(id) < table.dim(0));
+  context.table().embedding(context, table, ids, out);
+}
+
+void RmsNorm(KernelContext& context, const ConstTensorView& x, const ConstTensorView& weight,
+             float epsilon, const TensorView& out) {
+  CheckF32(context, x, 2);
+  CheckF32(context, weight, 1);
+  CheckF32(context, out, 2);
+  BATON_CHECK(SameShape(x, out));
+  BATON_CHECK(weight.dim(0) == x.dim(1));
+  context.table().rms_norm(context, x, weight, epsilon, out);
+}
+
+void Linear(KernelContext& context, const ConstTensorView& x, const ConstTensorView& weight,
+            const ConstTensorView& bias, const TensorView& out) {
+  CheckF32(context, x, 2);
+  CheckWeight(context, weight);
+  CheckF32(context, out, 2);
+  BATON_CHECK(x.dim(1) == weight.dim(1));
+  BATON_CHECK(out.dim(0) == x.dim(0));
+  BATON_CHECK(out.dim(1) == weight.dim(0));
+  if (!bias.empty()) {
+    CheckF32(context, bias, 1);
+    BATON_CHECK(bias.dim(0) == weight.dim(0));
+  }
+  context.table().linear(context, x, weight, bias, out);
+}
+
+void Rope(KernelContext& context, const ConstTensorView& cosines, const ConstTensorView& sines,
+          const TensorView& x) {
+  CheckF32(context, cosines, 2);
+  CheckF32(context, sines, 2);
+  CheckF32(context, x, 3);
+  BATON_CHECK(SameShape(cosines, sines));
+  BATON_CHECK(cosines.dim(0) == x.dim(0));
+  BATON_CHECK(cosines.dim(1) * 2 == x.dim(2));
+  context.table().rope(context, cosines, sines, x);
+}
+
+void WriteKv(KernelContext& context, const ConstTensorView& k, const ConstTensorView& v,
+             std::span<const SequenceRows> sequences, const KvPages& pages) {
+  CheckF32(context, k, 3);
+  CheckF32(context, v, 3);
+  BATON_CHECK(SameShape(k, v));
+  BATON_CHECK(k.dim(1) == pages.kv_heads);
+  BATON_CHECK(k.dim(2) == pages.head_dim);
+  CheckSequences(sequences, pages, k.dim(0));
+  context.table().write_kv(context, k, v, sequences, pages);
+}
+
+void Attention(KernelContext& context, const ConstTensorView& q, const KvPages& pages,
+               std::span<const SequenceRows> sequences, float scale, const TensorView& out) {
+  CheckF32(context, q, 3);
+  CheckF32(context, out, 3);
+  BATON_CHECK(SameShape(q, out));
+  BATON_CHECK(pages.kv_heads > 0 && q.dim(1) % pages.kv_heads == 0);
+  BATON_CHECK(q.dim(2) == pages.head_dim);
+  CheckSequences(sequences, pages, q.dim(0));
+  context.table().attention(context, q, pages, sequences, scale, out);
+}
+
+void SiluMul(KernelContext& context, const ConstTensorView& gate, const ConstTensorView& up,
+             const TensorView& out) {
+  CheckF32(context, gate, 2);
+  CheckF32(context, up, 2);
+  CheckF32(context, out, 2);
+  BATON_CHECK(SameShape(gate, up));
+  BATON_CHECK(SameShape(gate, out));
+  context.table().silu_mul(context, gate, up, out);
+}
+
+void Add(KernelContext& context, const ConstTensorView& y, const TensorView& x) {
+  CheckF32(context, y, 2);
+  CheckF32(context, x, 2);
+  BATON_CHECK(SameShape(x, y));
+  context.table().add(context, y, x);
+}
+
+void GatherRows(KernelContext& context, const ConstTensorView& x, std::span<const uint32_t> rows,
+                const TensorView& out) {
+  CheckF32(context, x, 2);
+  CheckF32(context, out, 2);
+  BATON_CHECK(out.dim(0) == rows.size());
+  BATON_CHECK(out.dim(1) == x.dim(1));
+  for (uint32_t row : rows) BATON_CHECK(row < x.dim(0));
+  context.table().gather_rows(context, x, rows, out);
+}
+
+}  // namespace baton

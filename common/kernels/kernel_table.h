@@ -1,0 +1,36 @@
+// What a device implements: one function per operation of kernels.h, whose callers have checked
+// shapes.
+#ifndef BATON_COMMON_KERNELS_KERNEL_TABLE_H_
+#define BATON_COMMON_KERNELS_KERNEL_TABLE_H_
+
+#include "common/kernels/kernels.h"
+
+namespace baton {
+
+struct KernelTable {
+  const char* numerics;
+  void (*embedding)(KernelContext&, const ConstTensorView& table, std::span<const TokenId> ids,
+                    const TensorView& out);
+  void (*rms_norm)(KernelContext&, const ConstTensorView& x, const ConstTensorView& weight,
+                   float epsilon, const TensorView& out);
+  void (*linear)(KernelContext&, const ConstTensorView& x, const ConstTensorView& weight,
+                 const ConstTensorView& bias, const TensorView& out);
+  void (*rope)(KernelContext&, const ConstTensorView& cosines, const ConstTensorView& sines,
+               const TensorView& x);
+  void (*write_kv)(KernelContext&, const ConstTensorView& k, const ConstTensorView& v,
+                   std::span<const SequenceRows> sequences, const KvPages& pages);
+  void (*attention)(KernelContext&, const ConstTensorView& q, const KvPages& pages,
+                    std::span<const SequenceRows> sequences, float scale, const TensorView& out);
+  void (*silu_mul)(KernelContext&, const ConstTensorView& gate, const ConstTensorView& up,
+                   const TensorView& out);
+  void (*add)(KernelContext&, const ConstTensorView& y, const TensorView& x);
+  void (*gather_rows)(KernelContext&, const ConstTensorView& x, std::span<const uint32_t> rows,
+                      const TensorView& out);
+};
+
+// The CPU's, in cpu/cpu_kernels.cc.
+const KernelTable& CpuKernels();
+
+}  // namespace baton
+
+#endif  // BATON_COMMON_KERNELS_KERNEL_TABLE_H_

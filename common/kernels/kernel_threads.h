@@ -1,0 +1,56 @@
+// A fixed pool of threads that runs the tasks of one kernel at a time.
+//
+// Which thread runs which task is left to chance: a kernel's bits must not depend on it. Idle
+// threads spin for some microseconds, because the next kernel usually follows at once, and then
+// sleep. One thread at a time calls ParallelFor; it takes part in the work.
+#ifndef BATON_COMMON_KERNELS_KERNEL_THREADS_H_
+#define BATON_COMMON_KERNELS_KERNEL_THREADS_H_
+
+#include <atomic>
+#include <cstdint>
+#include <thread>
+#include <vector>
+
+#include "absl/functional/function_ref.h"
+
+namespace baton {
+
+class KernelThreads {
+ public:
+  static constexpr uint32_t kThreadsMax = 256;
+
+  // `task` counts from 0; `thread` < count() names the thread that runs it, for scratch memory.
+  using Body = absl::FunctionRef<void(uint32_t task, uint32_t thread)>;
+
+  // `count` includes the caller of ParallelFor. REQUIRES: 0 < count <= kThreadsMax.
+  explicit KernelThreads(uint32_t count);
+  ~KernelThreads();
+  KernelThreads(const KernelThreads&) = delete;
+  KernelThreads& operator=(const KernelThreads&) = delete;
+
+  uint32_t count() const { return static_cast<uint32_t>(workers_.size()) + 1; }
+
+  // Runs body(task, thread) once for every task < task_count, and returns when all have ended.
+  // `body` must not call ParallelFor.
+  void ParallelFor(uint32_t task_count, Body body);
+
+ private:
+  void WorkerMain(uint32_t thread);
+  // Takes tasks of the current kernel until none is left.
+  void RunTasks(uint32_t thread);
+
+  // The current kernel. Written by the caller before `generation_` is raised, read by workers
+  // after.
+  const Body* body_ = nullptr;
+  uint32_t task_count_ = 0;
+  bool stopping_ = false;
+
+  std::atomic<uint32_t> generation_ = 0;  // Raised once per kernel.
+  std::atomic<uint32_t> next_task_ = 0;
+  std::atomic<uint32_t> busy_workers_ = 0;  // Workers that have not finished the current kernel.
+  std::vector<std::thread> workers_;
+};
+
+}  // namespace baton
+
+#endif  // BATON_COMMON_KERNELS_KERNEL_THREADS_H_

@@ -1,0 +1,154 @@
+// The whole list of operations that a model is made of: free functions over tensor views.
+//
+// Each forwards to the implementation for the context's device. Activations, norm weights and
+// biases are float32; weights are float32, bfloat16 or float16. Every output element is computed by
+// a fixed sequence of operations that depends on nothing but its own inputs: not on the number of
+// rows, on the other rows, on threads or on the CPU. See "Equal bits" in DESIGN_NOTES.md.
+//
+// Wrong shapes are programmer errors and stop the process. One thread at a time uses a context.
+// Outputs come last and must not overlap inputs unless it is said.
+#ifndef BATON_COMMON_KERNELS_KERNELS_H_
+#define BATON_COMMON_KERNELS_KERNELS_H_
+
+#include <cstdint>
+#include <memory>
+#include <span>
+
+#include "absl/status/statusor.h"
+#include "common/base/ids.h"
+#include "common/device/device.h"
+#include "common/kernels/kernel_threads.h"
+#include "common/tensor/tensor_view.h"
+
+namespace baton {
+
+// Instruction sets that the CPU kernels are compiled for. All give the same bits.
+enum class CpuIsa { kBaseline, kAvx2, kAvx512 };
+
+// The widest that this CPU has.
+CpuIsa BestCpuIsa();
+const char* CpuIsaName(CpuIsa isa);
+
+struct KernelOptions {
+  DeviceKind device = DeviceKind::kCpu;
+  uint32_t threads = 1;  // The caller included.
+  CpuIsa cpu_isa = BestCpuIsa();
+};
+
+struct KernelTable;
+struct CpuOps;
+
+// What every operation needs: the device's implementation, threads and scratch memory.
+class KernelContext {
+ public:
+  // kUnimplemented: no kernels for the device. kInvalidArgument: threads, or a CPU without that
+  // ISA.
+  static absl::StatusOr<std::unique_ptr<KernelContext>> Create(const KernelOptions& options);
+
+  DeviceKind device() const { return options_.device; }
+  // Version of the numerics, e.g. "cpu-1". Raised when any kernel's bits change.
+  const char* numerics() const;
+
+  // For implementations only.
+  const KernelTable& table() const { return *table_; }
+  const CpuOps& cpu_ops() const { return *cpu_ops_; }
+  KernelThreads& threads() { return threads_; }
+  // Scratch of thread `thread`, at least `floats` long, 64-byte aligned; kept for the next kernel.
+  float* Scratch(uint32_t thread, size_t floats);
+
+ private:
+  struct FreeDeleter {
+    void operator()(float* data) const;
+  };
+  struct ScratchMemory {
+    std::unique_ptr<float[], FreeDeleter> data;
+    size_t floats = 0;
+  };
+
+  KernelContext(const KernelOptions& options, const KernelTable* table, const CpuOps* cpu_ops);
+
+  const KernelOptions options_;
+  const KernelTable* const table_;
+  const CpuOps* const cpu_ops_;  // Null unless the device is the CPU.
+  KernelThreads threads_;
+  std::vector<ScratchMemory> scratch_;  // By thread.
+};
+
+// One layer of a paged KV cache. A block holds [K|V][kv_head][block_tokens][head_dim] for the
+// layer.
+struct KvPages {
+  std::byte* data = nullptr;  // Block 0 of the layer, in device memory.
+  size_t block_bytes = 0;     // From a block to the next.
+  DType dtype = DType::kF32;  // kF32 or kBF16.
+  uint32_t kv_heads = 0;
+  uint32_t head_dim = 0;
+  uint32_t block_tokens = 0;
+
+  // Offset of K (value = false) or V of the token at `position`, from `data`.
+  size_t OffsetOf(std::span<const BlockId> blocks, bool value, uint32_t kv_head,
+                  uint32_t position) const {
+    const size_t row_bytes = head_dim * DTypeBytes(dtype);
+    return Raw(blocks[position / block_tokens]) * block_bytes +
+           (static_cast<size_t>((value ? kv_heads : 0) + kv_head) * block_tokens +
+            position % block_tokens) *
+               row_bytes;
+  }
+};
+
+// Consecutive tokens of one sequence within a batch.
+struct SequenceRows {
+  uint32_t row = 0;  // Of the first token, in the batch.
+  uint32_t count = 0;
+  uint32_t position = 0;            // Absolute, of the first token.
+  std::span<const BlockId> blocks;  // Host memory; cover positions [0, position + count).
+};
+
+inline constexpr uint32_t kHeadDimMax = 1024;
+
+// out[i] = table[ids[i]]. table [vocab, n] of a weight type; ids in host memory; out [ids, n].
+// REQUIRES: 0 <= id < vocab.
+void Embedding(KernelContext& context, const ConstTensorView& table, std::span<const TokenId> ids,
+               const TensorView& out);
+
+// Root mean square layer normalization (Zhang and Sennrich, 2019) of each row:
+// out = weight * (x / sqrt(mean(x^2) + epsilon)). x, out [rows, n]; weight [n]. `out` may be `x`.
+void RmsNorm(KernelContext& context, const ConstTensorView& x, const ConstTensorView& weight,
+             float epsilon, const TensorView& out);
+
+// out = x weight^T + bias. x [m, k]; weight [n, k] of a weight type; bias [n] or empty; out [m, n].
+void Linear(KernelContext& context, const ConstTensorView& x, const ConstTensorView& weight,
+            const ConstTensorView& bias, const TensorView& out);
+
+// Rotates each head by its token's angles, in Hugging Face's layout: element i is paired with
+// element i + head_dim / 2. x [rows, heads, head_dim], in place; cosines, sines [rows, head_dim /
+// 2].
+void Rope(KernelContext& context, const ConstTensorView& cosines, const ConstTensorView& sines,
+          const TensorView& x);
+
+// Rounds K and V to the cache's type and writes them. k, v [rows, kv_heads, head_dim].
+void WriteKv(KernelContext& context, const ConstTensorView& k, const ConstTensorView& v,
+             std::span<const SequenceRows> sequences, const KvPages& pages);
+
+// Causal grouped-query attention over the cache, which already holds K and V of every row: the
+// token at position p sees [0, p]. Query head h reads KV head h / (heads / kv_heads). Positions are
+// taken in tiles aligned at multiples of kAttentionTile; each gives its own maximum, sum and
+// output, and they are merged in ascending order (Dao et al., FlashAttention, 2022), in prefill and
+// decode alike. q, out [rows, heads, head_dim].
+inline constexpr uint32_t kAttentionTile = 64;
+void Attention(KernelContext& context, const ConstTensorView& q, const KvPages& pages,
+               std::span<const SequenceRows> sequences, float scale, const TensorView& out);
+
+// out = silu(gate) * up, silu(x) = x / (1 + e^-x). All of equal shape. `out` may be `gate`.
+void SiluMul(KernelContext& context, const ConstTensorView& gate, const ConstTensorView& up,
+             const TensorView& out);
+
+// x += y, of equal shape.
+void Add(KernelContext& context, const ConstTensorView& y, const TensorView& x);
+
+// out[i] = x[rows[i]]. x [any, n]; rows in host memory; out [rows, n].
+void GatherRows(KernelContext& context, const ConstTensorView& x, std::span<const uint32_t> rows,
+                const TensorView& out);
+
+}  // namespace baton
+
+#endif  // BATON_COMMON_KERNELS_KERNELS_H_

@@ -1,0 +1,342 @@
+#include "common/kv_transfer/kv_sender.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/check.h"
+#include "common/kv_transfer/kv_pieces.h"
+
+namespace baton {
+namespace {
+
+MessageType TypeOf(HandoffType type) { return static_cast<MessageType>(type); }
+
+}  // namespace
+
+absl::Status KvSender::CheckTicket(const KvArena& arena, const Ticket& ticket,
+                                   const std::vector<BlockId>& blocks,
+                                   const TransferShare& share) {
+  const KvLayout& layout = arena.layout();
+  if (ticket.layout_fingerprint != layout.Fingerprint()) {
+    return absl::InvalidArgumentError("the ticket is for another KV layout");
+  }
+  if (ticket.held_tokens >= ticket.prompt_tokens) {
+    return absl::InvalidArgumentError(absl::StrCat("a ticket for ", ticket.prompt_tokens,
+                                                   " tokens, of which ", ticket.held_tokens,
+                                                   " are held: nothing is left to send"));
+  }
+  if (blocks.size() < layout.BlocksFor(ticket.prompt_tokens)) {
+    return absl::InvalidArgumentError(absl::StrCat(blocks.size(), " blocks for ",
+                                                   ticket.prompt_tokens, " tokens, ",
+                                                   layout.BlocksFor(ticket.prompt_tokens),
+                                                   " are needed"));
+  }
+  for (const BlockId block : blocks) {
+    if (Raw(block) >= arena.block_count()) {
+      return absl::InvalidArgumentError(absl::StrCat("there is no block ", Raw(block)));
+    }
+  }
+  if (share.rank >= share.rank_count || share.rank_count > TransferShare::kRankCountMax ||
+      share.head_end > layout.kv_heads ||
+      (share.head_end != 0 && share.head_begin >= share.head_end) ||
+      share.head_begin >= layout.kv_heads) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("rank ", share.rank, " of ", share.rank_count, " with heads ",
+                     share.head_begin, " to ", share.head_end, " of ", layout.kv_heads));
+  }
+  return absl::OkStatus();
+}
+
+KvSender::KvSender(Transport& transport, const KvArena& arena, const KvSenderOptions& options,
+                   TransferEventSink sink)
+    : transport_(transport), arena_(arena), options_(options), sink_(std::move(sink)) {
+  transport_.OnMessage(TypeOf(HandoffType::kAck), [this](const IncomingMessage& message) {
+    OnAck(message);
+    return std::nullopt;
+  });
+  transport_.OnMessage(TypeOf(HandoffType::kNak), [this](const IncomingMessage& message) {
+    OnNak(message);
+    return std::nullopt;
+  });
+}
+
+EpochName KvSender::NameOf(const Transfer& transfer) {
+  const Ticket& ticket = transfer.ticket;
+  return {ticket.lease, ticket.nonce, ticket.epoch, transfer.share.rank};
+}
+
+KvSender::AnswerKey KvSender::KeyOf(const EpochName& name) {
+  return {name.lease, name.nonce.high, name.nonce.low, name.epoch, name.rank};
+}
+
+KvSender::Transfer* KvSender::FindActive(TransferId id) {
+  const auto found = transfers_.find(id);
+  return found == transfers_.end() || found->second.ended ? nullptr : &found->second;
+}
+
+void KvSender::Begin(TransferId id, Ticket ticket, std::vector<BlockId> blocks,
+                     TransferShare share, Instant now) {
+  now_ = now;
+  if (share.head_end == 0) share.head_end = arena_.layout().kv_heads;
+  const auto [it, inserted] = transfers_.try_emplace(id);
+  BATON_CHECK_MSG(inserted, absl::StrCat("transfer ", Raw(id)));
+  Transfer& transfer = it->second;
+  transfer.ticket = std::move(ticket);
+  transfer.blocks = std::move(blocks);
+  transfer.share = share;
+  transfer.begun_at = now;
+  transfer.deadline = now + options_.transfer_deadline;
+  if (!by_answer_.emplace(KeyOf(NameOf(transfer)), id).second) {
+    return Fail(id, transfer,
+                absl::AlreadyExistsError("another transfer fills this epoch of the lease"), false);
+  }
+  const absl::StatusOr<PeerId> peer = transport_.Connect(transfer.ticket.address);
+  if (!peer.ok()) {
+    return Fail(id, transfer, peer.status(), absl::IsUnavailable(peer.status()));
+  }
+  transfer.peer = *peer;
+}
+
+void KvSender::Push(TransferId id, IndexRange layers, IndexRange tokens, Instant now) {
+  now_ = now;
+  Transfer* transfer = FindActive(id);
+  if (transfer == nullptr) return;
+  BATON_CHECK_MSG(!transfer->first_token, absl::StrCat("transfer ", Raw(id)));
+  BATON_CHECK(layers.end <= arena_.layout().layers && tokens.end <= transfer->ticket.prompt_tokens);
+  tokens.begin = std::max(tokens.begin, transfer->ticket.held_tokens);
+  if (tokens.begin >= tokens.end || layers.begin >= layers.end) return;
+  const KvPiece push = {layers, tokens, {transfer->share.head_begin, transfer->share.head_end}};
+  Peer& peer = peers_[transfer->peer];
+  for (const KvPiece& piece : SplitPush(arena_.layout(), push, options_.message_bytes_max)) {
+    peer.queue.push_back({id, piece});
+  }
+  Pump(transfer->peer);
+}
+
+void KvSender::Commit(TransferId id, CommittedToken first_token, Instant now) {
+  now_ = now;
+  Transfer* transfer = FindActive(id);
+  if (transfer == nullptr) return;
+  BATON_CHECK_MSG(!transfer->first_token, absl::StrCat("transfer ", Raw(id)));
+  transfer->first_token = std::move(first_token);
+  transfer->committed_at = now;
+  peers_[transfer->peer].queue.push_back({id, std::nullopt});
+  Pump(transfer->peer);
+}
+
+void KvSender::Abort(TransferId id, Instant now) {
+  now_ = now;
+  Transfer* transfer = FindActive(id);
+  if (transfer == nullptr) return;
+  SendAbort(*transfer);
+  End(id, *transfer);
+}
+
+void KvSender::FailAll(const absl::Status& status, Instant now) {
+  now_ = now;
+  std::vector<TransferId> ids;
+  for (const auto& [id, transfer] : transfers_) {
+    if (!transfer.ended) ids.push_back(id);
+  }
+  for (const TransferId id : ids) {
+    if (Transfer* transfer = FindActive(id); transfer != nullptr) {
+      Fail(id, *transfer, status, /*retryable=*/true);
+    }
+  }
+}
+
+void KvSender::OnPeerLost(PeerId peer, const absl::Status& status) {
+  std::vector<TransferId> ids;
+  for (const auto& [id, transfer] : transfers_) {
+    if (transfer.peer == peer && !transfer.ended) ids.push_back(id);
+  }
+  const absl::Status lost =
+      absl::UnavailableError(absl::StrCat("the decode worker is lost: ", std::string(status.message())));
+  for (const TransferId id : ids) {
+    if (Transfer* transfer = FindActive(id); transfer != nullptr) {
+      Fail(id, *transfer, lost, /*retryable=*/true);
+    }
+  }
+}
+
+void KvSender::Tick(Instant now) {
+  now_ = now;
+  std::vector<TransferId> late;
+  std::vector<PeerId> stuck;
+  for (auto& [id, transfer] : transfers_) {
+    if (now < transfer.deadline) continue;
+    if (transfer.ended) {
+      transfer.deadline = now + options_.force_close_after;
+      stuck.push_back(transfer.peer);
+    } else {
+      late.push_back(id);
+    }
+  }
+  for (const TransferId id : late) {
+    if (Transfer* transfer = FindActive(id); transfer != nullptr) {
+      SendAbort(*transfer);
+      Fail(id, *transfer, absl::DeadlineExceededError("the transfer took too long"), true);
+    }
+  }
+  std::sort(stuck.begin(), stuck.end());
+  stuck.erase(std::unique(stuck.begin(), stuck.end()), stuck.end());
+  for (const PeerId peer : stuck) {
+    transport_.ForceClose(peer);
+    ++counters_.force_closes;
+  }
+}
+
+Instant KvSender::next_deadline() const {
+  Instant next = kNever;
+  for (const auto& [id, transfer] : transfers_) next = std::min(next, transfer.deadline);
+  return next;
+}
+
+// Sends what may go to a peer now.
+void KvSender::Pump(PeerId peer_id) {
+  const auto found = peers_.find(peer_id);
+  if (found == peers_.end()) return;
+  Peer& peer = found->second;
+  while (!peer.queue.empty()) {
+    const Waiting next = peer.queue.front();
+    Transfer& transfer = transfers_.at(next.id);  // An ended one has nothing in the queue.
+    if (next.piece) {
+      const uint64_t bytes = PieceBytes(arena_.layout(), *next.piece);
+      if (peer.in_flight_bytes > 0 && peer.in_flight_bytes + bytes > options_.in_flight_bytes_max) {
+        return;
+      }
+      peer.in_flight_bytes += bytes;
+      in_flight_bytes_ += bytes;
+    }
+    peer.queue.pop_front();
+    if (next.piece) {
+      SendPiece(next.id, transfer, *next.piece);
+    } else {
+      SendCommit(next.id, transfer);
+    }
+  }
+  if (peer.in_flight_bytes == 0) peers_.erase(found);
+}
+
+void KvSender::SendPiece(TransferId id, Transfer& transfer, const KvPiece& piece) {
+  const std::vector<MutableSpan> spans = PieceSpans(arena_, transfer.blocks, piece);
+  KvMessage message;
+  message.name = NameOf(transfer);
+  message.piece = piece;
+  message.payload_bytes = PieceBytes(arena_.layout(), piece);
+  message.checksum = ChecksumOf(spans);
+  ++transfer.sends;
+  ++transfer.messages;
+  transfer.bytes += message.payload_bytes;
+  ++counters_.messages;
+  counters_.bytes += message.payload_bytes;
+  transport_.Send(transfer.peer, TypeOf(HandoffType::kKv), Encode(message),
+                  std::vector<ConstSpan>(spans.begin(), spans.end()),
+                  [this, id, peer = transfer.peer,
+                   bytes = message.payload_bytes](const absl::Status& status) {
+                    OnSent(id, peer, bytes, status);
+                  });
+}
+
+void KvSender::SendCommit(TransferId id, Transfer& transfer) {
+  CommitMessage message;
+  message.name = NameOf(transfer);
+  message.rank_count = transfer.share.rank_count;
+  message.message_count = transfer.messages;
+  message.byte_count = transfer.bytes;
+  message.first_token = *transfer.first_token;
+  transfer.commit_sent = true;
+  transport_.Send(transfer.peer, TypeOf(HandoffType::kCommit), Encode(message), {},
+                  [this, id](const absl::Status& status) {
+                    Transfer* active = FindActive(id);
+                    if (status.ok() || active == nullptr) return;
+                    Fail(id, *active, status, /*retryable=*/true);
+                  });
+}
+
+// Whether it arrives or not, D ends the epoch sooner or later.
+void KvSender::SendAbort(const Transfer& transfer) {
+  transport_.Send(transfer.peer, TypeOf(HandoffType::kAbort),
+                  Encode(AbortMessage{NameOf(transfer)}), {}, [](const absl::Status&) {});
+}
+
+void KvSender::OnSent(TransferId id, PeerId peer_id, uint64_t bytes, const absl::Status& status) {
+  in_flight_bytes_ -= bytes;
+  peers_.at(peer_id).in_flight_bytes -= bytes;
+  Transfer& transfer = transfers_.at(id);  // Sends keep it.
+  --transfer.sends;
+  if (!transfer.ended && !status.ok()) {
+    Fail(id, transfer, status, /*retryable=*/true);
+  } else {
+    ReleaseIfIdle(id);
+  }
+  Pump(peer_id);
+}
+
+KvSender::Transfer* KvSender::FindAnswered(const EpochName& name, TransferId& id) {
+  const auto found = by_answer_.find(KeyOf(name));
+  if (found == by_answer_.end()) return nullptr;
+  id = found->second;
+  return FindActive(id);
+}
+
+void KvSender::OnAck(const IncomingMessage& incoming) {
+  const std::optional<AckMessage> message = DecodeAck(incoming.header);
+  if (!message) {
+    ++counters_.refused_malformed;
+    return;
+  }
+  TransferId id{};
+  Transfer* transfer = FindAnswered(message->name, id);
+  if (transfer == nullptr || !transfer->commit_sent) return;
+  ++counters_.acked;
+  sink_(TransferAcked{id, transfer->bytes, now_ - transfer->begun_at,
+                      now_ - transfer->committed_at});
+  End(id, *transfer);
+}
+
+void KvSender::OnNak(const IncomingMessage& incoming) {
+  const std::optional<NakMessage> message = DecodeNak(incoming.header);
+  if (!message) {
+    ++counters_.refused_malformed;
+    return;
+  }
+  TransferId id{};
+  Transfer* transfer = FindAnswered(message->name, id);
+  if (transfer == nullptr) return;
+  const bool retryable = IsRetryable(message->reason);
+  const char* text = NakReasonText(message->reason);
+  Fail(id, *transfer, retryable ? absl::AbortedError(text) : absl::InternalError(text), retryable);
+}
+
+void KvSender::Fail(TransferId id, Transfer& transfer, const absl::Status& status,
+                    bool retryable) {
+  ++counters_.failed;
+  // First: the sink must not find the transfer active.
+  transfer.ended = true;
+  sink_(TransferFailed{id, status, retryable});
+  End(id, transfer);
+}
+
+void KvSender::End(TransferId id, Transfer& transfer) {
+  transfer.ended = true;
+  transfer.deadline = now_ + options_.force_close_after;
+  const auto answer = by_answer_.find(KeyOf(NameOf(transfer)));
+  if (answer != by_answer_.end() && answer->second == id) by_answer_.erase(answer);
+  const PeerId peer = transfer.peer;
+  if (const auto found = peers_.find(peer); found != peers_.end()) {
+    std::erase_if(found->second.queue, [id](const Waiting& waiting) { return waiting.id == id; });
+  }
+  ReleaseIfIdle(id);
+  Pump(peer);
+}
+
+void KvSender::ReleaseIfIdle(TransferId id) {
+  const auto found = transfers_.find(id);
+  if (found == transfers_.end() || !found->second.ended || found->second.sends > 0) return;
+  transfers_.erase(found);
+  sink_(TransferReleased{id});
+}
+
+}  // namespace baton

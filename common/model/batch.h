@@ -1,0 +1,24 @@
+// One forward pass: rows of tokens of several sequences, ragged, each over its own paged KV cache.
+//
+// A row is a prefill chunk (many tokens) or a decode step (one token); the model does not tell them
+// apart. Plain data; everything is borrowed for the duration of the call.
+#ifndef BATON_COMMON_MODEL_BATCH_H_
+#define BATON_COMMON_MODEL_BATCH_H_
+
+#include <cstdint>
+#include <span>
+
+#include "common/base/ids.h"
+
+namespace baton {
+
+struct BatchRow {
+  std::span<const TokenId> tokens;  // [count] to run; each in [0, vocab_size).
+  uint32_t start = 0;  // Absolute position of tokens[0]; the KV of [0, start) is in the cache.
+  std::span<const BlockId> blocks;  // Cover positions [0, start + count), in order.
+  uint32_t logit_count = 0;         // The last so many tokens want logits; 0 inside a prompt.
+};
+
+}  // namespace baton
+
+#endif  // BATON_COMMON_MODEL_BATCH_H_

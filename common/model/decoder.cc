@@ -1,0 +1,295 @@
+#include "common/model/decoder.h"
+
+#include <algorithm>
+#include <cmath>
+#include <optional>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/status_macros.h"
+#include "common/model/fingerprint.h"
+
+namespace baton {
+namespace {
+
+// Rows of logits computed at a time: a vocabulary of 128k takes half a megabyte per row.
+constexpr uint32_t kLogitRowsMax = 64;
+
+absl::Status BatchError(const std::string& reason) {
+  return absl::InvalidArgumentError(absl::StrCat("batch: ", reason));
+}
+
+KvPages LayerPages(const KvArena& cache, uint32_t layer) {
+  const KvLayout& layout = cache.layout();
+  return {.data = cache.BlockData(BlockId{0}) + layer * layout.layer_bytes(),
+          .block_bytes = layout.block_bytes(),
+          .dtype = layout.dtype,
+          .kv_heads = layout.kv_heads,
+          .head_dim = layout.head_dim,
+          .block_tokens = layout.block_tokens};
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Model>> Model::Load(Device& device, const ModelOptions& options) {
+  std::optional<DType> dtype;
+  if (!options.weights.empty()) {
+    BATON_ASSIGN_OR_RETURN(dtype, ParseDType(options.weights));
+    if (dtype == DType::kI8) {
+      return absl::InvalidArgumentError("weights 'i8' are not supported; choose f32, bf16 or f16");
+    }
+  }
+  // First of all: without kernels there is no point in reading weights.
+  BATON_ASSIGN_OR_RETURN(
+      std::unique_ptr<KernelContext> context,
+      KernelContext::Create({.device = device.kind(), .threads = options.threads}));
+  BATON_ASSIGN_OR_RETURN(ModelConfig config, ModelConfig::Load(options.directory));
+  BATON_ASSIGN_OR_RETURN(std::unique_ptr<ModelWeights> weights,
+                         ModelWeights::Load(device, config, options.directory, dtype));
+  config.stored_dtype = weights->stored_dtype();
+  BATON_ASSIGN_OR_RETURN(std::string fingerprint,
+                         ModelFingerprint(options.directory, weights->files()));
+  return Decoder::Create(device, config, std::move(weights), std::move(context),
+                         options.batch_tokens_max, std::move(fingerprint));
+}
+
+absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Create(Device& device, const ModelConfig& config,
+                                                         std::unique_ptr<ModelWeights> weights,
+                                                         std::unique_ptr<KernelContext> context,
+                                                         uint32_t batch_tokens_max,
+                                                         std::string fingerprint) {
+  if (batch_tokens_max == 0) return absl::InvalidArgumentError("batch_tokens_max must not be 0");
+  std::unique_ptr<Decoder> decoder(new Decoder(device, config, std::move(weights),
+                                               std::move(context), batch_tokens_max,
+                                               std::move(fingerprint)));
+  BATON_RETURN_IF_ERROR(decoder->AllocateScratch());
+  return decoder;
+}
+
+Decoder::Decoder(Device& device, const ModelConfig& config, std::unique_ptr<ModelWeights> weights,
+                 std::unique_ptr<KernelContext> context, uint32_t batch_tokens_max,
+                 std::string fingerprint)
+    : device_(device),
+      config_(config),
+      weights_(std::move(weights)),
+      context_(std::move(context)),
+      batch_tokens_max_(batch_tokens_max),
+      fingerprint_(std::move(fingerprint)),
+      numerics_(absl::StrCat(weights_->dtype_names(), "/", context_->numerics())),
+      angles_(config.rope, config.head_dim) {}
+
+absl::Status Decoder::AllocateScratch() {
+  const auto allocate = [this](size_t rows, size_t columns, TensorView* view) -> absl::Status {
+    BATON_ASSIGN_OR_RETURN(DeviceMemory memory, device_.Allocate(rows * columns * sizeof(float)));
+    *view = TensorView(memory.data(), DType::kF32, device_.kind(), {rows, columns});
+    memory_.push_back(std::move(memory));
+    return absl::OkStatus();
+  };
+  const size_t tokens = batch_tokens_max_;
+  const size_t q_size = static_cast<size_t>(config_.heads) * config_.head_dim;
+  const size_t kv_size = static_cast<size_t>(config_.kv_heads) * config_.head_dim;
+  const size_t half = config_.head_dim / 2;
+  BATON_RETURN_IF_ERROR(allocate(tokens, config_.hidden_size, &scratch_.x));
+  BATON_RETURN_IF_ERROR(allocate(tokens, config_.hidden_size, &scratch_.h));
+  BATON_RETURN_IF_ERROR(allocate(tokens, q_size, &scratch_.q));
+  BATON_RETURN_IF_ERROR(allocate(tokens, q_size, &scratch_.attention));
+  BATON_RETURN_IF_ERROR(allocate(tokens, kv_size, &scratch_.k));
+  BATON_RETURN_IF_ERROR(allocate(tokens, kv_size, &scratch_.v));
+  BATON_RETURN_IF_ERROR(allocate(tokens, config_.intermediate_size, &scratch_.gate));
+  BATON_RETURN_IF_ERROR(allocate(tokens, config_.intermediate_size, &scratch_.up));
+  BATON_RETURN_IF_ERROR(allocate(tokens, half, &scratch_.cosines));
+  BATON_RETURN_IF_ERROR(allocate(tokens, half, &scratch_.sines));
+  host_cosines_.resize(tokens * half);
+  host_sines_.resize(tokens * half);
+  return allocate(std::min(batch_tokens_max_, kLogitRowsMax), config_.vocab_size, &logits_);
+}
+
+absl::Status Decoder::CheckRow(const BatchRow& row, const KvArena& cache) const {
+  if (row.tokens.empty()) return BatchError("a row has no tokens");
+  if (row.logit_count > row.tokens.size()) return BatchError("a row wants more logits than tokens");
+  const uint64_t end = static_cast<uint64_t>(row.start) + row.tokens.size();
+  if (end > config_.context_tokens) {
+    return BatchError(absl::StrCat("a row ends at position ", end, ", but the context has ",
+                                   config_.context_tokens));
+  }
+  if (row.blocks.size() * uint64_t{cache.layout().block_tokens} < end) {
+    return BatchError(absl::StrCat(row.blocks.size(), " blocks do not cover ", end, " positions"));
+  }
+  for (BlockId block : row.blocks) {
+    if (Raw(block) >= cache.block_count()) {
+      return BatchError(absl::StrCat("the cache has no block ", Raw(block)));
+    }
+  }
+  for (TokenId token : row.tokens) {
+    if (token < 0 || static_cast<uint32_t>(token) >= config_.vocab_size) {
+      return BatchError(absl::StrCat("the vocabulary has no token ", token));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Decoder::CheckCall(std::span<const BatchRow> rows, const KvArena& cache,
+                                std::span<const float> logits) const {
+  const KvLayout& layout = cache.layout();
+  if (layout.layers != config_.layers || layout.kv_heads != config_.kv_heads ||
+      layout.head_dim != config_.head_dim || layout.block_tokens == 0) {
+    return BatchError("the cache is of another model");
+  }
+  if (layout.dtype != DType::kF32 && layout.dtype != DType::kBF16) {
+    return BatchError(absl::StrCat("a cache of ", DTypeName(layout.dtype), " is not supported"));
+  }
+  size_t tokens = 0;
+  size_t logit_count = 0;
+  for (const BatchRow& row : rows) {
+    BATON_RETURN_IF_ERROR(CheckRow(row, cache));
+    tokens += row.tokens.size();
+    logit_count += row.logit_count;
+  }
+  if (tokens > batch_tokens_max_) {
+    return BatchError(absl::StrCat(tokens, " tokens; at most ", batch_tokens_max_, " fit"));
+  }
+  if (logits.size() != logit_count * config_.vocab_size) {
+    return BatchError(absl::StrCat("room for ", logits.size(), " logits instead of ", logit_count,
+                                   " x ", config_.vocab_size));
+  }
+  return absl::OkStatus();
+}
+
+Decoder::Batch Decoder::PrepareBatch(std::span<const BatchRow> rows) const {
+  Batch batch;
+  for (const BatchRow& row : rows) {
+    const uint32_t count = static_cast<uint32_t>(row.tokens.size());
+    const uint32_t first = static_cast<uint32_t>(batch.tokens.size());
+    batch.sequences.push_back(
+        {.row = first, .count = count, .position = row.start, .blocks = row.blocks});
+    batch.tokens.insert(batch.tokens.end(), row.tokens.begin(), row.tokens.end());
+    if (row.logit_count == 0) continue;
+    batch.logit_sequences.push_back({.row = static_cast<uint32_t>(batch.logit_rows.size()),
+                                     .count = row.logit_count,
+                                     .position = row.start + count - row.logit_count,
+                                     .blocks = row.blocks});
+    for (uint32_t i = count - row.logit_count; i < count; ++i) {
+      batch.logit_rows.push_back(first + i);
+    }
+  }
+  return batch;
+}
+
+absl::Status Decoder::FillAngles(const Batch& batch, const Activations& all) {
+  const size_t half = config_.head_dim / 2;
+  for (const SequenceRows& sequence : batch.sequences) {
+    for (uint32_t i = 0; i < sequence.count; ++i) {
+      const size_t offset = (sequence.row + i) * half;
+      angles_.Fill(sequence.position + i, std::span(host_cosines_).subspan(offset, half),
+                   std::span(host_sines_).subspan(offset, half));
+    }
+  }
+  const auto copy = [this](const std::vector<float>& from, const TensorView& to) {
+    return device_.CopyFromHost(to.data(), reinterpret_cast<const std::byte*>(from.data()),
+                                to.bytes());
+  };
+  BATON_RETURN_IF_ERROR(copy(host_cosines_, all.cosines));
+  return copy(host_sines_, all.sines);
+}
+
+Decoder::Activations Decoder::Cut(size_t tokens) const {
+  return {.x = scratch_.x.Rows(0, tokens),
+          .h = scratch_.h.Rows(0, tokens),
+          .q = scratch_.q.Rows(0, tokens),
+          .attention = scratch_.attention.Rows(0, tokens),
+          .k = scratch_.k.Rows(0, tokens),
+          .v = scratch_.v.Rows(0, tokens),
+          .gate = scratch_.gate.Rows(0, tokens),
+          .up = scratch_.up.Rows(0, tokens),
+          .cosines = scratch_.cosines.Rows(0, tokens),
+          .sines = scratch_.sines.Rows(0, tokens)};
+}
+
+absl::Status Decoder::Forward(std::span<const BatchRow> rows, KvArena& cache,
+                              std::span<float> logits, const LayerDone& layer_done) {
+  BATON_RETURN_IF_ERROR(CheckCall(rows, cache, logits));
+  const Batch batch = PrepareBatch(rows);
+  if (batch.tokens.empty()) return absl::OkStatus();
+  Activations all = Cut(batch.tokens.size());
+  BATON_RETURN_IF_ERROR(FillAngles(batch, all));
+  Embedding(*context_, weights_->embedding(), batch.tokens, all.x);
+  for (uint32_t index = 0; index < config_.layers; ++index) {
+    const LayerWeights& layer = weights_->layer(index);
+    const KvPages pages = LayerPages(cache, index);
+    RunQkv(layer, batch, pages, all);
+    // As early as K and V are complete, so that their transfer hides under the rest of the layer.
+    if (layer_done) layer_done(index);
+    if (index + 1 < config_.layers) {
+      RunRest(layer, batch.sequences, pages, all);
+    } else if (!batch.logit_rows.empty()) {
+      // After the last K and V, only tokens that want logits are of interest.
+      all = Narrow(batch, all);
+      RunRest(layer, batch.logit_sequences, pages, all);
+    }
+  }
+  if (batch.logit_rows.empty()) return absl::OkStatus();
+  return WriteLogits(all, logits);
+}
+
+void Decoder::RunQkv(const LayerWeights& layer, const Batch& batch, const KvPages& pages,
+                     const Activations& part) {
+  const size_t tokens = part.x.dim(0);
+  const size_t head_dim = config_.head_dim;
+  RmsNorm(*context_, part.x, layer.input_norm, config_.rms_norm_eps, part.h);
+  Linear(*context_, part.h, layer.q, layer.q_bias, part.q);
+  Linear(*context_, part.h, layer.k, layer.k_bias, part.k);
+  Linear(*context_, part.h, layer.v, layer.v_bias, part.v);
+  if (config_.qk_norm) {
+    const TensorView q_heads = part.q.Reshaped({tokens * config_.heads, head_dim});
+    const TensorView k_heads = part.k.Reshaped({tokens * config_.kv_heads, head_dim});
+    RmsNorm(*context_, q_heads, layer.q_norm, config_.rms_norm_eps, q_heads);
+    RmsNorm(*context_, k_heads, layer.k_norm, config_.rms_norm_eps, k_heads);
+  }
+  const TensorView k = part.k.Reshaped({tokens, config_.kv_heads, head_dim});
+  const TensorView v = part.v.Reshaped({tokens, config_.kv_heads, head_dim});
+  Rope(*context_, part.cosines, part.sines, part.q.Reshaped({tokens, config_.heads, head_dim}));
+  Rope(*context_, part.cosines, part.sines, k);
+  WriteKv(*context_, k, v, batch.sequences, pages);
+}
+
+void Decoder::RunRest(const LayerWeights& layer, std::span<const SequenceRows> sequences,
+                      const KvPages& pages, const Activations& part) {
+  const size_t tokens = part.x.dim(0);
+  const float scale = 1.0f / std::sqrt(static_cast<float>(config_.head_dim));
+  Attention(*context_, part.q.Reshaped({tokens, config_.heads, config_.head_dim}), pages, sequences,
+            scale, part.attention.Reshaped({tokens, config_.heads, config_.head_dim}));
+  Linear(*context_, part.attention, layer.o, ConstTensorView(), part.h);
+  Add(*context_, part.h, part.x);
+  RmsNorm(*context_, part.x, layer.attention_norm, config_.rms_norm_eps, part.h);
+  Linear(*context_, part.h, layer.gate, ConstTensorView(), part.gate);
+  Linear(*context_, part.h, layer.up, ConstTensorView(), part.up);
+  SiluMul(*context_, part.gate, part.up, part.gate);
+  Linear(*context_, part.gate, layer.down, ConstTensorView(), part.h);
+  Add(*context_, part.h, part.x);
+}
+
+Decoder::Activations Decoder::Narrow(const Batch& batch, const Activations& all) {
+  const size_t count = batch.logit_rows.size();
+  Activations part = Cut(count);
+  std::swap(part.x, part.h);
+  std::swap(part.q, part.attention);
+  GatherRows(*context_, all.x, batch.logit_rows, part.x);
+  GatherRows(*context_, all.q, batch.logit_rows, part.q);
+  return part;
+}
+
+absl::Status Decoder::WriteLogits(const Activations& part, std::span<float> logits) {
+  RmsNorm(*context_, part.x, weights_->final_norm(), config_.rms_norm_eps, part.h);
+  const size_t rows = part.h.dim(0);
+  for (size_t begin = 0; begin < rows; begin += logits_.dim(0)) {
+    const size_t count = std::min(logits_.dim(0), rows - begin);
+    const TensorView out = logits_.Rows(0, count);
+    Linear(*context_, part.h.Rows(begin, count), weights_->head(), ConstTensorView(), out);
+    BATON_RETURN_IF_ERROR(
+        device_.CopyToHost(reinterpret_cast<std::byte*>(logits.data() + begin * config_.vocab_size),
+                           out.data(), out.bytes()));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace baton

@@ -1,0 +1,98 @@
+// The forward pass of Llama, Mistral, Qwen2 and Qwen3: one decoder, whose configuration says where
+// they differ. See model.h for the promises.
+#ifndef BATON_COMMON_MODEL_DECODER_H_
+#define BATON_COMMON_MODEL_DECODER_H_
+
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "common/kernels/kernels.h"
+#include "common/model/model.h"
+#include "common/model/rope_angles.h"
+#include "common/model/weights.h"
+
+namespace baton {
+
+class Decoder final : public Model {
+ public:
+  // Allocates the scratch memory for batches of `batch_tokens_max`. The device outlives the
+  // decoder.
+  static absl::StatusOr<std::unique_ptr<Decoder>> Create(Device& device, const ModelConfig& config,
+                                                         std::unique_ptr<ModelWeights> weights,
+                                                         std::unique_ptr<KernelContext> context,
+                                                         uint32_t batch_tokens_max,
+                                                         std::string fingerprint);
+
+  const ModelConfig& config() const override { return config_; }
+  const std::string& fingerprint() const override { return fingerprint_; }
+  const std::string& numerics() const override { return numerics_; }
+  uint64_t parameter_count() const override { return weights_->parameter_count(); }
+
+  absl::Status Forward(std::span<const BatchRow> rows, KvArena& cache, std::span<float> logits,
+                       const LayerDone& layer_done) override;
+
+ private:
+  // The rows of a call in the form that kernels want. Host memory.
+  struct Batch {
+    std::vector<TokenId> tokens;
+    std::vector<SequenceRows> sequences;
+    // The same for those tokens alone that want logits: rows count only these.
+    std::vector<SequenceRows> logit_sequences;
+    std::vector<uint32_t> logit_rows;  // Where they are in `tokens`.
+  };
+  // Scratch tensors, cut to the number of tokens in hand.
+  struct Activations {
+    TensorView x;          // [tokens, hidden]: the residual stream.
+    TensorView h;          // [tokens, hidden]
+    TensorView q;          // [tokens, heads * head_dim]
+    TensorView attention;  // As q.
+    TensorView k;          // [tokens, kv_heads * head_dim]
+    TensorView v;          // As k.
+    TensorView gate;       // [tokens, intermediate]
+    TensorView up;         // As gate.
+    TensorView cosines;    // [tokens, head_dim / 2]
+    TensorView sines;      // As cosines.
+  };
+
+  Decoder(Device& device, const ModelConfig& config, std::unique_ptr<ModelWeights> weights,
+          std::unique_ptr<KernelContext> context, uint32_t batch_tokens_max,
+          std::string fingerprint);
+
+  absl::Status AllocateScratch();
+  absl::Status CheckCall(std::span<const BatchRow> rows, const KvArena& cache,
+                         std::span<const float> logits) const;
+  absl::Status CheckRow(const BatchRow& row, const KvArena& cache) const;
+  Batch PrepareBatch(std::span<const BatchRow> rows) const;
+  absl::Status FillAngles(const Batch& batch, const Activations& all);
+  Activations Cut(size_t tokens) const;
+  // Keys, values and queries of layer `index`; keys and values go to `pages`.
+  void RunQkv(const LayerWeights& layer, const Batch& batch, const KvPages& pages,
+              const Activations& part);
+  // Attention's output and the feed-forward network, added to the residual stream.
+  void RunRest(const LayerWeights& layer, std::span<const SequenceRows> sequences,
+               const KvPages& pages, const Activations& part);
+  // Reduces to the tokens that want logits. x and q change places with h and attention.
+  Activations Narrow(const Batch& batch, const Activations& all);
+  absl::Status WriteLogits(const Activations& part, std::span<float> logits);
+
+  Device& device_;
+  const ModelConfig config_;
+  const std::unique_ptr<ModelWeights> weights_;
+  const std::unique_ptr<KernelContext> context_;
+  const uint32_t batch_tokens_max_;
+  const std::string fingerprint_;
+  const std::string numerics_;
+  const RopeAngles angles_;
+
+  std::vector<DeviceMemory> memory_;  // Behind `scratch_` and `logits_`.
+  Activations scratch_;               // For batch_tokens_max_ tokens.
+  TensorView logits_;                 // [kLogitRowsMax, vocab]
+  std::vector<float> host_cosines_;   // As cosines, on the host.
+  std::vector<float> host_sines_;
+};
+
+}  // namespace baton
+
+#endif  // BATON_COMMON_MODEL_DECODER_H_

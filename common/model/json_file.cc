@@ -1,0 +1,136 @@
+#include "common/model/json_file.h"
+
+#include <cmath>
+#include <fstream>
+#include <set>
+
+#include "absl/strings/str_cat.h"
+
+namespace baton {
+namespace {
+
+// The deepest nesting of brackets outside strings. A scan before parsing, so that depth is bounded
+// whatever the parser does.
+size_t BracketDepth(absl::string_view text) {
+  size_t depth = 0;
+  size_t deepest = 0;
+  bool in_string = false;
+  for (size_t i = 0; i < text.size(); ++i) {
+    const char c = text[i];
+    if (in_string) {
+      if (c == '\\') ++i;
+      if (c == '"') in_string = false;
+      continue;
+    }
+    if (c == '"') in_string = true;
+    if (c == '{' || c == '[') deepest = std::max(deepest, ++depth);
+    if ((c == '}' || c == ']') && depth > 0) --depth;
+  }
+  return deepest;
+}
+
+}  // namespace
+
+absl::StatusOr<std::string> ReadFile(const std::string& path, size_t bytes_max) {
+  std::ifstream file(path, std::ios::binary | std::ios::ate);
+  if (!file) return absl::NotFoundError(absl::StrCat("cannot open ", path));
+  const std::streamoff bytes = file.tellg();
+  if (bytes < 0) return absl::InvalidArgumentError(absl::StrCat(path, " is not a regular file"));
+  if (static_cast<size_t>(bytes) > bytes_max) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, " has ", bytes, " bytes; at most ", bytes_max, " are read"));
+  }
+  std::string text(static_cast<size_t>(bytes), '\0');
+  file.seekg(0);
+  if (!file.read(text.data(), bytes)) {
+    return absl::InvalidArgumentError(absl::StrCat("cannot read ", path));
+  }
+  return text;
+}
+
+absl::StatusOr<nlohmann::json> ParseJsonObject(absl::string_view text, const std::string& name) {
+  if (BracketDepth(text) > kJsonDepthMax) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(name, ": JSON is nested deeper than ", kJsonDepthMax));
+  }
+  std::set<std::string> keys;
+  std::string repeated;
+  const auto note_key = [&](int depth, nlohmann::json::parse_event_t event,
+                            nlohmann::json& parsed) {
+    if (depth == 1 && event == nlohmann::json::parse_event_t::key) {
+      std::string key = parsed.get<std::string>();
+      if (!keys.insert(key).second) repeated = std::move(key);
+    }
+    return true;
+  };
+  nlohmann::json json =
+      nlohmann::json::parse(text.begin(), text.end(), note_key, /*allow_exceptions=*/false);
+  if (json.is_discarded()) return absl::InvalidArgumentError(absl::StrCat(name, ": not JSON"));
+  if (!json.is_object()) {
+    return absl::InvalidArgumentError(absl::StrCat(name, ": not a JSON object"));
+  }
+  if (!repeated.empty()) {
+    return absl::InvalidArgumentError(absl::StrCat(name, ": '", repeated, "' is there twice"));
+  }
+  return json;
+}
+
+const nlohmann::json* JsonReader::Find(const char* key) const {
+  const auto found = object_->find(key);
+  return found == object_->end() || found->is_null() ? nullptr : &*found;
+}
+
+bool JsonReader::Has(const char* key) const { return Find(key) != nullptr; }
+
+absl::StatusOr<uint32_t> JsonReader::Integer(const char* key, uint32_t low, uint32_t high,
+                                             std::optional<uint32_t> default_value) const {
+  const nlohmann::json* value = Find(key);
+  if (value == nullptr) {
+    if (default_value.has_value()) return *default_value;
+    return Error(key, "is missing");
+  }
+  if (!value->is_number()) return Error(key, "is not a number");
+  const double number = value->get<double>();
+  if (!(number >= low && number <= high) || number != std::floor(number)) {
+    return Error(key, absl::StrCat("must be a whole number from ", low, " to ", high, ", not ",
+                                   value->dump()));
+  }
+  return static_cast<uint32_t>(number);
+}
+
+absl::StatusOr<double> JsonReader::Number(const char* key,
+                                          std::optional<double> default_value) const {
+  const nlohmann::json* value = Find(key);
+  if (value == nullptr) {
+    if (default_value.has_value()) return *default_value;
+    return Error(key, "is missing");
+  }
+  if (!value->is_number()) return Error(key, "is not a number");
+  const double number = value->get<double>();
+  if (!std::isfinite(number)) return Error(key, "is not a finite number");
+  return number;
+}
+
+absl::StatusOr<bool> JsonReader::Boolean(const char* key, bool default_value) const {
+  const nlohmann::json* value = Find(key);
+  if (value == nullptr) return default_value;
+  if (!value->is_boolean()) return Error(key, "is neither true nor false");
+  return value->get<bool>();
+}
+
+absl::StatusOr<std::string> JsonReader::String(const char* key,
+                                               std::optional<std::string> default_value) const {
+  const nlohmann::json* value = Find(key);
+  if (value == nullptr) {
+    if (default_value.has_value()) return *default_value;
+    return Error(key, "is missing");
+  }
+  if (!value->is_string()) return Error(key, "is not a string");
+  return value->get<std::string>();
+}
+
+absl::Status JsonReader::Error(const char* key, const std::string& reason) const {
+  return absl::InvalidArgumentError(absl::StrCat(name_, ": ", key, " ", reason));
+}
+
+}  // namespace baton

@@ -1,0 +1,62 @@
+// A decoder-only transformer: weights and the forward pass, written once over common/kernels.
+//
+// Weights are immutable after Load. Forward uses scratch memory of the model, so one thread at a
+// time (the engine thread) calls it. The logits of a token depend only on the tokens before it: not
+// on the other rows, on chunk boundaries, or on the number of threads. See "Equal bits" in
+// DESIGN_NOTES.md.
+#ifndef BATON_COMMON_MODEL_MODEL_H_
+#define BATON_COMMON_MODEL_MODEL_H_
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "common/device/device.h"
+#include "common/kv_cache/kv_arena.h"
+#include "common/kv_cache/kv_layout.h"
+#include "common/model/batch.h"
+#include "common/model/model_config.h"
+#include "common/tensor/dtype.h"
+
+namespace baton {
+
+struct ModelOptions {
+  std::string directory;            // A Hugging Face folder.
+  std::string weights;              // "f32", "bf16", "f16", or empty: as stored.
+  uint32_t threads = 1;             // Kernel threads, this one included.
+  uint32_t batch_tokens_max = 512;  // Most tokens of one Forward; sizes the scratch memory.
+};
+
+class Model {
+ public:
+  // Called after each layer, when K and V of every token of the batch are in the cache for that
+  // layer.
+  using LayerDone = std::function<void(uint32_t layer)>;
+
+  // Reads config.json, generation_config.json and the safetensors. The device outlives the model.
+  // Errors name the file, tensor or option that is missing, wrong or unsupported.
+  static absl::StatusOr<std::unique_ptr<Model>> Load(Device& device, const ModelOptions& options);
+
+  virtual ~Model() = default;
+
+  virtual const ModelConfig& config() const = 0;
+  // SHA-256 over config, tokenizer, safetensors headers and first and last 4 KiB of each tensor.
+  virtual const std::string& fingerprint() const = 0;  // 32 bytes.
+  // Weight form and kernel path, e.g. "bf16/cpu-1": equal numerics give equal bits.
+  virtual const std::string& numerics() const = 0;
+  virtual uint64_t parameter_count() const = 0;
+
+  // Runs the rows and writes K and V of every token to `cache`. `logits` gets, row after row, those
+  // that were asked for: [sum of logit_count, vocab_size], host memory. REQUIRES: at most
+  // batch_tokens_max tokens; blocks cover each row; logits.size() fits exactly.
+  virtual absl::Status Forward(std::span<const BatchRow> rows, KvArena& cache,
+                               std::span<float> logits, const LayerDone& layer_done) = 0;
+};
+
+}  // namespace baton
+
+#endif  // BATON_COMMON_MODEL_MODEL_H_

@@ -1,0 +1,294 @@
+#include "common/model/model_config.h"
+
+#include <cmath>
+#include <limits>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/deterministic_math.h"
+#include "common/base/status_macros.h"
+#include "common/kernels/kernels.h"
+#include "common/model/json_file.h"
+
+namespace baton {
+namespace {
+
+constexpr size_t kConfigBytesMax = 1 << 20;
+// No dimension of a model comes near; products of three fit into 64 bits.
+constexpr uint32_t kDimensionMax = 1u << 20;
+constexpr uint32_t kLayersMax = 4096;
+constexpr uint32_t kVocabSizeMax = 1u << 24;
+constexpr uint32_t kContextTokensMax = 1u << 20;  // StableSinCos is exact enough up to there.
+constexpr size_t kEosTokensMax = 64;
+
+// What distinguishes the architectures, all else being equal.
+struct Family {
+  const char* architecture;
+  bool qkv_bias;
+  bool qk_norm;
+  uint32_t head_dim;   // If config.json does not say; 0: hidden_size / heads.
+  float rms_norm_eps;  // If config.json does not say.
+};
+constexpr Family kFamilies[] = {
+    {"LlamaForCausalLM", false, false, 0, 1e-6f},
+    {"MistralForCausalLM", false, false, 0, 1e-6f},
+    {"Qwen2ForCausalLM", true, false, 0, 1e-6f},
+    {"Qwen3ForCausalLM", false, true, 128, 1e-6f},
+};
+
+absl::StatusOr<Family> ReadFamily(const JsonReader& config) {
+  const nlohmann::json* list = config.Find("architectures");
+  if (list == nullptr || !list->is_array() || list->size() != 1 || !list->front().is_string()) {
+    return config.Error("architectures", "must be a list of one name");
+  }
+  const std::string name = list->front().get<std::string>();
+  std::string known;
+  for (const Family& family : kFamilies) {
+    if (name == family.architecture) return family;
+    absl::StrAppend(&known, known.empty() ? "" : ", ", family.architecture);
+  }
+  return config.Error("architectures", absl::StrCat("names '", name, "', which is not supported; ",
+                                                    "supported are ", known));
+}
+
+absl::Status RefuseIfTrue(const JsonReader& config, const char* key) {
+  BATON_ASSIGN_OR_RETURN(const bool value, config.Boolean(key, false));
+  if (value) return config.Error(key, "is true, which is not supported");
+  return absl::OkStatus();
+}
+
+// Attention that does not see the whole context.
+absl::Status RefuseSlidingWindow(const JsonReader& config, uint32_t context_tokens) {
+  if (const nlohmann::json* types = config.Find("layer_types"); types != nullptr) {
+    if (!types->is_array()) return config.Error("layer_types", "is not a list");
+    for (const nlohmann::json& type : *types) {
+      if (type != "full_attention") {
+        return config.Error(
+            "layer_types", absl::StrCat("has ", type.dump(), "; only full_attention is supported"));
+      }
+    }
+  }
+  BATON_ASSIGN_OR_RETURN(const bool used, config.Boolean("use_sliding_window", true));
+  if (!used || !config.Has("sliding_window")) return absl::OkStatus();
+  BATON_ASSIGN_OR_RETURN(const uint32_t window,
+                         config.Integer("sliding_window", 0, std::numeric_limits<int32_t>::max()));
+  if (window >= context_tokens) return absl::OkStatus();  // Sees everything.
+  return config.Error("sliding_window",
+                      absl::StrCat("is ", window, ": sliding window attention is not supported"));
+}
+
+// Options that change the computation and that we do not implement.
+absl::Status RefuseUnsupported(const JsonReader& config, const ModelConfig& model) {
+  BATON_ASSIGN_OR_RETURN(const std::string activation, config.String("hidden_act", "silu"));
+  if (activation != "silu" && activation != "swish") {
+    return config.Error("hidden_act",
+                        absl::StrCat("is '", activation, "'; only silu is supported"));
+  }
+  BATON_RETURN_IF_ERROR(RefuseIfTrue(config, "attention_bias"));
+  BATON_RETURN_IF_ERROR(RefuseIfTrue(config, "mlp_bias"));
+  BATON_RETURN_IF_ERROR(RefuseIfTrue(config, "use_qk_norm"));
+  if (config.Has("quantization_config")) {
+    return config.Error("quantization_config", "is there: quantized weights are not supported");
+  }
+  for (const char* key : {"attn_logit_softcapping", "final_logit_softcapping"}) {
+    if (config.Has(key)) return config.Error(key, "is not supported");
+  }
+  BATON_ASSIGN_OR_RETURN(const double rotary, config.Number("partial_rotary_factor", 1.0));
+  if (rotary != 1.0) return config.Error("partial_rotary_factor", "other than 1 is not supported");
+  return RefuseSlidingWindow(config, model.context_tokens);
+}
+
+absl::StatusOr<float> PositiveNumber(const JsonReader& reader, const char* key,
+                                     std::optional<double> default_value = std::nullopt) {
+  BATON_ASSIGN_OR_RETURN(const double value, reader.Number(key, default_value));
+  if (!(value > 0.0 && value <= std::numeric_limits<float>::max())) {
+    return reader.Error(key, "must be positive");
+  }
+  return static_cast<float>(value);
+}
+
+// yarn's "mscale" (Peng et al., 2023, equation 22).
+double YarnScale(double factor, double mscale) {
+  return factor <= 1.0 ? 1.0 : 0.1 * mscale * StableLog(factor) + 1.0;
+}
+
+absl::Status ReadYarn(const JsonReader& config, const JsonReader& scaling, uint32_t context_tokens,
+                      RopeConfig* rope) {
+  BATON_ASSIGN_OR_RETURN(rope->factor, PositiveNumber(scaling, "factor",
+                                                      static_cast<double>(context_tokens) /
+                                                          rope->original_context_tokens));
+  // Zero stands for the default, as null does.
+  BATON_ASSIGN_OR_RETURN(const double beta_fast, scaling.Number("beta_fast", 32.0));
+  BATON_ASSIGN_OR_RETURN(const double beta_slow, scaling.Number("beta_slow", 1.0));
+  rope->beta_fast = static_cast<float>(beta_fast == 0.0 ? 32.0 : beta_fast);
+  rope->beta_slow = static_cast<float>(beta_slow == 0.0 ? 1.0 : beta_slow);
+  if (!(rope->beta_fast > 0.0f && rope->beta_slow > 0.0f)) {
+    return scaling.Error("beta_fast", "and beta_slow must be positive");
+  }
+  BATON_ASSIGN_OR_RETURN(rope->truncate, scaling.Boolean("truncate", true));
+  if (rope->theta == 1.0f) return config.Error("rope_theta", "must not be 1 with yarn");
+  BATON_ASSIGN_OR_RETURN(const double mscale, scaling.Number("mscale", 0.0));
+  BATON_ASSIGN_OR_RETURN(const double mscale_all, scaling.Number("mscale_all_dim", 0.0));
+  const double inferred =
+      mscale != 0.0 && mscale_all != 0.0
+          ? YarnScale(rope->factor, mscale) / YarnScale(rope->factor, mscale_all)
+          : YarnScale(rope->factor, 1.0);
+  BATON_ASSIGN_OR_RETURN(rope->attention_factor,
+                         PositiveNumber(scaling, "attention_factor", inferred));
+  return absl::OkStatus();
+}
+
+// `scaling` is "rope_scaling", or "rope_parameters" as newer files call it.
+absl::Status ReadScaling(const JsonReader& config, const JsonReader& scaling,
+                         uint32_t context_tokens, RopeConfig* rope) {
+  BATON_ASSIGN_OR_RETURN(const std::string old_type, scaling.String("type", "default"));
+  BATON_ASSIGN_OR_RETURN(const std::string type, scaling.String("rope_type", old_type));
+  BATON_ASSIGN_OR_RETURN(const double rotary, scaling.Number("partial_rotary_factor", 1.0));
+  if (rotary != 1.0) return scaling.Error("partial_rotary_factor", "other than 1 is not supported");
+  BATON_ASSIGN_OR_RETURN(
+      const uint32_t outer_original,
+      config.Integer("original_max_position_embeddings", 1, kContextTokensMax, context_tokens));
+  BATON_ASSIGN_OR_RETURN(
+      const uint32_t original,
+      scaling.Integer("original_max_position_embeddings", 1, kContextTokensMax, outer_original));
+  if (type == "default") return absl::OkStatus();
+  if (type == "linear") {
+    rope->scaling = RopeScaling::kLinear;
+    BATON_ASSIGN_OR_RETURN(rope->factor, PositiveNumber(scaling, "factor"));
+    return absl::OkStatus();
+  }
+  rope->original_context_tokens = original;
+  if (type == "llama3") {
+    rope->scaling = RopeScaling::kLlama3;
+    BATON_ASSIGN_OR_RETURN(rope->factor, PositiveNumber(scaling, "factor"));
+    BATON_ASSIGN_OR_RETURN(rope->low_freq_factor, PositiveNumber(scaling, "low_freq_factor"));
+    BATON_ASSIGN_OR_RETURN(rope->high_freq_factor, PositiveNumber(scaling, "high_freq_factor"));
+    if (rope->high_freq_factor <= rope->low_freq_factor) {
+      return scaling.Error("high_freq_factor", "must be above low_freq_factor");
+    }
+    return absl::OkStatus();
+  }
+  if (type == "yarn") {
+    rope->scaling = RopeScaling::kYarn;
+    return ReadYarn(config, scaling, context_tokens, rope);
+  }
+  return scaling.Error("rope_type", absl::StrCat("is '", type, "', which is not supported; ",
+                                                 "supported are default, linear, llama3, yarn"));
+}
+
+absl::Status ReadRope(const JsonReader& config, uint32_t context_tokens, RopeConfig* rope) {
+  const char* key = config.Has("rope_parameters") ? "rope_parameters" : "rope_scaling";
+  const nlohmann::json* object = config.Find(key);
+  BATON_ASSIGN_OR_RETURN(rope->theta, PositiveNumber(config, "rope_theta", 10000.0));
+  if (object == nullptr) return absl::OkStatus();
+  if (!object->is_object()) return config.Error(key, "is not an object");
+  for (const auto& [name, value] : object->items()) {
+    if (value.is_object()) {
+      return config.Error(key, absl::StrCat("differs by layer ('", name, "'): not supported"));
+    }
+  }
+  const JsonReader scaling(*object, absl::StrCat(config.name(), ": ", key));
+  BATON_ASSIGN_OR_RETURN(rope->theta, PositiveNumber(scaling, "rope_theta", rope->theta));
+  return ReadScaling(config, scaling, context_tokens, rope);
+}
+
+absl::Status ReadDimensions(const JsonReader& config, const Family& family, ModelConfig* model) {
+  BATON_ASSIGN_OR_RETURN(model->vocab_size, config.Integer("vocab_size", 1, kVocabSizeMax));
+  BATON_ASSIGN_OR_RETURN(model->hidden_size, config.Integer("hidden_size", 1, kDimensionMax));
+  BATON_ASSIGN_OR_RETURN(model->intermediate_size,
+                         config.Integer("intermediate_size", 1, kDimensionMax));
+  BATON_ASSIGN_OR_RETURN(model->layers, config.Integer("num_hidden_layers", 1, kLayersMax));
+  BATON_ASSIGN_OR_RETURN(model->heads, config.Integer("num_attention_heads", 1, kDimensionMax));
+  BATON_ASSIGN_OR_RETURN(model->kv_heads,
+                         config.Integer("num_key_value_heads", 1, kDimensionMax, model->heads));
+  if (model->heads % model->kv_heads != 0) {
+    return config.Error("num_key_value_heads",
+                        absl::StrCat("(", model->kv_heads,
+                                     ") does not divide num_attention_heads (", model->heads, ")"));
+  }
+  if (!config.Has("head_dim") && family.head_dim == 0 && model->hidden_size % model->heads != 0) {
+    return config.Error("num_attention_heads", "does not divide hidden_size");
+  }
+  BATON_ASSIGN_OR_RETURN(
+      model->head_dim,
+      config.Integer("head_dim", 2, kHeadDimMax,
+                     family.head_dim != 0 ? family.head_dim : model->hidden_size / model->heads));
+  if (model->head_dim < 2 || model->head_dim > kHeadDimMax || model->head_dim % 2 != 0) {
+    return config.Error("head_dim", absl::StrCat("is ", model->head_dim,
+                                                 "; it must be even and at most ", kHeadDimMax));
+  }
+  BATON_ASSIGN_OR_RETURN(model->context_tokens,
+                         config.Integer("max_position_embeddings", 1, kContextTokensMax, 2048));
+  return absl::OkStatus();
+}
+
+absl::Status ReadStoredType(const JsonReader& config, ModelConfig* model) {
+  const char* key = config.Has("dtype") ? "dtype" : "torch_dtype";
+  BATON_ASSIGN_OR_RETURN(const std::string name, config.String(key, "float32"));
+  if (name == "float32") {
+    model->stored_dtype = DType::kF32;
+  } else if (name == "bfloat16") {
+    model->stored_dtype = DType::kBF16;
+  } else if (name == "float16") {
+    model->stored_dtype = DType::kF16;
+  } else {
+    return config.Error(key, absl::StrCat("is '", name, "', which is not supported; supported are ",
+                                          "float32, bfloat16, float16"));
+  }
+  return absl::OkStatus();
+}
+
+// eos_token_id: a number, or a list of numbers.
+absl::Status ReadEos(const JsonReader& reader, ModelConfig* model) {
+  const nlohmann::json* value = reader.Find("eos_token_id");
+  if (value == nullptr) return absl::OkStatus();
+  const nlohmann::json list = value->is_array() ? *value : nlohmann::json::array({*value});
+  if (list.size() > kEosTokensMax) return reader.Error("eos_token_id", "has too many entries");
+  for (const nlohmann::json& id : list) {
+    // -1 stands for "none" in some files.
+    if (id.is_number_integer() && id.get<int64_t>() == -1) continue;
+    if (!id.is_number_unsigned() || id.get<uint64_t>() >= model->vocab_size) {
+      return reader.Error("eos_token_id", absl::StrCat("has ", id.dump(), ", which is no token"));
+    }
+    model->eos_token_ids.push_back(static_cast<TokenId>(id.get<uint64_t>()));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ReadEosTokens(const JsonReader& config, const std::string& directory,
+                           ModelConfig* model) {
+  const std::string path = directory + "/generation_config.json";
+  const absl::StatusOr<std::string> text = ReadFile(path, kConfigBytesMax);
+  if (text.ok()) {
+    BATON_ASSIGN_OR_RETURN(const nlohmann::json json, ParseJsonObject(*text, path));
+    BATON_RETURN_IF_ERROR(ReadEos(JsonReader(json, path), model));
+  } else if (!absl::IsNotFound(text.status())) {
+    return text.status();
+  }
+  if (!model->eos_token_ids.empty()) return absl::OkStatus();
+  return ReadEos(config, model);
+}
+
+}  // namespace
+
+absl::StatusOr<ModelConfig> ModelConfig::Load(const std::string& directory) {
+  const std::string path = directory + "/config.json";
+  BATON_ASSIGN_OR_RETURN(const std::string text, ReadFile(path, kConfigBytesMax));
+  BATON_ASSIGN_OR_RETURN(const nlohmann::json json, ParseJsonObject(text, path));
+  const JsonReader config(json, path);
+  BATON_ASSIGN_OR_RETURN(const Family family, ReadFamily(config));
+  ModelConfig model;
+  model.architecture = family.architecture;
+  model.qkv_bias = family.qkv_bias;
+  model.qk_norm = family.qk_norm;
+  BATON_RETURN_IF_ERROR(ReadDimensions(config, family, &model));
+  BATON_ASSIGN_OR_RETURN(model.rms_norm_eps,
+                         PositiveNumber(config, "rms_norm_eps", family.rms_norm_eps));
+  BATON_ASSIGN_OR_RETURN(model.tied_embeddings, config.Boolean("tie_word_embeddings", false));
+  BATON_RETURN_IF_ERROR(RefuseUnsupported(config, model));
+  BATON_RETURN_IF_ERROR(ReadRope(config, model.context_tokens, &model.rope));
+  BATON_RETURN_IF_ERROR(ReadStoredType(config, &model));
+  BATON_RETURN_IF_ERROR(ReadEosTokens(config, directory, &model));
+  return model;
+}
+
+}  // namespace baton

@@ -1,0 +1,55 @@
+// A model's architecture as config.json states it, checked and in our words.
+#ifndef BATON_COMMON_MODEL_MODEL_CONFIG_H_
+#define BATON_COMMON_MODEL_MODEL_CONFIG_H_
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "common/base/ids.h"
+#include "common/tensor/dtype.h"
+
+namespace baton {
+
+enum class RopeScaling { kNone, kLinear, kLlama3, kYarn };
+
+// Rotary position embedding (Su et al., RoFormer, 2021) and its context extensions.
+struct RopeConfig {
+  float theta = 10000.0f;
+  RopeScaling scaling = RopeScaling::kNone;
+  float factor = 1.0f;
+  float low_freq_factor = 1.0f;          // llama3
+  float high_freq_factor = 4.0f;         // llama3
+  uint32_t original_context_tokens = 0;  // llama3, yarn
+  float beta_fast = 32.0f;               // yarn (Peng et al., 2023)
+  float beta_slow = 1.0f;                // yarn
+  bool truncate = true;                  // yarn: the ramp begins and ends at whole dimensions
+  float attention_factor = 1.0f;         // yarn: scales cos and sin
+};
+
+struct ModelConfig {
+  std::string architecture;  // "LlamaForCausalLM", …
+  uint32_t vocab_size = 0;
+  uint32_t hidden_size = 0;
+  uint32_t intermediate_size = 0;
+  uint32_t layers = 0;
+  uint32_t heads = 0;
+  uint32_t kv_heads = 0;
+  uint32_t head_dim = 0;
+  uint32_t context_tokens = 0;
+  float rms_norm_eps = 1e-6f;
+  bool tied_embeddings = false;
+  bool qkv_bias = false;  // Qwen2
+  bool qk_norm = false;   // Qwen3
+  RopeConfig rope;
+  DType stored_dtype = DType::kF32;
+  std::vector<TokenId> eos_token_ids;  // generation_config.json, else config.json.
+
+  // Reads config.json and generation_config.json (optional) of a Hugging Face folder.
+  static absl::StatusOr<ModelConfig> Load(const std::string& directory);
+};
+
+}  // namespace baton
+
+#endif  // BATON_COMMON_MODEL_MODEL_CONFIG_H_

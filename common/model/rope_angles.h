@@ -1,0 +1,32 @@
+// The angles of rotary position embeddings and their context extensions, as Hugging Face computes
+// them. Immutable after construction: any thread.
+#ifndef BATON_COMMON_MODEL_ROPE_ANGLES_H_
+#define BATON_COMMON_MODEL_ROPE_ANGLES_H_
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "common/model/model_config.h"
+
+namespace baton {
+
+class RopeAngles {
+ public:
+  // REQUIRES: head_dim is even and positive.
+  RopeAngles(const RopeConfig& config, uint32_t head_dim);
+
+  // Radians per position, for each pair of elements: [head_dim / 2].
+  const std::vector<float>& frequencies() const { return frequencies_; }
+
+  // Cosines and sines of one position, scaled by the attention factor. [head_dim / 2] each.
+  void Fill(uint32_t position, std::span<float> cosines, std::span<float> sines) const;
+
+ private:
+  float attention_factor_;
+  std::vector<float> frequencies_;
+};
+
+}  // namespace baton
+
+#endif  // BATON_COMMON_MODEL_ROPE_ANGLES_H_

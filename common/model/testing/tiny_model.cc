@@ -1,0 +1,264 @@
+#include "common/model/testing/tiny_model.h"
+
+#include <cstddef>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/status_macros.h"
+#include "common/tensor/number_formats.h"
+
+namespace baton {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+// SplitMix64 (Steele et al., 2014): the same numbers with every standard library.
+class Random {
+ public:
+  explicit Random(uint64_t seed) : state_(seed) {}
+
+  uint64_t Next() {
+    uint64_t z = (state_ += 0x9e3779b97f4a7c15u);
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return z ^ (z >> 31);
+  }
+  // Nearly normal, of variance 1: twelve uniform numbers added (Irwin and Hall).
+  float Normal() {
+    double sum = -6.0;
+    for (int i = 0; i < 12; ++i) sum += static_cast<double>(Next() >> 11) * 0x1p-53;
+    return static_cast<float>(sum);
+  }
+
+ private:
+  uint64_t state_;
+};
+
+const char* StoredName(DType dtype) {
+  switch (dtype) {
+    case DType::kF32:
+      return "F32";
+    case DType::kF16:
+      return "F16";
+    case DType::kBF16:
+      return "BF16";
+    case DType::kI8:
+      break;
+  }
+  return "I8";
+}
+
+const char* TorchName(DType dtype) {
+  switch (dtype) {
+    case DType::kF32:
+      return "float32";
+    case DType::kF16:
+      return "float16";
+    case DType::kBF16:
+      return "bfloat16";
+    case DType::kI8:
+      break;
+  }
+  return "int8";
+}
+
+// Collects tensors, then writes them as one file.
+class SafetensorsWriter {
+ public:
+  SafetensorsWriter(DType dtype, uint64_t seed) : dtype_(dtype), random_(seed) {}
+
+  // Random numbers around `mean`.
+  void Add(const std::string& name, const std::vector<uint32_t>& shape, float mean,
+           float deviation) {
+    const size_t begin = data_.size();
+    size_t count = 1;
+    for (uint32_t dim : shape) count *= dim;
+    for (size_t i = 0; i < count; ++i) Append(mean + deviation * random_.Normal());
+    header_[name] = {
+        {"dtype", StoredName(dtype_)}, {"shape", shape}, {"data_offsets", {begin, data_.size()}}};
+  }
+
+  std::string Finish() const {
+    std::string header = header_.dump();
+    header.resize((header.size() + 7) / 8 * 8, ' ');
+    std::string file(8, '\0');
+    for (size_t i = 0; i < 8; ++i) file[i] = static_cast<char>(header.size() >> (8 * i));
+    return file + header + data_;
+  }
+
+ private:
+  void Append(float value) {
+    if (dtype_ == DType::kF32) {
+      data_.append(reinterpret_cast<const char*>(&value), sizeof(value));
+      return;
+    }
+    const uint16_t bits = dtype_ == DType::kBF16 ? F32ToBf16(value) : F32ToF16(value);
+    data_.append(reinterpret_cast<const char*>(&bits), sizeof(bits));
+  }
+
+  const DType dtype_;
+  Random random_;
+  Json header_;
+  std::string data_;
+};
+
+uint32_t HeadDim(const TinyModelOptions& options) {
+  return options.head_dim != 0 ? options.head_dim : options.hidden / options.heads;
+}
+
+std::string Config(const TinyModelOptions& options) {
+  Json config = {{"architectures", {options.architecture}},
+                 {"hidden_act", "silu"},
+                 {"vocab_size", options.vocab},
+                 {"hidden_size", options.hidden},
+                 {"intermediate_size", options.intermediate},
+                 {"num_hidden_layers", options.layers},
+                 {"num_attention_heads", options.heads},
+                 {"num_key_value_heads", options.kv_heads},
+                 {"head_dim", HeadDim(options)},
+                 {"max_position_embeddings", options.context_tokens},
+                 {"rms_norm_eps", 1e-6},
+                 {"rope_theta", 10000.0},
+                 {"tie_word_embeddings", options.tied_embeddings},
+                 {"torch_dtype", TorchName(options.dtype)}};
+  if (options.tokenizer) config["eos_token_id"] = kTinyModelEndOfText;
+  return config.dump(2);
+}
+
+void AddLayer(const TinyModelOptions& options, uint32_t index, SafetensorsWriter* writer) {
+  const std::string prefix = absl::StrCat("model.layers.", index, ".");
+  const std::string attention = prefix + "self_attn.";
+  const uint32_t head_dim = HeadDim(options);
+  const uint32_t q_size = options.heads * head_dim;
+  const uint32_t kv_size = options.kv_heads * head_dim;
+  const float deviation = options.deviation;
+  writer->Add(prefix + "input_layernorm.weight", {options.hidden}, 1.0f, 0.1f);
+  writer->Add(attention + "q_proj.weight", {q_size, options.hidden}, 0.0f, deviation);
+  writer->Add(attention + "k_proj.weight", {kv_size, options.hidden}, 0.0f, deviation);
+  writer->Add(attention + "v_proj.weight", {kv_size, options.hidden}, 0.0f, deviation);
+  writer->Add(attention + "o_proj.weight", {options.hidden, q_size}, 0.0f, deviation);
+  if (options.architecture == "Qwen2ForCausalLM") {
+    writer->Add(attention + "q_proj.bias", {q_size}, 0.0f, deviation);
+    writer->Add(attention + "k_proj.bias", {kv_size}, 0.0f, deviation);
+    writer->Add(attention + "v_proj.bias", {kv_size}, 0.0f, deviation);
+  }
+  if (options.architecture == "Qwen3ForCausalLM") {
+    writer->Add(attention + "q_norm.weight", {head_dim}, 1.0f, 0.1f);
+    writer->Add(attention + "k_norm.weight", {head_dim}, 1.0f, 0.1f);
+  }
+  writer->Add(prefix + "post_attention_layernorm.weight", {options.hidden}, 1.0f, 0.1f);
+  writer->Add(prefix + "mlp.gate_proj.weight", {options.intermediate, options.hidden}, 0.0f,
+              deviation);
+  writer->Add(prefix + "mlp.up_proj.weight", {options.intermediate, options.hidden}, 0.0f,
+              deviation);
+  writer->Add(prefix + "mlp.down_proj.weight", {options.hidden, options.intermediate}, 0.0f,
+              deviation);
+}
+
+std::string Weights(const TinyModelOptions& options) {
+  SafetensorsWriter writer(options.dtype, options.seed);
+  writer.Add("model.embed_tokens.weight", {options.vocab, options.hidden}, 0.0f, 1.0f);
+  for (uint32_t index = 0; index < options.layers; ++index) AddLayer(options, index, &writer);
+  writer.Add("model.norm.weight", {options.hidden}, 1.0f, 0.1f);
+  if (!options.tied_embeddings) {
+    writer.Add("lm_head.weight", {options.vocab, options.hidden}, 0.0f, options.deviation);
+  }
+  return writer.Finish();
+}
+
+std::string Utf8(uint32_t code_point) {
+  if (code_point < 0x80) return std::string(1, static_cast<char>(code_point));
+  return {static_cast<char>(0xc0 | (code_point >> 6)),
+          static_cast<char>(0x80 | (code_point & 0x3f))};
+}
+
+// GPT-2's alphabet: printable bytes of Latin-1 stand for themselves, the others for U+0100 and up.
+Json ByteVocabulary() {
+  Json vocabulary = Json::object();
+  uint32_t next = 256;
+  for (uint32_t byte = 0; byte < 256; ++byte) {
+    const bool printable = (byte >= '!' && byte <= '~') || (byte >= 0xa1 && byte <= 0xac) ||
+                           (byte >= 0xae && byte <= 0xff);
+    vocabulary[Utf8(printable ? byte : next++)] = byte;
+  }
+  return vocabulary;
+}
+
+std::string Tokenizer() {
+  Json added = Json::array();
+  const char* const special[] = {"<|endoftext|>", "<|im_start|>", "<|im_end|>"};
+  for (int32_t i = 0; i < 3; ++i) {
+    added.push_back({{"id", kTinyModelEndOfText + i},
+                     {"content", special[i]},
+                     {"single_word", false},
+                     {"lstrip", false},
+                     {"rstrip", false},
+                     {"normalized", false},
+                     {"special", true}});
+  }
+  const Json byte_level = {{"type", "ByteLevel"},
+                           {"add_prefix_space", false},
+                           {"trim_offsets", true},
+                           {"use_regex", true}};
+  const Json tokenizer = {{"version", "1.0"},
+                          {"truncation", nullptr},
+                          {"padding", nullptr},
+                          {"added_tokens", added},
+                          {"normalizer", nullptr},
+                          {"pre_tokenizer", byte_level},
+                          {"post_processor", nullptr},
+                          {"decoder", byte_level},
+                          {"model",
+                           {{"type", "BPE"},
+                            {"dropout", nullptr},
+                            {"unk_token", nullptr},
+                            {"continuing_subword_prefix", nullptr},
+                            {"end_of_word_suffix", nullptr},
+                            {"fuse_unk", false},
+                            {"byte_fallback", false},
+                            {"ignore_merges", false},
+                            {"vocab", ByteVocabulary()},
+                            {"merges", Json::array()}}}};
+  return tokenizer.dump(1);
+}
+
+std::string TokenizerConfig() {
+  const Json config = {
+      {"tokenizer_class", "GPT2TokenizerFast"},
+      {"add_bos_token", false},
+      {"eos_token", "<|endoftext|>"},
+      {"chat_template",
+       "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + "
+       "message['content'] + '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}"
+       "{{ '<|im_start|>assistant\n' }}{% endif %}"}};
+  return config.dump(2);
+}
+
+absl::Status WriteFile(const std::string& path, const std::string& content) {
+  std::ofstream file(path, std::ios::binary | std::ios::trunc);
+  file.write(content.data(), static_cast<std::streamsize>(content.size()));
+  file.close();
+  if (!file) return absl::InternalError(absl::StrCat("cannot write ", path));
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status WriteTinyModel(const std::string& directory, const TinyModelOptions& options) {
+  if (options.tokenizer && options.vocab <= kTinyModelImEnd) {
+    return absl::InvalidArgumentError("the tokenizer needs a vocabulary of at least 259");
+  }
+  BATON_RETURN_IF_ERROR(WriteFile(directory + "/config.json", Config(options)));
+  const Json generation = options.tokenizer
+                              ? Json{{"eos_token_id", {kTinyModelEndOfText, kTinyModelImEnd}}}
+                              : Json::object();
+  BATON_RETURN_IF_ERROR(WriteFile(directory + "/generation_config.json", generation.dump(2)));
+  BATON_RETURN_IF_ERROR(WriteFile(directory + "/model.safetensors", Weights(options)));
+  if (!options.tokenizer) return absl::OkStatus();
+  BATON_RETURN_IF_ERROR(WriteFile(directory + "/tokenizer.json", Tokenizer()));
+  return WriteFile(directory + "/tokenizer_config.json", TokenizerConfig());
+}
+
+}  // namespace baton

@@ -1,0 +1,12 @@
+// What gRPC keeps per process: its log, health checking and reflection for every server.
+#ifndef BATON_COMMON_RPC_GRPC_SETUP_H_
+#define BATON_COMMON_RPC_GRPC_SETUP_H_
+
+namespace baton {
+
+// Before the first server or channel is made. Thread-safe; the first call acts.
+void SetUpGrpc();
+
+}  // namespace baton
+
+#endif  // BATON_COMMON_RPC_GRPC_SETUP_H_

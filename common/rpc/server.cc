@@ -1,0 +1,141 @@
+#include "common/rpc/server.h"
+
+#include <grpc/impl/codegen/grpc_types.h>
+#include <grpcpp/health_check_service_interface.h>
+#include <grpcpp/resource_quota.h>
+#include <grpcpp/security/server_credentials.h>
+#include <grpcpp/server.h>
+#include <grpcpp/server_builder.h>
+#include <netdb.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <limits>
+#include <utility>
+
+#include "absl/flags/flag.h"
+#include "absl/strings/str_cat.h"
+#include "common/base/check.h"
+#include "common/base/command_line.h"
+#include "common/base/status_macros.h"
+#include "common/rpc/grpc_setup.h"
+
+ABSL_FLAG(std::string, listen, "127.0.0.1:0",
+          "Where gRPC is served: host:port. Port 0 takes any free one, which is printed.");
+ABSL_FLAG(baton::ByteSize, message_limit, baton::ByteSize{64 << 20},
+          "The largest gRPC message accepted or sent.");
+
+namespace baton {
+namespace {
+
+int Milliseconds(Duration duration) {
+  return static_cast<int>(std::chrono::duration_cast<std::chrono::milliseconds>(duration).count());
+}
+
+// Why `address` cannot be bound: gRPC tells it to its log only.
+std::string BindFailure(const HostPort& address) {
+  addrinfo hints = {};
+  hints.ai_socktype = SOCK_STREAM;
+  hints.ai_flags = AI_PASSIVE;
+  addrinfo* found = nullptr;
+  const int error =
+      getaddrinfo(address.host.c_str(), absl::StrCat(address.port).c_str(), &hints, &found);
+  if (error != 0) return gai_strerror(error);
+  std::string reason = "the address is in use";
+  const int fd = socket(found->ai_family, found->ai_socktype, found->ai_protocol);
+  if (fd < 0 || bind(fd, found->ai_addr, found->ai_addrlen) != 0) reason = std::strerror(errno);
+  if (fd >= 0) close(fd);
+  freeaddrinfo(found);
+  return reason;
+}
+
+void Configure(const RpcServerOptions& options, grpc::ServerBuilder* builder) {
+  builder->SetMaxReceiveMessageSize(options.receive_message_bytes_max);
+  builder->SetMaxSendMessageSize(options.send_message_bytes_max);
+  builder->AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+  builder->AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, options.concurrent_streams_max);
+  builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, Milliseconds(options.keepalive_interval));
+  builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS,
+                              Milliseconds(options.keepalive_timeout));
+  // Clients may ping as often as we do; faster is abuse.
+  builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+  builder->AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 1000);
+  // The callback API runs on gRPC's own threads, half as many as cores; these bounds are for the
+  // synchronous reflection service.
+  builder->SetSyncServerOption(grpc::ServerBuilder::SyncServerOption::NUM_CQS, 1);
+  builder->SetSyncServerOption(grpc::ServerBuilder::SyncServerOption::MIN_POLLERS, 1);
+  builder->SetSyncServerOption(grpc::ServerBuilder::SyncServerOption::MAX_POLLERS, 1);
+  grpc::ResourceQuota quota("baton");
+  quota.SetMaxThreads(options.sync_threads_max);
+  builder->SetResourceQuota(quota);
+}
+
+}  // namespace
+
+int MessageBytesMaxFromFlags() {
+  const uint64_t bytes = absl::GetFlag(FLAGS_message_limit).bytes;
+  return static_cast<int>(std::min<uint64_t>(bytes, std::numeric_limits<int>::max()));
+}
+
+RpcServerOptions RpcServerOptionsFromFlags() {
+  RpcServerOptions options;
+  options.listen = absl::GetFlag(FLAGS_listen);
+  options.receive_message_bytes_max = MessageBytesMaxFromFlags();
+  options.send_message_bytes_max = MessageBytesMaxFromFlags();
+  return options;
+}
+
+absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(
+    const RpcServerOptions& options, const std::vector<grpc::Service*>& services) {
+  BATON_ASSIGN_OR_RETURN(HostPort address, ParseHostPort(options.listen));
+  SetUpGrpc();
+  grpc::ServerBuilder builder;
+  Configure(options, &builder);
+  int port = 0;
+  builder.AddListeningPort(options.listen, grpc::InsecureServerCredentials(), &port);
+  for (grpc::Service* service : services) builder.RegisterService(service);
+  std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
+  if (server == nullptr || port == 0) {
+    return absl::UnavailableError(
+        absl::StrCat("cannot listen on ", options.listen, ": ", BindFailure(address)));
+  }
+  BATON_CHECK(server->GetHealthCheckService() != nullptr);
+  server->GetHealthCheckService()->SetServingStatus(false);
+  address.port = static_cast<uint16_t>(port);
+  return std::unique_ptr<RpcServer>(
+      new RpcServer(std::move(server), FormatHostPort(address), port));
+}
+
+RpcServer::RpcServer(std::unique_ptr<grpc::Server> server, std::string address, int port)
+    : server_(std::move(server)), address_(std::move(address)), port_(port) {}
+
+RpcServer::~RpcServer() { Shutdown(Duration::zero()); }
+
+void RpcServer::SetServing(bool serving) {
+  absl::MutexLock lock(&mutex_);
+  if (!draining_) server_->GetHealthCheckService()->SetServingStatus(serving);
+}
+
+void RpcServer::BeginDrain() {
+  absl::MutexLock lock(&mutex_);
+  draining_ = true;
+  server_->GetHealthCheckService()->SetServingStatus(false);
+}
+
+bool RpcServer::draining() const {
+  absl::MutexLock lock(&mutex_);
+  return draining_;
+}
+
+void RpcServer::Shutdown(Duration grace) {
+  if (shut_down_) return;
+  shut_down_ = true;
+  BeginDrain();
+  server_->Shutdown(std::chrono::system_clock::now() + grace);
+  server_->Wait();
+}
+
+}  // namespace baton

@@ -1,0 +1,80 @@
+// A process's gRPC server: services over the callback API, grpc.health.v1 and reflection.
+//
+// Life: Start (health NOT_SERVING) -> SetServing(true) -> BeginDrain (NOT_SERVING for good) ->
+// Shutdown. Services outlive the server; the owner ends its streams between BeginDrain and
+// Shutdown. Thread-safe, except that Shutdown and destruction come from one thread.
+#ifndef BATON_COMMON_RPC_SERVER_H_
+#define BATON_COMMON_RPC_SERVER_H_
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "common/base/clock.h"
+
+namespace grpc {
+class Server;
+class Service;
+}  // namespace grpc
+
+namespace baton {
+
+struct RpcServerOptions {
+  std::string listen = "127.0.0.1:0";  // host:port; port 0 takes any free one.
+  int receive_message_bytes_max = 64 << 20;
+  int send_message_bytes_max = 64 << 20;
+  int concurrent_streams_max = 4096;  // Of one connection.
+  int sync_threads_max = 8;           // For reflection, the only synchronous service.
+  Duration keepalive_interval = std::chrono::seconds(10);
+  Duration keepalive_timeout = std::chrono::seconds(5);
+};
+
+// By the flags --listen and --message_limit.
+RpcServerOptions RpcServerOptionsFromFlags();
+// The value of --message_limit, for channels.
+int MessageBytesMaxFromFlags();
+
+class RpcServer {
+ public:
+  // `services` are borrowed until the server is destroyed. INVALID_ARGUMENT for a malformed
+  // address, UNAVAILABLE when it cannot be bound: a port is never shared with another server.
+  static absl::StatusOr<std::unique_ptr<RpcServer>> Start(
+      const RpcServerOptions& options, const std::vector<grpc::Service*>& services);
+  // As Shutdown(0).
+  ~RpcServer();
+  RpcServer(const RpcServer&) = delete;
+  RpcServer& operator=(const RpcServer&) = delete;
+
+  // host:port with the port that was bound.
+  const std::string& address() const { return address_; }
+  int port() const { return port_; }
+
+  // What health answers. Without effect once draining.
+  void SetServing(bool serving);
+  // Health says NOT_SERVING from now on. Calls go on, and new ones are still accepted: refusing
+  // them is the services' business.
+  void BeginDrain();
+  bool draining() const;
+
+  // Accepts no more calls, waits up to `grace` for those running, cancels the rest, and returns
+  // when all have ended. Idempotent.
+  void Shutdown(Duration grace);
+
+ private:
+  RpcServer(std::unique_ptr<grpc::Server> server, std::string address, int port);
+
+  const std::unique_ptr<grpc::Server> server_;
+  const std::string address_;
+  const int port_;
+  mutable absl::Mutex mutex_;
+  bool draining_ ABSL_GUARDED_BY(mutex_) = false;
+  bool shut_down_ = false;
+};
+
+}  // namespace baton
+
+#endif  // BATON_COMMON_RPC_SERVER_H_

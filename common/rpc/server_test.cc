@@ -1,0 +1,147 @@
+#include "common/rpc/server.h"
+
+#include <gmock/gmock.h>
+#include <grpcpp/client_context.h>
+#include <grpcpp/generic/generic_stub.h>
+#include <grpcpp/support/byte_buffer.h>
+#include <grpcpp/support/slice.h>
+#include <gtest/gtest.h>
+
+#include <string>
+
+#include "absl/synchronization/notification.h"
+#include "common/rpc/channel.h"
+#include "common/rpc/status_codec.h"
+#include "proto/worker.grpc.pb.h"
+
+namespace baton {
+namespace {
+
+using testing::HasSubstr;
+
+// A unary call by name, without generated code.
+absl::StatusOr<std::string> Call(const std::string& address, const std::string& method,
+                                 const std::string& request) {
+  grpc::GenericStub stub(CreateChannel(address));
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(30));
+  const grpc::Slice slice(request);
+  const grpc::ByteBuffer out(&slice, 1);
+  grpc::ByteBuffer in;
+  grpc::Status status;
+  absl::Notification done;
+  stub.UnaryCall(&context, method, grpc::StubOptions(), &out, &in, [&](grpc::Status answer) {
+    status = answer;
+    done.Notify();
+  });
+  done.WaitForNotification();
+  if (!status.ok()) return FromGrpcStatus(status);
+  grpc::Slice flat;
+  if (!in.DumpToSingleSlice(&flat).ok()) return absl::InternalError("no answer");
+  return std::string(reinterpret_cast<const char*>(flat.begin()), flat.size());
+}
+
+// grpc.health.v1: HealthCheckResponse{status: SERVING = 1, NOT_SERVING = 2} as it is on the wire.
+constexpr char kHealthCheck[] = "/grpc.health.v1.Health/Check";
+constexpr char kServing[] = "\x08\x01";
+constexpr char kNotServing[] = "\x08\x02";
+
+TEST(RpcServerTest, HealthFollowsServingAndDraining) {
+  auto server = RpcServer::Start({}, {});
+  ASSERT_TRUE(server.ok()) << server.status();
+  const std::string& address = (*server)->address();
+  EXPECT_EQ(*Call(address, kHealthCheck, ""), kNotServing);
+
+  (*server)->SetServing(true);
+  EXPECT_EQ(*Call(address, kHealthCheck, ""), kServing);
+
+  (*server)->BeginDrain();
+  EXPECT_EQ(*Call(address, kHealthCheck, ""), kNotServing);
+  (*server)->SetServing(true);
+  EXPECT_EQ(*Call(address, kHealthCheck, ""), kNotServing) << "a drain is for good";
+  EXPECT_TRUE((*server)->draining());
+
+  (*server)->Shutdown(Duration::zero());
+  EXPECT_EQ(Call(address, kHealthCheck, "").status().code(), absl::StatusCode::kUnavailable);
+}
+
+TEST(RpcServerTest, UsedPortIsOneClearError) {
+  auto first = RpcServer::Start({}, {});
+  ASSERT_TRUE(first.ok()) << first.status();
+  EXPECT_GT((*first)->port(), 0);
+  RpcServerOptions options;
+  options.listen = (*first)->address();
+
+  const auto second = RpcServer::Start(options, {});
+
+  EXPECT_EQ(second.status().code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(second.status().message(), HasSubstr((*first)->address()));
+  EXPECT_THAT(second.status().message(), HasSubstr("in use"));
+}
+
+TEST(RpcServerTest, BadAddressIsOneClearError) {
+  RpcServerOptions options;
+  options.listen = "8080";
+  EXPECT_EQ(RpcServer::Start(options, {}).status().code(), absl::StatusCode::kInvalidArgument);
+  options.listen = "203.0.113.7:0";
+  EXPECT_EQ(RpcServer::Start(options, {}).status().code(), absl::StatusCode::kUnavailable);
+}
+
+TEST(RpcServerTest, ReflectionIsThere) {
+  auto server = RpcServer::Start({}, {});
+  ASSERT_TRUE(server.ok()) << server.status();
+
+  // The method streams; a unary call of it with one list_services request (field 7) is answered
+  // once.
+  const auto answer =
+      Call((*server)->address(), "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+           "\x3a\x01*");
+
+  ASSERT_TRUE(answer.ok()) << answer.status();
+  EXPECT_THAT(*answer, HasSubstr("grpc.reflection.v1alpha.ServerReflection"));
+}
+
+// Accepts a stream and ends it only when it is cancelled.
+class EndlessWorker final : public v1::Worker::CallbackService {
+ public:
+  class Reactor final : public grpc::ServerBidiReactor<v1::Command, v1::Event> {
+   public:
+    Reactor() { StartSendInitialMetadata(); }
+    void OnCancel() override { Finish(grpc::Status::CANCELLED); }
+    void OnDone() override { delete this; }
+  };
+  grpc::ServerBidiReactor<v1::Command, v1::Event>* Session(grpc::CallbackServerContext*) override {
+    return new Reactor;
+  }
+};
+
+TEST(RpcServerTest, ShutdownCancelsWhatDoesNotEndInTime) {
+  EndlessWorker worker;
+  auto server = RpcServer::Start({}, {&worker});
+  ASSERT_TRUE(server.ok()) << server.status();
+  const auto stub = v1::Worker::NewStub(CreateChannel((*server)->address()));
+  grpc::ClientContext context;
+  const auto stream = stub->Session(&context);
+  stream->WaitForInitialMetadata();
+
+  (*server)->Shutdown(std::chrono::milliseconds(10));
+
+  v1::Event event;
+  EXPECT_FALSE(stream->Read(&event));
+  EXPECT_FALSE(stream->Finish().ok());
+}
+
+TEST(RpcServerTest, MessageOverTheLimitIsRefused) {
+  RpcServerOptions options;
+  options.receive_message_bytes_max = 100;
+  auto server = RpcServer::Start(options, {});
+  ASSERT_TRUE(server.ok()) << server.status();
+
+  const std::string request = "\x0a\x7f" + std::string(127, 'x');  // HealthCheckRequest.service
+
+  EXPECT_EQ(Call((*server)->address(), kHealthCheck, request).status().code(),
+            absl::StatusCode::kResourceExhausted);
+}
+
+}  // namespace
+}  // namespace baton

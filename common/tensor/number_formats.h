@@ -1,0 +1,50 @@
+// Conversions between float and the 16-bit formats, one number at a time. Pure functions.
+#ifndef BATON_COMMON_TENSOR_NUMBER_FORMATS_H_
+#define BATON_COMMON_TENSOR_NUMBER_FORMATS_H_
+
+#include <bit>
+#include <cstdint>
+
+namespace baton {
+
+// bfloat16 is the upper half of a float: exact.
+inline float Bf16ToF32(uint16_t bits) {
+  return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16);
+}
+
+// Rounds to nearest, ties to even; a NaN stays one.
+inline uint16_t F32ToBf16(float value) {
+  const uint32_t bits = std::bit_cast<uint32_t>(value);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>((bits >> 16) | 0x0040u);
+  return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+// IEEE 754 binary16: exact.
+inline float F16ToF32(uint16_t bits) {
+  const uint32_t sign = static_cast<uint32_t>(bits & 0x8000u) << 16;
+  const uint32_t rest = static_cast<uint32_t>(bits & 0x7fffu) << 13;
+  if ((bits & 0x7c00u) == 0x7c00u) return std::bit_cast<float>(sign | 0x7f800000u | rest);
+  // 2^112 moves the exponent's bias from 15 to 127, and makes subnormals normal.
+  const float magnitude = std::bit_cast<float>(rest) * 5192296858534827628530496329220096.0f;
+  return std::bit_cast<float>(sign | std::bit_cast<uint32_t>(magnitude));
+}
+
+// Rounds to nearest, ties to even; 65520 and above become infinity; a NaN stays one.
+inline uint16_t F32ToF16(float value) {
+  const uint32_t bits = std::bit_cast<uint32_t>(value);
+  const uint16_t sign = static_cast<uint16_t>((bits >> 16) & 0x8000u);
+  const uint32_t magnitude = bits & 0x7fffffffu;
+  if (magnitude > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u);
+  if (magnitude >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);
+  if (magnitude < 0x38800000u) {
+    // Below 2^-14: adding 1/2 leaves the subnormal's bits, rounded, at the bottom of the mantissa.
+    const float shifted = std::bit_cast<float>(magnitude) + 0.5f;
+    return static_cast<uint16_t>(sign | (std::bit_cast<uint32_t>(shifted) - 0x3f000000u));
+  }
+  const uint32_t rounded = magnitude - 0x38000000u + 0x0fffu + ((magnitude >> 13) & 1u);
+  return static_cast<uint16_t>(sign | (rounded >> 13));
+}
+
+}  // namespace baton
+
+#endif  // BATON_COMMON_TENSOR_NUMBER_FORMATS_H_

@@ -1,0 +1,82 @@
+#include "common/tokenizer/json_fields.h"
+
+#include <cstdint>
+#include <fstream>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/status_macros.h"
+
+namespace baton {
+namespace {
+
+absl::Status Malformed(const std::string& where, const char* key, const char* expected) {
+  return absl::InvalidArgumentError(absl::StrCat(where, ".", key, ": expected ", expected));
+}
+
+}  // namespace
+
+absl::StatusOr<std::string> ReadTextFile(const std::string& path, size_t bytes_max) {
+  std::ifstream file(path, std::ios::binary | std::ios::ate);
+  if (!file) return absl::NotFoundError(absl::StrCat(path, ": cannot be opened"));
+  const auto size = static_cast<int64_t>(file.tellg());
+  if (size < 0) return absl::InvalidArgumentError(absl::StrCat(path, ": is not a regular file"));
+  if (static_cast<uint64_t>(size) > bytes_max) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, ": ", size, " bytes, more than the limit of ", bytes_max));
+  }
+  std::string text(static_cast<size_t>(size), '\0');
+  file.seekg(0);
+  file.read(text.data(), static_cast<std::streamsize>(size));
+  if (!file) return absl::InvalidArgumentError(absl::StrCat(path, ": cannot be read"));
+  return text;
+}
+
+absl::StatusOr<Json> ReadJsonFile(const std::string& path, size_t bytes_max) {
+  BATON_ASSIGN_OR_RETURN(const std::string text, ReadTextFile(path, bytes_max));
+  try {
+    return Json::parse(text);
+  } catch (const Json::exception& error) {
+    return absl::InvalidArgumentError(absl::StrCat(path, ": ", error.what()));
+  }
+}
+
+const Json* FindField(const Json& object, const char* key) {
+  if (!object.is_object()) return nullptr;
+  const auto found = object.find(key);
+  if (found == object.end() || found->is_null()) return nullptr;
+  return &*found;
+}
+
+absl::StatusOr<std::string> StringField(const Json& object, const char* key,
+                                        const std::string& where) {
+  const Json* field = FindField(object, key);
+  if (field == nullptr || !field->is_string()) return Malformed(where, key, "a string");
+  return field->get<std::string>();
+}
+
+absl::StatusOr<bool> BoolField(const Json& object, const char* key, bool absent,
+                               const std::string& where) {
+  const Json* field = FindField(object, key);
+  if (field == nullptr) return absent;
+  if (!field->is_boolean()) return Malformed(where, key, "true or false");
+  return field->get<bool>();
+}
+
+absl::StatusOr<int> IntField(const Json& object, const char* key, int max,
+                             const std::string& where) {
+  const Json* field = FindField(object, key);
+  if (field == nullptr || !field->is_number_unsigned() ||
+      field->get<uint64_t>() > static_cast<uint64_t>(max)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(where, ".", key, ": expected a whole number up to ", max));
+  }
+  return field->get<int>();
+}
+
+absl::Status Unsupported(const std::string& where, const std::string& what) {
+  return absl::UnimplementedError(
+      absl::StrCat("tokenizer.json: ", where, ": ", what, " is not supported"));
+}
+
+}  // namespace baton

@@ -1,0 +1,237 @@
+#include "common/tokenizer/tokenizer.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/status_macros.h"
+#include "common/tokenizer/incremental_decoder.h"
+#include "common/tokenizer/utf8.h"
+
+namespace baton {
+namespace {
+
+constexpr int kDepthMax = 8;
+constexpr size_t kTemplateIdsMax = 64;
+
+}  // namespace
+
+// Working memory of one Encode call.
+struct Tokenizer::Words {
+  std::deque<std::string> storage;
+  std::vector<std::string_view> words;
+  BpeModel::Scratch scratch;
+};
+
+absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Load(const std::string& model_dir) {
+  BATON_ASSIGN_OR_RETURN(const Json tokenizer,
+                         ReadJsonFile(model_dir + "/tokenizer.json", kFileBytesMax));
+  absl::StatusOr<Json> config = ReadJsonFile(model_dir + "/tokenizer_config.json", kFileBytesMax);
+  if (absl::IsNotFound(config.status())) config = Json();
+  if (!config.ok()) return config.status();
+  absl::StatusOr<std::unique_ptr<Tokenizer>> loaded = Create(tokenizer, *config);
+  if (loaded.ok()) return loaded;
+  return absl::Status(loaded.status().code(),
+                      absl::StrCat(model_dir, ": ", loaded.status().message()));
+}
+
+absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Create(const Json& tokenizer,
+                                                             const Json& config) {
+  std::unique_ptr<Tokenizer> result(new Tokenizer());
+  BATON_ASSIGN_OR_RETURN(result->normalizer_,
+                         Normalizer::Create(FindField(tokenizer, "normalizer")));
+  BATON_ASSIGN_OR_RETURN(result->pre_tokenizer_,
+                         PreTokenizer::Create(FindField(tokenizer, "pre_tokenizer")));
+  const Json* model = FindField(tokenizer, "model");
+  if (model == nullptr) return absl::InvalidArgumentError("tokenizer.json: there is no model");
+  BATON_ASSIGN_OR_RETURN(result->model_,
+                         BpeModel::Create(*model, result->pre_tokenizer_->is_byte_level()));
+  BATON_ASSIGN_OR_RETURN(result->decoder_, TokenDecoder::Create(FindField(tokenizer, "decoder")));
+  result->model_->ForEachToken([&](TokenId id, const std::string& token) {
+    result->decoder_.SetToken(id, token, /*is_special=*/false);
+  });
+  BATON_RETURN_IF_ERROR(result->LoadAddedTokens(tokenizer));
+  if (const Json* spec = FindField(tokenizer, "post_processor")) {
+    BATON_RETURN_IF_ERROR(result->LoadPostProcessor(*spec, "post_processor", 0));
+  }
+  BATON_RETURN_IF_ERROR(result->LoadConfig(config));
+  return result;
+}
+
+absl::Status Tokenizer::LoadAddedTokens(const Json& spec) {
+  BATON_ASSIGN_OR_RETURN(const std::vector<AddedToken> tokens,
+                         ParseAddedTokens(FindField(spec, "added_tokens")));
+  for (const AddedToken& token : tokens) {
+    const std::optional<TokenId> in_vocabulary = model_->Find(token.content);
+    if (in_vocabulary.has_value() && *in_vocabulary != token.id) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("tokenizer.json: added token \"", token.content, "\" has id ", token.id,
+                       ", but the vocabulary gives it ", *in_vocabulary));
+    }
+    if (!in_vocabulary.has_value() && decoder_.Has(token.id)) {
+      return absl::InvalidArgumentError(absl::StrCat("tokenizer.json: added token \"",
+                                                     token.content, "\" has id ", token.id,
+                                                     ", which belongs to another token"));
+    }
+    if (!added_ids_.emplace(token.content, token.id).second) continue;
+    decoder_.SetToken(token.id, token.content, token.is_special);
+    if (!token.is_normalized) {
+      raw_tokens_.Add(token.content, token);
+      continue;
+    }
+    BATON_ASSIGN_OR_RETURN(const std::string pattern, normalizer_->Apply(token.content));
+    if (!pattern.empty()) normalized_tokens_.Add(pattern, token);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Tokenizer::LoadPostProcessor(const Json& spec, const std::string& where, int depth) {
+  BATON_ASSIGN_OR_RETURN(const std::string type, StringField(spec, "type", where));
+  if (depth > kDepthMax) return Unsupported(where, "so deep a sequence");
+  if (type == "ByteLevel") return absl::OkStatus();  // It moves offsets, not ids.
+  if (type == "TemplateProcessing") return LoadTemplate(spec, where);
+  if (type == "Sequence") {
+    const Json* parts = FindField(spec, "processors");
+    if (parts == nullptr || !parts->is_array()) {
+      return absl::InvalidArgumentError(absl::StrCat(where, ".processors: expected a list"));
+    }
+    for (size_t i = 0; i < parts->size(); ++i) {
+      BATON_RETURN_IF_ERROR(
+          LoadPostProcessor((*parts)[i], absl::StrCat(where, ".processors[", i, "]"), depth + 1));
+    }
+    return absl::OkStatus();
+  }
+  return Unsupported(where, absl::StrCat("type \"", type, "\""));
+}
+
+absl::Status Tokenizer::LoadTemplate(const Json& spec, const std::string& where) {
+  const Json* single = FindField(spec, "single");
+  const Json* special = FindField(spec, "special_tokens");
+  if (single == nullptr || !single->is_array()) {
+    return Unsupported(where + ".single", "anything but a list");
+  }
+  std::vector<TokenId> before;
+  std::vector<TokenId> after;
+  int sequence_count = 0;
+  for (const Json& piece : *single) {
+    if (FindField(piece, "Sequence") != nullptr) {
+      ++sequence_count;
+      continue;
+    }
+    const Json* token = FindField(piece, "SpecialToken");
+    BATON_ASSIGN_OR_RETURN(
+        const std::string name,
+        StringField(token != nullptr ? *token : Json(), "id", where + ".single: SpecialToken"));
+    const Json* entry = special != nullptr ? FindField(*special, name.c_str()) : nullptr;
+    const Json* ids = entry != nullptr ? FindField(*entry, "ids") : nullptr;
+    if (ids == nullptr || !ids->is_array() || ids->size() > kTemplateIdsMax) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "tokenizer.json: ", where, ": special token \"", name, "\" has no list of ids"));
+    }
+    std::vector<TokenId>& side = sequence_count == 0 ? before : after;
+    for (const Json& id : *ids) {
+      if (!id.is_number_unsigned() || id.get<uint64_t>() >= decoder_.size()) {
+        return absl::InvalidArgumentError(absl::StrCat(
+            "tokenizer.json: ", where, ": special token \"", name, "\" has an unknown id"));
+      }
+      side.push_back(id.get<TokenId>());
+    }
+  }
+  if (sequence_count != 1 || prefix_.size() + before.size() > kTemplateIdsMax ||
+      suffix_.size() + after.size() > kTemplateIdsMax) {
+    return Unsupported(where + ".single", "a template that has not the text once");
+  }
+  prefix_.insert(prefix_.begin(), before.begin(), before.end());
+  suffix_.insert(suffix_.end(), after.begin(), after.end());
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::optional<TokenId>> Tokenizer::NamedToken(const Json& config,
+                                                             const char* key) const {
+  const Json* field = FindField(config, key);
+  if (field == nullptr) return std::nullopt;
+  std::string content;
+  if (field->is_string()) {
+    content = field->get<std::string>();
+  } else {
+    BATON_ASSIGN_OR_RETURN(
+        content, StringField(*field, "content", absl::StrCat("tokenizer_config.json: ", key)));
+  }
+  const std::optional<TokenId> id = Find(content);
+  if (!id.has_value()) {
+    return absl::InvalidArgumentError(absl::StrCat("tokenizer_config.json: ", key, " \"", content,
+                                                   "\" is not in the vocabulary"));
+  }
+  return id;
+}
+
+absl::Status Tokenizer::LoadConfig(const Json& config) {
+  BATON_ASSIGN_OR_RETURN(bos_id_, NamedToken(config, "bos_token"));
+  BATON_ASSIGN_OR_RETURN(eos_id_, NamedToken(config, "eos_token"));
+  BATON_ASSIGN_OR_RETURN(cleans_up_spaces_, BoolField(config, "clean_up_tokenization_spaces", false,
+                                                      "tokenizer_config.json"));
+  return absl::OkStatus();
+}
+
+std::optional<TokenId> Tokenizer::Find(const std::string& token) const {
+  const auto added = added_ids_.find(token);
+  if (added != added_ids_.end()) return added->second;
+  return model_->Find(token);
+}
+
+std::string Tokenizer::TokenBytes(TokenId id) const {
+  return decoder_.Has(id) ? decoder_.Piece(id) : "";
+}
+
+absl::StatusOr<std::vector<TokenId>> Tokenizer::Encode(const std::string& text,
+                                                       bool add_special_tokens) const {
+  if (text.size() > kTextBytesMax) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("text: ", text.size(), " bytes, more than ", kTextBytesMax));
+  }
+  if (const size_t valid = ValidUtf8Prefix(text); valid < text.size()) {
+    return absl::InvalidArgumentError(absl::StrCat("text: not UTF-8 at byte ", valid));
+  }
+  std::vector<TokenId> ids;
+  if (add_special_tokens) ids = prefix_;
+  Words words;
+  for (const AddedTokenMatcher::Part& part : raw_tokens_.Split(text)) {
+    if (part.token != nullptr) {
+      ids.push_back(part.token->id);
+      continue;
+    }
+    const bool is_at_start = part.text.data() == text.data();
+    BATON_RETURN_IF_ERROR(EncodeText(part.text, is_at_start, &words, &ids));
+  }
+  if (add_special_tokens) ids.insert(ids.end(), suffix_.begin(), suffix_.end());
+  return ids;
+}
+
+absl::Status Tokenizer::EncodeText(std::string_view text, bool is_at_start, Words* words,
+                                   std::vector<TokenId>* ids) const {
+  BATON_ASSIGN_OR_RETURN(const std::string normalized, normalizer_->Apply(std::string(text)));
+  for (const AddedTokenMatcher::Part& part : normalized_tokens_.Split(normalized)) {
+    if (part.token != nullptr) {
+      ids->push_back(part.token->id);
+      continue;
+    }
+    words->words.clear();
+    words->storage.clear();
+    const PreTokenizer::Piece piece = {part.text,
+                                       is_at_start && part.text.data() == normalized.data()};
+    BATON_RETURN_IF_ERROR(pre_tokenizer_->Split(piece, &words->storage, &words->words));
+    for (const std::string_view word : words->words) {
+      BATON_RETURN_IF_ERROR(model_->Encode(word, &words->scratch, ids));
+    }
+  }
+  return absl::OkStatus();
+}
+
+std::string Tokenizer::Decode(std::span<const TokenId> ids, bool skip_special_tokens) const {
+  IncrementalDecoder decoder(this, {.skip_special_tokens = skip_special_tokens});
+  std::string text;
+  for (const TokenId id : ids) text += decoder.Push(id);
+  text += decoder.Flush();
+  return text;
+}
+
+}  // namespace baton

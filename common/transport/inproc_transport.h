@@ -1,0 +1,51 @@
+// A transport between objects of one process and one thread: for tests and simulation.
+//
+// Deterministic: what happens depends only on the calls and on the DeliveryPolicy. Time is counted
+// in steps; every Poll() of any transport of the network is one.
+#ifndef BATON_COMMON_TRANSPORT_INPROC_TRANSPORT_H_
+#define BATON_COMMON_TRANSPORT_INPROC_TRANSPORT_H_
+
+#include <cstdint>
+#include <limits>
+#include <map>
+#include <memory>
+#include <string>
+
+#include "common/transport/transport.h"
+
+namespace baton {
+
+inline constexpr uint64_t kNeverDelivered = std::numeric_limits<uint64_t>::max();
+
+// How long each stage of a message takes, in steps; 0 is the receiver's next Poll(), in the order
+// of sending. kNeverDelivered: not before the connection ends.
+class DeliveryPolicy {
+ public:
+  virtual ~DeliveryPolicy() = default;
+  virtual uint64_t HeaderDelay(const std::string& from, const std::string& to) = 0;
+  // The payload's first half is written when it is posted, the rest after this delay.
+  virtual uint64_t PayloadDelay(const std::string& from, const std::string& to) = 0;
+  // True: the connection breaks instead of taking this message.
+  virtual bool Breaks(const std::string& from, const std::string& to) = 0;
+};
+
+class InprocNetwork {
+ public:
+  // Everything at once and in order.
+  InprocNetwork();
+  explicit InprocNetwork(std::unique_ptr<DeliveryPolicy> policy);
+  // REQUIRES: its transports are gone.
+  ~InprocNetwork();
+
+  // `name` is the transport's address. REQUIRES: not in use now.
+  std::unique_ptr<Transport> Open(const std::string& name);
+
+ private:
+  friend class InprocTransport;
+  class State;
+  const std::unique_ptr<State> state_;
+};
+
+}  // namespace baton
+
+#endif  // BATON_COMMON_TRANSPORT_INPROC_TRANSPORT_H_

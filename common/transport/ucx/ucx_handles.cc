@@ -1,0 +1,142 @@
+#include "common/transport/ucx/ucx_handles.h"
+
+#include <ucs/config/global_opts.h>
+
+#include <cstdlib>
+
+#include "absl/memory/memory.h"
+#include "absl/strings/str_cat.h"
+#include "common/base/status_macros.h"
+#include "common/transport/transport.h"
+
+namespace baton {
+namespace {
+
+// A lost peer is an event that the callers report, not a page of messages.
+void QuietUcxLog() {
+  if (std::getenv("UCX_LOG_LEVEL") == nullptr) ucs_global_opts_set_value("LOG_LEVEL", "fatal");
+}
+
+// What Baton wants otherwise than UCX's defaults. What the environment says (UCX_<name>) goes
+// first.
+struct Setting {
+  const char* name;
+  const char* value;
+};
+constexpr Setting kSettings[] = {
+    // Over TCP, UCX 1.13 completes a zero-copy fragment twice when the peer dies under it, which is
+    // an
+    // assertion failure in Debian's build: a dying peer would take this process with it. So
+    // fragments
+    // of active messages are copied into segments, made large enough to cost few system calls.
+    {"ZCOPY_THRESH", "inf"},
+    {"TCP_TX_SEG_SIZE", "256k"},
+    {"TCP_RX_SEG_SIZE", "256k"},
+    // How soon an idle connection notices that its peer is gone; 20 s by default.
+    {"KEEPALIVE_INTERVAL", "1s"},
+};
+
+absl::Status ApplySettings(ucp_config_t* config) {
+  for (const Setting& setting : kSettings) {
+    if (std::getenv(absl::StrCat("UCX_", setting.name).c_str()) != nullptr) continue;
+    BATON_RETURN_IF_ERROR(UcxStatus(ucp_config_modify(config, setting.name, setting.value),
+                                    absl::StrCat("setting UCX_", setting.name)));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status UcxStatus(ucs_status_t status, const std::string& what) {
+  if (status == UCS_OK) return absl::OkStatus();
+  const std::string message = absl::StrCat(what, ": ", ucs_status_string(status));
+  if (status == UCS_ERR_CANCELED) return absl::CancelledError(message);
+  if (status == UCS_ERR_INVALID_PARAM || status == UCS_ERR_INVALID_ADDR) {
+    return absl::InvalidArgumentError(message);
+  }
+  if (status == UCS_ERR_NO_MEMORY) return absl::ResourceExhaustedError(message);
+  return absl::UnavailableError(message);
+}
+
+absl::StatusOr<std::unique_ptr<UcxWorker>> UcxWorker::Create() {
+  QuietUcxLog();
+  auto worker = absl::WrapUnique(new UcxWorker);
+  BATON_RETURN_IF_ERROR(worker->Init());
+  return worker;
+}
+
+absl::Status UcxWorker::Init() {
+  ucp_config_t* config = nullptr;
+  BATON_RETURN_IF_ERROR(
+      UcxStatus(ucp_config_read(nullptr, nullptr, &config), "reading the UCX configuration"));
+  if (absl::Status set = ApplySettings(config); !set.ok()) {
+    ucp_config_release(config);
+    return set;
+  }
+  ucp_params_t params = {};
+  params.field_mask = UCP_PARAM_FIELD_FEATURES | UCP_PARAM_FIELD_NAME;
+  params.features = UCP_FEATURE_AM | UCP_FEATURE_WAKEUP;
+  params.name = "baton";
+  const ucs_status_t status = ucp_init(&params, config, &context_);
+  ucp_config_release(config);
+  if (status != UCS_OK) context_ = nullptr;
+  BATON_RETURN_IF_ERROR(UcxStatus(status, "starting UCX"));
+
+  ucp_worker_params_t worker_params = {};
+  worker_params.field_mask = UCP_WORKER_PARAM_FIELD_THREAD_MODE;
+  worker_params.thread_mode = UCS_THREAD_MODE_SERIALIZED;
+  const ucs_status_t created = ucp_worker_create(context_, &worker_params, &worker_);
+  if (created != UCS_OK) worker_ = nullptr;
+  BATON_RETURN_IF_ERROR(UcxStatus(created, "creating the UCX worker"));
+  BATON_RETURN_IF_ERROR(
+      UcxStatus(ucp_worker_get_efd(worker_, &event_fd_), "asking for the UCX event descriptor"));
+
+  ucp_worker_attr_t attributes = {};
+  attributes.field_mask = UCP_WORKER_ATTR_FIELD_MAX_AM_HEADER;
+  BATON_RETURN_IF_ERROR(
+      UcxStatus(ucp_worker_query(worker_, &attributes), "querying the UCX worker"));
+  // One byte more: the message type.
+  if (attributes.max_am_header < Transport::kHeaderBytesMax + 1) {
+    return absl::UnavailableError(absl::StrCat("UCX takes message headers of ",
+                                               attributes.max_am_header, " bytes, ",
+                                               Transport::kHeaderBytesMax + 1, " are needed"));
+  }
+  ucp_address_t* address = nullptr;
+  size_t bytes = 0;
+  BATON_RETURN_IF_ERROR(UcxStatus(ucp_worker_get_address(worker_, &address, &bytes),
+                                  "asking for the UCX worker address"));
+  address_.assign(reinterpret_cast<const char*>(address), bytes);
+  ucp_worker_release_address(worker_, address);
+  return absl::OkStatus();
+}
+
+UcxWorker::~UcxWorker() {
+  if (worker_ != nullptr) ucp_worker_destroy(worker_);
+  if (context_ != nullptr) ucp_cleanup(context_);
+}
+
+absl::StatusOr<UcxEndpoint> UcxEndpoint::Create(const UcxWorker& worker, const std::string& address,
+                                                ucp_err_handler_cb_t failed, void* argument) {
+  ucp_ep_params_t params = {};
+  params.field_mask = UCP_EP_PARAM_FIELD_REMOTE_ADDRESS | UCP_EP_PARAM_FIELD_ERR_HANDLING_MODE |
+                      UCP_EP_PARAM_FIELD_ERR_HANDLER;
+  params.address = reinterpret_cast<const ucp_address_t*>(address.data());
+  params.err_mode = UCP_ERR_HANDLING_MODE_PEER;
+  params.err_handler = {failed, argument};
+  ucp_ep_h endpoint = nullptr;
+  BATON_RETURN_IF_ERROR(
+      UcxStatus(ucp_ep_create(worker.get(), &params, &endpoint), "connecting to a peer"));
+  return UcxEndpoint(worker.get(), endpoint);
+}
+
+UcxEndpoint::~UcxEndpoint() {
+  if (endpoint_ == nullptr) return;
+  ucp_request_param_t param = {};
+  param.op_attr_mask = UCP_OP_ATTR_FIELD_FLAGS;
+  param.flags = UCP_EP_CLOSE_FLAG_FORCE;
+  const ucs_status_ptr_t request = ucp_ep_close_nbx(endpoint_, &param);
+  // A forced close is over at once; if UCX keeps a request all the same, it frees that by itself.
+  if (UCS_PTR_IS_PTR(request)) ucp_request_free(request);
+}
+
+}  // namespace baton

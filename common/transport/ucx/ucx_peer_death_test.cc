@@ -1,0 +1,178 @@
+// What UCX does to us when another process dies or stops: each operation still ends once.
+//
+// The other process is this program again, run as the disabled test below; it takes every message
+// and answers it with one as large, until it is killed.
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <poll.h>
+#include <signal.h>
+#include <spawn.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "common/transport/polling.h"
+#include "common/transport/ucx/ucx_transport.h"
+
+namespace baton {
+namespace {
+
+constexpr MessageType kType = 1;
+constexpr char kPipeVariable[] = "BATON_UCX_PEER_PIPE";
+
+using Bytes = std::vector<std::byte>;
+
+TEST(UcxPeerProcess, DISABLED_ServesUntilKilled) {
+  const char* pipe_text = std::getenv(kPipeVariable);
+  if (pipe_text == nullptr) GTEST_SKIP() << "only as a child of UcxPeerDeathTest";
+  prctl(PR_SET_PDEATHSIG, SIGKILL);
+  const auto transport = OpenUcxTransport({}).value();
+  const Bytes answer(size_t{1} << 20, std::byte{0x77});
+  transport->OnMessage(kType, [&](const IncomingMessage& message) -> std::optional<Landing> {
+    transport->Send(message.from, kType, {}, {answer}, [](const absl::Status&) {});
+    auto bytes = std::make_shared<Bytes>(message.payload_bytes);
+    return Landing{{MutableSpan(*bytes)}, [bytes](const absl::Status&) {}};
+  });
+  const int pipe = std::atoi(pipe_text);
+  const std::string& address = transport->address();
+  const uint32_t size = static_cast<uint32_t>(address.size());
+  ASSERT_EQ(write(pipe, &size, sizeof(size)), static_cast<ssize_t>(sizeof(size)));
+  ASSERT_EQ(write(pipe, address.data(), size), static_cast<ssize_t>(size));
+  PollUntil(
+      {transport.get()}, [] { return false; }, std::chrono::seconds(100));
+}
+
+class PeerProcess {
+ public:
+  PeerProcess() {
+    int ends[2];
+    EXPECT_EQ(pipe(ends), 0);
+    fcntl(ends[0], F_SETFD, FD_CLOEXEC);
+    std::string program = "/proc/self/exe";
+    std::string filter = "--gtest_filter=UcxPeerProcess.DISABLED_ServesUntilKilled";
+    std::string disabled = "--gtest_also_run_disabled_tests";
+    char* arguments[] = {program.data(), filter.data(), disabled.data(), nullptr};
+    setenv(kPipeVariable, std::to_string(ends[1]).c_str(), 1);
+    posix_spawn_file_actions_t actions;
+    posix_spawn_file_actions_init(&actions);
+    posix_spawn_file_actions_addopen(&actions, STDOUT_FILENO, "/dev/null", O_WRONLY, 0);
+    EXPECT_EQ(posix_spawn(&pid_, program.c_str(), &actions, nullptr, arguments, environ), 0);
+    posix_spawn_file_actions_destroy(&actions);
+    unsetenv(kPipeVariable);
+    close(ends[1]);
+    uint32_t size = 0;
+    EXPECT_EQ(read(ends[0], &size, sizeof(size)), static_cast<ssize_t>(sizeof(size)));
+    address_.resize(size);
+    EXPECT_EQ(read(ends[0], address_.data(), size), static_cast<ssize_t>(size));
+    close(ends[0]);
+  }
+  ~PeerProcess() { Kill(); }
+
+  const std::string& address() const { return address_; }
+  void Stop() const { kill(pid_, SIGSTOP); }
+  void Continue() const { kill(pid_, SIGCONT); }
+  void Kill() {
+    if (pid_ <= 0) return;
+    kill(pid_, SIGKILL);
+    waitpid(pid_, nullptr, 0);
+    pid_ = 0;
+  }
+
+ private:
+  pid_t pid_ = 0;
+  std::string address_;
+};
+
+class UcxPeerDeathTest : public testing::Test {
+ protected:
+  UcxPeerDeathTest() : transport_(OpenUcxTransport({}).value()) {
+    transport_->OnMessage(kType, [this](const IncomingMessage& message) -> std::optional<Landing> {
+      if (refuse_) return std::nullopt;
+      ++posted_;
+      from_ = message.from;
+      auto bytes = std::make_shared<Bytes>(message.payload_bytes);
+      received_.push_back(bytes);
+      return Landing{{MutableSpan(*bytes)},
+                     [this, bytes](const absl::Status& status) { landed_.push_back(status); }};
+    });
+    transport_->OnPeerLost([this](PeerId, const absl::Status&) { ++lost_; });
+  }
+
+  void Send(PeerId peer) {
+    ++sent_;
+    transport_->Send(peer, kType, {}, {payload_},
+                     [this](const absl::Status& status) { done_.push_back(status); });
+  }
+  bool Until(const std::function<bool()>& happened) {
+    return PollUntil({transport_.get()}, happened);
+  }
+
+  const Bytes payload_ = Bytes(size_t{1} << 20, std::byte{0x11});
+  std::unique_ptr<Transport> transport_;
+  bool refuse_ = false;
+  size_t sent_ = 0, posted_ = 0;
+  int lost_ = 0;
+  PeerId from_{};
+  std::vector<std::shared_ptr<Bytes>> received_;
+  std::vector<absl::Status> done_, landed_;
+};
+
+TEST_F(UcxPeerDeathTest, EverySendAndReceiveEndsOnceWhenThePeerIsKilled) {
+  PeerProcess healthy;
+  for (int round = 0; round < 4; ++round) {
+    SCOPED_TRACE(round);
+    PeerProcess doomed;
+    const PeerId peer = transport_->Connect(doomed.address()).value();
+    lost_ = 0;
+    Send(peer);
+    ASSERT_TRUE(Until([&] { return posted_ > 0; }));
+    for (int i = 0; i < 64; ++i) Send(peer);
+    const size_t some = landed_.size() + static_cast<size_t>(round) * 3;
+    ASSERT_TRUE(Until([&] { return landed_.size() >= some; }));
+
+    doomed.Kill();
+
+    ASSERT_TRUE(Until([&] {
+      return done_.size() == sent_ && lost_ == 1 && landed_.size() == posted_;
+    })) << done_.size()
+        << " of " << sent_ << " sends, " << landed_.size() << " of " << posted_;
+    const size_t before = landed_.size();
+    const PeerId other = transport_->Connect(healthy.address()).value();
+    Send(other);
+    ASSERT_TRUE(Until([&] { return landed_.size() == before + 1 && done_.size() == sent_; }));
+    EXPECT_TRUE(landed_.back().ok());
+  }
+}
+
+TEST_F(UcxPeerDeathTest, AStoppedPeersReceivesEndByForceAndNothingLandsWhenItWakes) {
+  PeerProcess hanging;
+  const PeerId peer = transport_->Connect(hanging.address()).value();
+  Send(peer);
+  ASSERT_TRUE(Until([&] { return landed_.size() == 1; }));
+  for (int i = 0; i < 32; ++i) Send(peer);
+  ASSERT_TRUE(Until([&] { return posted_ >= 4; }));
+
+  hanging.Stop();
+  transport_->ForceClose(from_);
+
+  ASSERT_TRUE(
+      Until([&] { return done_.size() == sent_ && landed_.size() == posted_ && lost_ == 1; }));
+  for (const auto& bytes : received_) std::fill(bytes->begin(), bytes->end(), std::byte{0x5a});
+  const size_t count = received_.size();
+  hanging.Continue();
+  refuse_ = true;
+  ASSERT_FALSE(PollUntil(
+      {transport_.get()}, [] { return false; }, std::chrono::milliseconds(300)));
+  EXPECT_EQ(landed_.size(), posted_);
+  for (size_t i = 0; i < count; ++i) {
+    EXPECT_EQ(*received_[i], Bytes(received_[i]->size(), std::byte{0x5a}));
+  }
+}
+
+}  // namespace
+}  // namespace baton

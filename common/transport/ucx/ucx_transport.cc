@@ -1,0 +1,510 @@
+#include "common/transport/ucx/ucx_transport.h"
+
+#include <ucp/api/ucp.h>
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <deque>
+#include <map>
+#include <unordered_map>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/check.h"
+#include "common/base/status_macros.h"
+#include "common/transport/ucx/ucx_handles.h"
+#include "common/transport/ucx/ucx_wire.h"
+
+namespace baton {
+namespace {
+
+// UCX's ids of active messages.
+constexpr unsigned kGreetingId = 0;
+constexpr unsigned kMessageId = 1;
+// One Poll() makes UCX progress at most so often before it runs callbacks.
+constexpr int kProgressMax = 64;
+// After a broken connection the two ends may have counted connections differently; see Adopt().
+constexpr int kAdoptTriesMax = 8;
+// Bounds the wait for completions when the transport is destroyed.
+constexpr int kFinalProgressMax = 1 << 20;
+
+class UcxTransport final : public Transport {
+ public:
+  UcxTransport(const UcxTransportOptions& options, std::unique_ptr<UcxWorker> worker)
+      : options_(options),
+        worker_(std::move(worker)),
+        address_(EncodeUcxAddress(worker_->address())),
+        identity_(DecodeUcxAddress(address_).value().identity) {}
+  ~UcxTransport() override;
+
+  absl::Status TakeMessages();
+
+  const std::string& address() const override { return address_; }
+  const std::string& name() const override { return name_; }
+  void OnMessage(MessageType type, Accept accept) override { accepts_[type] = std::move(accept); }
+  void OnPeerLost(PeerLost lost) override { lost_ = std::move(lost); }
+  absl::StatusOr<PeerId> Connect(const std::string& address) override;
+  void Send(PeerId peer, MessageType type, ConstSpan header, std::vector<ConstSpan> payload,
+            Done done) override;
+  void ForceClose(PeerId peer) override {
+    Lose(peer, absl::CancelledError("the connection was closed by force"));
+  }
+  bool Poll() override;
+  int event_fd() const override { return worker_->event_fd(); }
+  bool Arm() override;
+
+ private:
+  // A send or a posted receive under way; UCX reads its members until it completes.
+  struct Operation {
+    UcxTransport* owner = nullptr;
+    std::vector<ucp_dt_iov_t> iov;
+    std::string header;
+    Done done;
+    ucs_status_t status = UCS_OK;
+  };
+  struct WaitingSend {
+    std::string header;
+    std::vector<ConstSpan> payload;
+    Done done;
+  };
+  struct Peer {
+    UcxEndpoint endpoint;
+    std::string address;
+    bool open = false;   // The greeting is over.
+    bool named = false;  // The layer above knows the peer.
+    std::deque<WaitingSend> waiting;
+  };
+  // A message that UCX has delivered and Poll() has yet to look at.
+  struct Arrival {
+    unsigned id = 0;
+    ucp_ep_h endpoint = nullptr;  // Only compared: it may be gone.
+    std::string header;
+    void* held = nullptr;  // UCX's descriptor of the payload.
+    bool rendezvous = false;
+    std::vector<std::byte> copied;  // The payload, if UCX would not hold it.
+    size_t payload_bytes = 0;
+  };
+
+  static ucs_status_t OnArrival(unsigned id, void* argument, const void* header,
+                                size_t header_bytes, void* data, size_t bytes,
+                                const ucp_am_recv_param_t* param);
+  static ucs_status_t OnGreetingArrival(void* argument, const void* header, size_t header_bytes,
+                                        void* data, size_t bytes,
+                                        const ucp_am_recv_param_t* param) {
+    return OnArrival(kGreetingId, argument, header, header_bytes, data, bytes, param);
+  }
+  static ucs_status_t OnMessageArrival(void* argument, const void* header, size_t header_bytes,
+                                       void* data, size_t bytes, const ucp_am_recv_param_t* param) {
+    return OnArrival(kMessageId, argument, header, header_bytes, data, bytes, param);
+  }
+  static void OnSent(void* request, ucs_status_t status, void* operation) {
+    OnCompleted(request, status, operation);
+  }
+  static void OnReceived(void* request, ucs_status_t status, size_t /*bytes*/, void* operation) {
+    OnCompleted(request, status, operation);
+  }
+  static void OnCompleted(void* request, ucs_status_t status, void* argument);
+  static void OnFailed(void* argument, ucp_ep_h endpoint, ucs_status_t status);
+
+  PeerId AddPeer(UcxEndpoint endpoint, const std::string& address);
+  Peer* Find(PeerId peer);
+  void Lose(PeerId peer, const absl::Status& status);
+  void Greet(const Peer& peer, Greeting::Kind kind);
+  void Submit(const Peer& peer, unsigned id, WaitingSend send);
+  void Opened(PeerId peer);
+  Operation* NewOperation(Done done);
+  void Later(std::function<void()> callback) { callbacks_.push_back(std::move(callback)); }
+
+  bool RunDue();
+  void Complete(Operation* operation);
+  void TakeGreeting(const Arrival& arrival);
+  PeerId Adopt(ucp_ep_h endpoint, const UcxAddress& from, const std::string& address);
+  void TakeMessage(const Arrival& arrival);
+  void Post(const Arrival& arrival, Landing landing);
+  void Release(const Arrival& arrival);
+
+  const UcxTransportOptions options_;
+  std::unique_ptr<UcxWorker> worker_;
+  const std::string address_;
+  const uint64_t identity_;
+  const std::string name_ = "ucx";
+
+  std::array<Accept, 256> accepts_;  // By message type.
+  PeerLost lost_;
+  uint64_t last_peer_ = 0;
+  std::map<PeerId, Peer> peers_;
+  std::unordered_map<ucp_ep_h, PeerId> by_endpoint_;
+  std::unordered_map<std::string, PeerId> by_address_;
+  std::unordered_map<Operation*, std::unique_ptr<Operation>> operations_;
+
+  // Filled from inside UCX, emptied by Poll().
+  std::vector<Arrival> arrivals_;
+  std::vector<Operation*> completed_;
+  std::vector<std::pair<PeerId, ucs_status_t>> failed_;
+  std::vector<std::function<void()>> callbacks_;
+};
+
+UcxTransport::~UcxTransport() {
+  lost_ = nullptr;
+  const absl::Status closing = absl::CancelledError("the transport is closing");
+  while (!peers_.empty()) Lose(peers_.begin()->first, closing);
+  accepts_ = {};
+  for (int i = 0; i < kFinalProgressMax && !operations_.empty(); ++i) Poll();
+  for (const Arrival& arrival : std::exchange(arrivals_, {})) Release(arrival);
+  worker_.reset();
+  // UCX reads and writes nothing any more for what it has not completed so far.
+  for (auto& [unused, operation] : std::exchange(operations_, {})) operation->done(closing);
+  for (const std::function<void()>& callback : std::exchange(callbacks_, {})) callback();
+}
+
+absl::Status UcxTransport::TakeMessages() {
+  for (const unsigned id : {kGreetingId, kMessageId}) {
+    ucp_am_handler_param_t param = {};
+    param.field_mask = UCP_AM_HANDLER_PARAM_FIELD_ID | UCP_AM_HANDLER_PARAM_FIELD_FLAGS |
+                       UCP_AM_HANDLER_PARAM_FIELD_CB | UCP_AM_HANDLER_PARAM_FIELD_ARG;
+    param.id = id;
+    param.flags = UCP_AM_FLAG_WHOLE_MSG | UCP_AM_FLAG_PERSISTENT_DATA;
+    param.cb = id == kGreetingId ? OnGreetingArrival : OnMessageArrival;
+    param.arg = this;
+    BATON_RETURN_IF_ERROR(UcxStatus(ucp_worker_set_am_recv_handler(worker_->get(), &param),
+                                    "registering a message handler"));
+  }
+  return absl::OkStatus();
+}
+
+// --- Inside UCX: nothing but notes for Poll() ----------------------------------------------------
+
+ucs_status_t UcxTransport::OnArrival(unsigned id, void* argument, const void* header,
+                                     size_t header_bytes, void* data, size_t bytes,
+                                     const ucp_am_recv_param_t* param) {
+  auto* self = static_cast<UcxTransport*>(argument);
+  Arrival arrival;
+  arrival.id = id;
+  if (param->recv_attr & UCP_AM_RECV_ATTR_FIELD_REPLY_EP) arrival.endpoint = param->reply_ep;
+  if (header_bytes > 0) arrival.header.assign(static_cast<const char*>(header), header_bytes);
+  arrival.payload_bytes = bytes;
+  arrival.rendezvous = (param->recv_attr & UCP_AM_RECV_ATTR_FLAG_RNDV) != 0;
+  if (arrival.rendezvous || (param->recv_attr & UCP_AM_RECV_ATTR_FLAG_DATA) != 0) {
+    arrival.held = data;
+  } else if (bytes > 0) {
+    const auto* from = static_cast<const std::byte*>(data);
+    arrival.copied.assign(from, from + bytes);
+  }
+  const bool held = arrival.held != nullptr;
+  self->arrivals_.push_back(std::move(arrival));
+  return held ? UCS_INPROGRESS : UCS_OK;
+}
+
+void UcxTransport::OnCompleted(void* request, ucs_status_t status, void* argument) {
+  auto* operation = static_cast<Operation*>(argument);
+  operation->status = status;
+  operation->owner->completed_.push_back(operation);
+  ucp_request_free(request);
+}
+
+void UcxTransport::OnFailed(void* argument, ucp_ep_h endpoint, ucs_status_t status) {
+  auto* self = static_cast<UcxTransport*>(argument);
+  const auto found = self->by_endpoint_.find(endpoint);
+  if (found != self->by_endpoint_.end()) self->failed_.push_back({found->second, status});
+}
+
+// --- Connections ---------------------------------------------------------------------------------
+
+UcxTransport::Peer* UcxTransport::Find(PeerId peer) {
+  const auto found = peers_.find(peer);
+  return found == peers_.end() ? nullptr : &found->second;
+}
+
+PeerId UcxTransport::AddPeer(UcxEndpoint endpoint, const std::string& address) {
+  const PeerId id{++last_peer_};
+  by_endpoint_[endpoint.get()] = id;
+  by_address_.emplace(address, id);
+  peers_.emplace(id, Peer{.endpoint = std::move(endpoint), .address = address, .waiting = {}});
+  return id;
+}
+
+absl::StatusOr<PeerId> UcxTransport::Connect(const std::string& address) {
+  if (const auto found = by_address_.find(address); found != by_address_.end()) {
+    Find(found->second)->named = true;
+    return found->second;
+  }
+  BATON_ASSIGN_OR_RETURN(const UcxAddress to, DecodeUcxAddress(address));
+  BATON_ASSIGN_OR_RETURN(UcxEndpoint endpoint,
+                         UcxEndpoint::Create(*worker_, to.worker, OnFailed, this));
+  const PeerId id = AddPeer(std::move(endpoint), address);
+  Find(id)->named = true;
+  Greet(*Find(id), Greeting::Kind::kHello);
+  return id;
+}
+
+void UcxTransport::Greet(const Peer& peer, Greeting::Kind kind) {
+  const UcxAddress to = DecodeUcxAddress(peer.address).value();
+  WaitingSend send;
+  send.header = EncodeGreeting({kind, to.identity});
+  if (kind == Greeting::Kind::kHello) {
+    send.payload = {std::as_bytes(std::span(address_))};
+  }
+  // A greeting that does not arrive shows as a lost peer.
+  send.done = [](const absl::Status&) {};
+  Submit(peer, kGreetingId, std::move(send));
+}
+
+void UcxTransport::TakeGreeting(const Arrival& arrival) {
+  const std::optional<Greeting> greeting = DecodeGreeting(std::as_bytes(std::span(arrival.header)));
+  if (!greeting || arrival.rendezvous) return;
+  const auto known = by_endpoint_.find(arrival.endpoint);
+  PeerId peer{};
+  if (greeting->kind == Greeting::Kind::kHello) {
+    const char* bytes = arrival.held != nullptr
+                            ? static_cast<const char*>(arrival.held)
+                            : reinterpret_cast<const char*>(arrival.copied.data());
+    const std::string address(bytes, arrival.payload_bytes);
+    const absl::StatusOr<UcxAddress> from = DecodeUcxAddress(address);
+    if (!from.ok()) return;
+    peer = known != by_endpoint_.end() ? known->second : Adopt(arrival.endpoint, *from, address);
+    if (peer == PeerId{}) return;
+    const bool right_door = greeting->to_identity == identity_;
+    Greet(*Find(peer), right_door ? Greeting::Kind::kWelcome : Greeting::Kind::kWrongDoor);
+    if (!right_door) return;  // Whoever it is will close the connection.
+  } else {
+    if (known == by_endpoint_.end()) return;
+    peer = known->second;
+    if (greeting->kind == Greeting::Kind::kWrongDoor) {
+      Lose(peer, absl::UnavailableError("somebody else answers at the peer's address"));
+      return;
+    }
+  }
+  Opened(peer);
+}
+
+// Makes this side's own end of a connection that a peer has opened, so that its failure is reported
+// and it can be closed. UCX pairs the n-th end created towards a worker with the n-th end that
+// worker created; ends that were lost before their hello came make the counts differ, which a few
+// more creations even out. Returns PeerId{} if that fails.
+PeerId UcxTransport::Adopt(ucp_ep_h endpoint, const UcxAddress& from, const std::string& address) {
+  if (endpoint == nullptr) return PeerId{};
+  std::vector<UcxEndpoint> unpaired;
+  for (int i = 0; i < kAdoptTriesMax; ++i) {
+    absl::StatusOr<UcxEndpoint> own = UcxEndpoint::Create(*worker_, from.worker, OnFailed, this);
+    if (!own.ok()) return PeerId{};
+    if (own->get() == endpoint) return AddPeer(*std::move(own), address);
+    unpaired.push_back(*std::move(own));
+  }
+  return PeerId{};
+}
+
+void UcxTransport::Opened(PeerId id) {
+  Peer& peer = *Find(id);
+  peer.open = true;
+  std::deque<WaitingSend> waiting;
+  waiting.swap(peer.waiting);
+  for (WaitingSend& send : waiting) Submit(peer, kMessageId, std::move(send));
+}
+
+void UcxTransport::Lose(PeerId id, const absl::Status& status) {
+  Peer* peer = Find(id);
+  if (peer == nullptr) return;
+  for (WaitingSend& send : peer->waiting) {
+    Later([done = std::move(send.done), status] { done(status); });
+  }
+  if (peer->named) {
+    Later([this, id, status] {
+      if (lost_) lost_(id, status);
+    });
+  }
+  by_endpoint_.erase(peer->endpoint.get());
+  if (const auto found = by_address_.find(peer->address);
+      found != by_address_.end() && found->second == id) {
+    by_address_.erase(found);
+  }
+  peers_.erase(id);  // Closes the endpoint by force.
+}
+
+// --- Sending -------------------------------------------------------------------------------------
+
+UcxTransport::Operation* UcxTransport::NewOperation(Done done) {
+  auto operation = std::make_unique<Operation>();
+  operation->owner = this;
+  operation->done = std::move(done);
+  Operation* result = operation.get();
+  operations_.emplace(result, std::move(operation));
+  return result;
+}
+
+void UcxTransport::Send(PeerId id, MessageType type, ConstSpan header,
+                        std::vector<ConstSpan> payload, Done done) {
+  BATON_CHECK(header.size() <= kHeaderBytesMax);
+  Peer* peer = Find(id);
+  if (peer == nullptr) {
+    Later([done = std::move(done)] { done(absl::UnavailableError("the peer is gone")); });
+    return;
+  }
+  WaitingSend send;
+  send.header.push_back(static_cast<char>(type));
+  send.header.append(reinterpret_cast<const char*>(header.data()), header.size());
+  send.payload = std::move(payload);
+  send.done = std::move(done);
+  if (peer->open) {
+    Submit(*peer, kMessageId, std::move(send));
+  } else if (peer->waiting.size() < options_.waiting_sends_max) {
+    peer->waiting.push_back(std::move(send));
+  } else {
+    Later([done = std::move(send.done)] {
+      done(absl::ResourceExhaustedError("too many sends wait for the connection"));
+    });
+  }
+}
+
+void UcxTransport::Submit(const Peer& peer, unsigned id, WaitingSend send) {
+  Operation* operation = NewOperation(std::move(send.done));
+  operation->header = std::move(send.header);
+  size_t bytes = 0;
+  for (const ConstSpan& span : send.payload) {
+    if (span.empty()) continue;
+    operation->iov.push_back({const_cast<std::byte*>(span.data()), span.size()});
+    bytes += span.size();
+  }
+  ucp_request_param_t param = {};
+  param.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA |
+                       UCP_OP_ATTR_FIELD_FLAGS | UCP_OP_ATTR_FIELD_DATATYPE;
+  param.cb.send = OnSent;
+  param.user_data = operation;
+  const bool eager = id == kGreetingId || bytes <= options_.eager_bytes_max;
+  param.flags = UCP_AM_SEND_FLAG_REPLY | (eager ? UCP_AM_SEND_FLAG_EAGER : UCP_AM_SEND_FLAG_RNDV);
+  const void* buffer = nullptr;
+  size_t count = 0;
+  if (operation->iov.size() > 1) {
+    param.datatype = ucp_dt_make_iov();
+    buffer = operation->iov.data();
+    count = operation->iov.size();
+  } else {
+    param.datatype = ucp_dt_make_contig(1);
+    if (bytes > 0) buffer = operation->iov[0].buffer;
+    count = bytes;
+  }
+  const ucs_status_ptr_t request =
+      ucp_am_send_nbx(peer.endpoint.get(), id, operation->header.data(), operation->header.size(),
+                      buffer, count, &param);
+  if (UCS_PTR_IS_PTR(request)) return;
+  operation->status = UCS_PTR_STATUS(request);
+  completed_.push_back(operation);
+}
+
+// --- Receiving -----------------------------------------------------------------------------------
+
+void UcxTransport::TakeMessage(const Arrival& arrival) {
+  const auto known = by_endpoint_.find(arrival.endpoint);
+  if (known == by_endpoint_.end() || arrival.header.empty()) return Release(arrival);
+  const PeerId from = known->second;
+  const auto type = static_cast<MessageType>(arrival.header[0]);
+  if (!accepts_[type]) return Release(arrival);
+  Find(from)->named = true;
+  std::optional<Landing> landing = accepts_[type](
+      {from, std::as_bytes(std::span(arrival.header).subspan(1)), arrival.payload_bytes});
+  if (!landing) return Release(arrival);
+  BATON_CHECK(TotalBytes(landing->spans) == arrival.payload_bytes);
+  if (Find(from) == nullptr) {  // The callback closed the connection.
+    Release(arrival);
+    return Later([landed = std::move(landing->landed)] {
+      landed(absl::CancelledError("the connection was closed by force"));
+    });
+  }
+  if (arrival.rendezvous && arrival.payload_bytes > 0) {
+    return Post(arrival, *std::move(landing));
+  }
+  const std::byte* bytes =
+      arrival.held != nullptr ? static_cast<const std::byte*>(arrival.held) : arrival.copied.data();
+  for (const MutableSpan& span : landing->spans) {
+    if (span.empty()) continue;
+    std::memcpy(span.data(), bytes, span.size());
+    bytes += span.size();
+  }
+  Release(arrival);
+  landing->landed(absl::OkStatus());
+}
+
+void UcxTransport::Post(const Arrival& arrival, Landing landing) {
+  Operation* operation = NewOperation(std::move(landing.landed));
+  for (const MutableSpan& span : landing.spans) {
+    if (!span.empty()) operation->iov.push_back({span.data(), span.size()});
+  }
+  ucp_request_param_t param = {};
+  param.op_attr_mask =
+      UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA | UCP_OP_ATTR_FIELD_DATATYPE;
+  param.cb.recv_am = OnReceived;
+  param.user_data = operation;
+  void* buffer = nullptr;
+  size_t count = 0;
+  if (operation->iov.size() > 1) {
+    param.datatype = ucp_dt_make_iov();
+    buffer = operation->iov.data();
+    count = operation->iov.size();
+  } else {
+    param.datatype = ucp_dt_make_contig(1);
+    buffer = operation->iov[0].buffer;
+    count = operation->iov[0].length;
+  }
+  const ucs_status_ptr_t request =
+      ucp_am_recv_data_nbx(worker_->get(), arrival.held, buffer, count, &param);
+  if (UCS_PTR_IS_PTR(request)) return;
+  operation->status = UCS_PTR_STATUS(request);
+  completed_.push_back(operation);
+}
+
+// Gives an unwanted payload back; its sender's send completes.
+void UcxTransport::Release(const Arrival& arrival) {
+  if (arrival.held != nullptr) ucp_am_data_release(worker_->get(), arrival.held);
+}
+
+// --- Progress ------------------------------------------------------------------------------------
+
+bool UcxTransport::Poll() {
+  bool any = false;
+  for (int i = 0; i < kProgressMax && ucp_worker_progress(worker_->get()) != 0; ++i) any = true;
+  return RunDue() || any;
+}
+
+bool UcxTransport::RunDue() {
+  const auto failed = std::exchange(failed_, {});
+  const auto arrivals = std::exchange(arrivals_, {});
+  const auto completed = std::exchange(completed_, {});
+  const auto callbacks = std::exchange(callbacks_, {});
+  for (const Arrival& arrival : arrivals) {
+    if (arrival.id == kGreetingId) {
+      TakeGreeting(arrival);
+      Release(arrival);
+    } else {
+      TakeMessage(arrival);
+    }
+  }
+  for (Operation* operation : completed) Complete(operation);
+  // After the arrivals: what a peer said before it died still counts.
+  for (const auto& [peer, status] : failed) Lose(peer, UcxStatus(status, "the peer is lost"));
+  for (const std::function<void()>& callback : callbacks) callback();
+  return !failed.empty() || !arrivals.empty() || !completed.empty() || !callbacks.empty();
+}
+
+void UcxTransport::Complete(Operation* operation) {
+  const auto node = operations_.extract(operation);
+  BATON_CHECK(!node.empty());
+  node.mapped()->done(UcxStatus(operation->status, "the transfer ended"));
+}
+
+bool UcxTransport::Arm() {
+  if (!failed_.empty() || !arrivals_.empty() || !completed_.empty() || !callbacks_.empty()) {
+    return false;
+  }
+  return ucp_worker_arm(worker_->get()) == UCS_OK;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Transport>> OpenUcxTransport(const UcxTransportOptions& options) {
+  BATON_ASSIGN_OR_RETURN(std::unique_ptr<UcxWorker> worker, UcxWorker::Create());
+  auto transport = std::make_unique<UcxTransport>(options, std::move(worker));
+  BATON_RETURN_IF_ERROR(transport->TakeMessages());
+  return transport;
+}
+
+}  // namespace baton

@@ -1,0 +1,133 @@
+#include "common/worker/engine_parts.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <thread>
+#include <utility>
+
+#include "absl/flags/flag.h"
+#include "absl/strings/str_cat.h"
+#include "common/base/command_line.h"
+#include "common/base/status_macros.h"
+
+ABSL_FLAG(std::string, model, "", "Folder of the model, as Hugging Face lays it out. Required.");
+ABSL_FLAG(std::string, device, "cpu", "Where to compute: cpu, cuda or cuda:INDEX.");
+ABSL_FLAG(std::string, weights, "",
+          "Form of the weights in memory: f32, bf16 or f16; empty: as stored.");
+ABSL_FLAG(std::string, kv_dtype, "",
+          "Form of the KV cache: f32 or bf16; empty: as the weights are stored.");
+ABSL_FLAG(uint32_t, threads, 0, "Threads that compute; 0: one per core.");
+ABSL_FLAG(baton::ByteSize, kv_memory, baton::ByteSize{uint64_t{512} << 20},
+          "Memory for the KV cache, e.g. 512MiB or 8GiB.");
+ABSL_FLAG(uint32_t, block_tokens, 16,
+          "Tokens of one KV block. The same on all workers of a cluster.");
+ABSL_FLAG(uint32_t, chunk_tokens, 512, "Most prompt tokens that are computed in one step.");
+ABSL_FLAG(uint32_t, sequences_max, 256, "Most sequences at once; more wait in the router.");
+
+namespace baton {
+namespace {
+
+constexpr uint32_t kBlockTokensMax = 1024;
+constexpr uint32_t kChunkTokensMax = 1u << 16;
+constexpr uint32_t kSequencesMaxMax = 1u << 16;
+constexpr uint32_t kThreadsMax = 1024;
+
+absl::Status CheckRange(const char* flag, uint64_t value, uint64_t least, uint64_t most) {
+  if (value >= least && value <= most) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("--", flag, "=", value, " is not between ", least, " and ", most));
+}
+
+DType KvDType(const EngineOptions& options, const ModelConfig& config) {
+  if (options.kv_dtype.has_value()) return *options.kv_dtype;
+  return config.stored_dtype == DType::kBF16 ? DType::kBF16 : DType::kF32;
+}
+
+absl::StatusOr<uint32_t> BlockCount(const EngineOptions& options, const KvLayout& layout,
+                                    const ModelConfig& config) {
+  const uint64_t count = options.kv_memory_bytes / layout.block_bytes();
+  const uint32_t context_blocks = layout.BlocksFor(config.context_tokens);
+  if (count < 1) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--kv_memory of ", options.kv_memory_bytes, " bytes is less than one block of ",
+        layout.block_bytes(), " bytes; the model's context of ", config.context_tokens,
+        " tokens takes ", context_blocks * layout.block_bytes()));
+  }
+  return static_cast<uint32_t>(std::min<uint64_t>(count, BlockPool::kBlockCountMax));
+}
+
+}  // namespace
+
+absl::StatusOr<EngineOptions> EngineOptionsFromFlags() {
+  EngineOptions options;
+  options.model = absl::GetFlag(FLAGS_model);
+  if (options.model.empty()) {
+    return absl::InvalidArgumentError(
+        "--model is required: a folder with config.json, tokenizer.json and model.safetensors");
+  }
+  options.device = absl::GetFlag(FLAGS_device);
+  options.weights = absl::GetFlag(FLAGS_weights);
+  if (const std::string dtype = absl::GetFlag(FLAGS_kv_dtype); !dtype.empty()) {
+    const absl::StatusOr<DType> parsed = ParseDType(dtype);
+    if (!parsed.ok() || (*parsed != DType::kF32 && *parsed != DType::kBF16)) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("--kv_dtype=", dtype, " is not supported; choose f32 or bf16"));
+    }
+    options.kv_dtype = *parsed;
+  }
+  options.threads = absl::GetFlag(FLAGS_threads);
+  if (options.threads == 0) options.threads = std::max(1u, std::thread::hardware_concurrency());
+  options.kv_memory_bytes = absl::GetFlag(FLAGS_kv_memory).bytes;
+  options.block_tokens = absl::GetFlag(FLAGS_block_tokens);
+  options.chunk_tokens = absl::GetFlag(FLAGS_chunk_tokens);
+  options.sequences_max = absl::GetFlag(FLAGS_sequences_max);
+  BATON_RETURN_IF_ERROR(CheckRange("threads", options.threads, 1, kThreadsMax));
+  BATON_RETURN_IF_ERROR(CheckRange("block_tokens", options.block_tokens, 1, kBlockTokensMax));
+  BATON_RETURN_IF_ERROR(CheckRange("chunk_tokens", options.chunk_tokens, 1, kChunkTokensMax));
+  BATON_RETURN_IF_ERROR(CheckRange("sequences_max", options.sequences_max, 1, kSequencesMaxMax));
+  return options;
+}
+
+absl::StatusOr<EngineParts> EngineParts::Create(const EngineOptions& options) {
+  EngineParts parts;
+  parts.options = options;
+  BATON_ASSIGN_OR_RETURN(parts.device, OpenDevice(options.device));
+  // One step holds a row for each sequence and a chunk.
+  BATON_ASSIGN_OR_RETURN(
+      parts.model, Model::Load(*parts.device,
+                               {.directory = options.model,
+                                .weights = options.weights,
+                                .threads = std::max(1u, options.threads),
+                                .batch_tokens_max = options.sequences_max + options.chunk_tokens}));
+  const ModelConfig& config = parts.model->config();
+  const KvLayout layout = {.layers = config.layers,
+                           .kv_heads = config.kv_heads,
+                           .head_dim = config.head_dim,
+                           .block_tokens = options.block_tokens,
+                           .dtype = KvDType(options, config)};
+  BATON_ASSIGN_OR_RETURN(const uint32_t block_count, BlockCount(options, layout, config));
+  BATON_ASSIGN_OR_RETURN(parts.arena, KvArena::Create(*parts.device, layout, block_count));
+  parts.pool = std::make_unique<BlockPool>(block_count);
+  parts.executor = std::make_unique<Executor>(parts.model.get(), parts.arena.get());
+  return parts;
+}
+
+v1::ModelInfo EngineParts::ModelInfo() const {
+  const ModelConfig& config = model->config();
+  v1::ModelInfo info;
+  const auto path = std::filesystem::path(options.model).lexically_normal();
+  info.set_name(path.has_filename() ? path.filename().string()
+                                    : path.parent_path().filename().string());
+  info.set_architecture(config.architecture);
+  info.set_model_fingerprint(model->fingerprint());
+  info.set_layout_fingerprint(arena->layout().Fingerprint());
+  info.set_numerics(absl::StrCat(model->numerics(), "/kv-", DTypeName(arena->layout().dtype)));
+  info.set_vocab_size(config.vocab_size);
+  info.set_context_tokens(config.context_tokens);
+  for (TokenId eos : config.eos_token_ids) info.add_eos_token_ids(eos);
+  info.set_parameters(model->parameter_count());
+  info.set_block_tokens(arena->layout().block_tokens);
+  return info;
+}
+
+}  // namespace baton

@@ -1,0 +1,55 @@
+// The parts under every engine, made from flags: device, model, KV memory, block pool, executor.
+#ifndef BATON_COMMON_WORKER_ENGINE_PARTS_H_
+#define BATON_COMMON_WORKER_ENGINE_PARTS_H_
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "common/device/device.h"
+#include "common/engine/executor.h"
+#include "common/kv_cache/block_pool.h"
+#include "common/kv_cache/kv_arena.h"
+#include "common/model/model.h"
+#include "common/tensor/dtype.h"
+#include "proto/types.pb.h"
+
+namespace baton {
+
+struct EngineOptions {
+  std::string model;  // A Hugging Face folder.
+  std::string device = "cpu";
+  std::string weights = {};            // Empty: as stored.
+  std::optional<DType> kv_dtype = {};  // Absent: as the model is stored (F16 becomes F32).
+  uint32_t threads = 0;                // 0: one per core.
+  uint64_t kv_memory_bytes = uint64_t{512} << 20;
+  uint32_t block_tokens = 16;
+  uint32_t chunk_tokens = 512;
+  uint32_t sequences_max = 256;
+};
+
+// By the flags --model, --device, --weights, --kv_dtype, --threads, --kv_memory, --block_tokens,
+// --chunk_tokens and --sequences_max. kInvalidArgument names the flag.
+absl::StatusOr<EngineOptions> EngineOptionsFromFlags();
+
+// Members are destroyed in reverse order: who borrows goes before who lends.
+struct EngineParts {
+  EngineOptions options;
+  std::unique_ptr<Device> device;
+  std::unique_ptr<Model> model;
+  std::unique_ptr<KvArena> arena;
+  std::unique_ptr<BlockPool> pool;
+  std::unique_ptr<Executor> executor;
+
+  // Errors say what to change: a file, a flag, a tensor.
+  static absl::StatusOr<EngineParts> Create(const EngineOptions& options);
+
+  // As workers introduce themselves to routers.
+  v1::ModelInfo ModelInfo() const;
+};
+
+}  // namespace baton
+
+#endif  // BATON_COMMON_WORKER_ENGINE_PARTS_H_

@@ -1,0 +1,78 @@
+// A worker process around its engine: the engine thread, the transfer agent, the sessions, the
+// metrics, and an orderly end.
+//
+// The engine thread alone touches engine, block pool and model. Sessions and transfers reach it
+// through one bounded queue; it answers through SessionServer::Send and the agent's commands, which
+// never block. See "Threads of a worker" in ARCHITECTURE.md.
+#ifndef BATON_COMMON_WORKER_WORKER_H_
+#define BATON_COMMON_WORKER_WORKER_H_
+
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "common/base/clock.h"
+#include "common/base/ids.h"
+#include "common/engine/ports.h"
+#include "common/engine/worker_engine.h"
+#include "common/rpc/server.h"
+#include "common/telemetry/metrics.h"
+#include "common/worker/engine_parts.h"
+#include "proto/types.pb.h"
+
+namespace baton {
+
+// What an engine is made from. All of it outlives the engine.
+struct EngineContext {
+  EngineParts* parts;
+  Incarnation incarnation;
+  EventPort* events;
+  TransferPort* transfers;
+};
+using EngineFactory = std::function<std::unique_ptr<WorkerEngine>(const EngineContext&)>;
+
+struct WorkerOptions {
+  v1::Role role = v1::ROLE_UNSPECIFIED;
+  bool local_prefill = false;  // Decode workers: told to routers.
+  RpcServerOptions rpc;
+  std::string version;
+};
+
+class Worker {
+ public:
+  // Starts serving: when it returns, a transfer to the worker itself has passed and health says
+  // SERVING. `metrics` outlives the worker.
+  static absl::StatusOr<std::unique_ptr<Worker>> Start(const WorkerOptions& options,
+                                                       EngineParts parts,
+                                                       const EngineFactory& make_engine,
+                                                       MetricsRegistry* metrics);
+  // Stops at once.
+  ~Worker();
+  Worker(const Worker&) = delete;
+  Worker& operator=(const Worker&) = delete;
+
+  // host:port of the sessions.
+  const std::string& address() const;
+
+  // Health says NOT_SERVING at once, new work is refused, and what runs may finish for up to
+  // `grace`; the rest ends with UNAVAILABLE. Then everything stops.
+  void DrainAndStop(Duration grace);
+
+ private:
+  class Impl;
+  explicit Worker(std::unique_ptr<Impl> impl);
+  const std::unique_ptr<Impl> impl_;
+};
+
+// Prints one line that says what is wrong, and returns main()'s exit code.
+int ReportFailure(const absl::Status& status);
+
+// The whole of a worker's main(): parts from flags, a worker, SIGTERM. Returns the process's exit
+// code.
+int RunWorkerProcess(WorkerOptions options, const EngineFactory& make_engine);
+
+}  // namespace baton
+
+#endif  // BATON_COMMON_WORKER_WORKER_H_

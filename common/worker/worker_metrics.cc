@@ -1,0 +1,91 @@
+#include "common/worker/worker_metrics.h"
+
+#include <chrono>
+
+namespace baton {
+namespace {
+
+Gauge& BlockGauge(MetricsRegistry* registry, const char* state) {
+  return registry->AddGauge(kKvBlocks, "KV blocks by state", {{"state", state}});
+}
+
+Counter& TokenCounter(MetricsRegistry* registry, const char* phase) {
+  return registry->AddCounter(kTokensTotal, "Tokens computed or found, by phase",
+                              {{"phase", phase}});
+}
+
+Counter& SequenceCounter(MetricsRegistry* registry, const char* end) {
+  return registry->AddCounter("baton_sequences_total", "Sequences by what became of them",
+                              {{"end", end}});
+}
+
+Counter& ByteCounter(MetricsRegistry* registry, const char* direction) {
+  return registry->AddCounter(kHandoffBytesTotal, "KV bytes moved between workers",
+                              {{"direction", direction}});
+}
+
+void CatchUp(Counter& counter, uint64_t total) {
+  const double missing = static_cast<double>(total) - counter.Value();
+  if (missing > 0) counter.Increment(missing);
+}
+
+}  // namespace
+
+WorkerMetrics::WorkerMetrics(MetricsRegistry* registry)
+    : step_seconds_(registry->AddHistogram(kEngineStepSeconds, "Time of one engine step",
+                                           StepSecondsBuckets())),
+      blocks_{.free = BlockGauge(registry, "free"),
+              .cached = BlockGauge(registry, "cached"),
+              .in_use = BlockGauge(registry, "in_use"),
+              .receiving = BlockGauge(registry, "receiving"),
+              .quarantined = BlockGauge(registry, "quarantined")},
+      running_(registry->AddGauge(kRequestsRunning, "Sequences running")),
+      waiting_(registry->AddGauge(kRequestsQueued, "Sequences admitted and not running yet")),
+      queued_tokens_(registry->AddGauge("baton_tokens_queued", "Prompt tokens not computed yet")),
+      prompt_tokens_(TokenCounter(registry, "prefill")),
+      cached_tokens_(TokenCounter(registry, "cached")),
+      decode_tokens_(TokenCounter(registry, "decode")),
+      finished_(SequenceCounter(registry, "finished")),
+      failed_(SequenceCounter(registry, "failed")),
+      rejected_(SequenceCounter(registry, "rejected")),
+      preempted_(registry->AddCounter("baton_preemptions_total",
+                                      "Running sequences that gave up their KV blocks")),
+      bytes_sent_(ByteCounter(registry, "sent")),
+      bytes_received_(ByteCounter(registry, "received")),
+      refused_(registry->AddCounter("baton_handoff_refused_total", "KV messages refused")),
+      checksum_mismatches_(registry->AddCounter("baton_handoff_checksum_mismatches_total",
+                                                "KV messages whose bytes arrived damaged")),
+      transfers_failed_(
+          registry->AddCounter("baton_handoff_failed_total", "Transfers that failed")) {}
+
+void WorkerMetrics::ObserveStep(Duration duration) {
+  step_seconds_.Observe(std::chrono::duration<double>(duration).count());
+}
+
+void WorkerMetrics::Update(const v1::WorkerLoad& load, const EngineStats& stats,
+                           const TransferStats& transfer) {
+  blocks_.free.Set(load.blocks_free());
+  blocks_.cached.Set(load.blocks_cached());
+  blocks_.in_use.Set(load.blocks_in_use());
+  blocks_.receiving.Set(load.blocks_receiving());
+  blocks_.quarantined.Set(load.blocks_quarantined());
+  running_.Set(load.sequences_running());
+  waiting_.Set(load.sequences_waiting());
+  queued_tokens_.Set(static_cast<double>(load.tokens_queued()));
+  CatchUp(prompt_tokens_, stats.prompt_tokens);
+  CatchUp(cached_tokens_, stats.cached_tokens);
+  CatchUp(decode_tokens_, stats.decode_tokens);
+  CatchUp(finished_, stats.finished);
+  CatchUp(failed_, stats.failed);
+  CatchUp(rejected_, stats.rejected);
+  CatchUp(preempted_, stats.preempted);
+  CatchUp(bytes_sent_, transfer.bytes_sent);
+  CatchUp(bytes_received_, transfer.bytes_received);
+  CatchUp(refused_, transfer.refused_malformed + transfer.refused_unknown_lease +
+                        transfer.refused_stale + transfer.refused_range + transfer.refused_overlap +
+                        transfer.refused_size);
+  CatchUp(checksum_mismatches_, transfer.checksum_mismatches);
+  CatchUp(transfers_failed_, transfer.transfers_failed + transfer.leases_failed);
+}
+
+}  // namespace baton

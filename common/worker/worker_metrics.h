@@ -1,0 +1,52 @@
+// A worker's Prometheus metrics, fed by the engine thread.
+#ifndef BATON_COMMON_WORKER_WORKER_METRICS_H_
+#define BATON_COMMON_WORKER_WORKER_METRICS_H_
+
+#include "common/base/clock.h"
+#include "common/engine/worker_engine.h"
+#include "common/kv_transfer/transfer_agent.h"
+#include "common/telemetry/metrics.h"
+#include "proto/types.pb.h"
+
+namespace baton {
+
+class WorkerMetrics {
+ public:
+  // `registry` outlives it.
+  explicit WorkerMetrics(MetricsRegistry* registry);
+
+  void ObserveStep(Duration duration);
+  // Totals only grow; the metrics take the difference to the last call.
+  void Update(const v1::WorkerLoad& load, const EngineStats& stats, const TransferStats& transfer);
+
+ private:
+  struct Blocks {
+    Gauge& free;
+    Gauge& cached;
+    Gauge& in_use;
+    Gauge& receiving;
+    Gauge& quarantined;
+  };
+
+  Histogram& step_seconds_;
+  Blocks blocks_;
+  Gauge& running_;
+  Gauge& waiting_;
+  Gauge& queued_tokens_;
+  Counter& prompt_tokens_;
+  Counter& cached_tokens_;
+  Counter& decode_tokens_;
+  Counter& finished_;
+  Counter& failed_;
+  Counter& rejected_;
+  Counter& preempted_;
+  Counter& bytes_sent_;
+  Counter& bytes_received_;
+  Counter& refused_;
+  Counter& checksum_mismatches_;
+  Counter& transfers_failed_;
+};
+
+}  // namespace baton
+
+#endif  // BATON_COMMON_WORKER_WORKER_METRICS_H_

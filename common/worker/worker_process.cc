@@ -1,0 +1,60 @@
+// The main() of prefill and decode workers.
+#include <cstdio>
+#include <string>
+#include <utility>
+
+#include "absl/flags/flag.h"
+#include "absl/time/time.h"
+#include "common/base/command_line.h"
+#include "common/base/status_macros.h"
+#include "common/rpc/termination.h"
+#include "common/telemetry/log.h"
+#include "common/worker/worker.h"
+
+ABSL_FLAG(uint32_t, drain_seconds, 30,
+          "After SIGTERM, how long running sequences may take to finish before they are ended.");
+
+namespace baton {
+namespace {
+
+absl::Status Serve(WorkerOptions options, const EngineFactory& make_engine) {
+  // First, so that every later thread has the signals blocked.
+  TerminationSignal termination;
+  options.rpc = RpcServerOptionsFromFlags();
+  BATON_ASSIGN_OR_RETURN(const EngineOptions engine_options, EngineOptionsFromFlags());
+  LogInfo("loading model", {{"model", engine_options.model}});
+  const Instant load_start = Now();
+  BATON_ASSIGN_OR_RETURN(EngineParts parts, EngineParts::Create(engine_options));
+  LogInfo("model loaded", {{"parameters", parts.model->parameter_count()},
+                           {"numerics", parts.model->numerics()},
+                           {"kv_blocks", parts.pool->counts().total},
+                           {"threads", engine_options.threads},
+                           {"ms", ToMilliseconds(Now() - load_start)}});
+  MetricsRegistry metrics;
+  BATON_ASSIGN_OR_RETURN(const std::unique_ptr<MetricsServer> metrics_server,
+                         MetricsServer::StartFromFlags(metrics));
+  BATON_ASSIGN_OR_RETURN(const std::unique_ptr<Worker> worker,
+                         Worker::Start(options, std::move(parts), make_engine, &metrics));
+  // For scripts: what was bound, on stdout.
+  std::printf("listening on %s\n", worker->address().c_str());
+  if (metrics_server != nullptr) std::printf("metrics on %s\n", metrics_server->address().c_str());
+  std::fflush(stdout);
+  termination.Wait();
+  worker->DrainAndStop(std::chrono::seconds(absl::GetFlag(FLAGS_drain_seconds)));
+  LogInfo("stopped");
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+int ReportFailure(const absl::Status& status) {
+  std::fprintf(stderr, "error: %s\n", std::string(status.message()).c_str());
+  return 1;
+}
+
+int RunWorkerProcess(WorkerOptions options, const EngineFactory& make_engine) {
+  const absl::Status status = Serve(std::move(options), make_engine);
+  return status.ok() ? 0 : ReportFailure(status);
+}
+
+}  // namespace baton

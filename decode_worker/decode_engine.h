@@ -1,0 +1,145 @@
+// The core of a decode worker: leases blocks to requests, lets their KV land or computes it itself,
+// runs the autoregressive loop over all of them together, and ends each exactly once.
+//
+// Pure: commands, transfer events and the time go in; events and transfer commands come out through
+// the ports. One thread calls it. A step puts one row per running sequence and chunks of local
+// prefill into the same forward pass. See "D's lease" in ARCHITECTURE.md.
+#ifndef BATON_DECODE_WORKER_DECODE_ENGINE_H_
+#define BATON_DECODE_WORKER_DECODE_ENGINE_H_
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/container/btree_map.h"
+#include "absl/container/flat_hash_map.h"
+#include "absl/status/status.h"
+#include "common/base/clock.h"
+#include "common/engine/executor.h"
+#include "common/engine/ports.h"
+#include "common/engine/rate_meter.h"
+#include "common/engine/sequence.h"
+#include "common/engine/worker_engine.h"
+#include "common/kv_cache/block_pool.h"
+#include "prefill_worker/prefill_scheduler.h"
+#include "proto/worker.pb.h"
+
+namespace baton {
+
+// Whether a decode worker computes prompts itself.
+enum class LocalPrefill {
+  kRefused,    // It does not.
+  kOnRequest,  // When the router asks for it.
+  kAlways,     // Whatever the router asks for: the colocated deployment.
+};
+
+struct DecodeEngineOptions {
+  Incarnation incarnation{};
+  uint32_t chunk_tokens = 512;   // Most local-prefill tokens of one step.
+  uint32_t sequences_max = 256;  // Admitted at once; one more is refused.
+  LocalPrefill local_prefill = LocalPrefill::kOnRequest;
+};
+
+class DecodeEngine final : public WorkerEngine {
+ public:
+  using RandomFunction = std::function<uint64_t()>;
+
+  // Everything borrowed outlives the engine. `clock` is asked at the end of a step; `random` feeds
+  // nonces and comes from a cryptographic source in production.
+  DecodeEngine(const DecodeEngineOptions& options, Executor* executor, BlockPool* pool,
+               EventPort* events, TransferPort* transfers, ClockFunction clock,
+               RandomFunction random);
+  ~DecodeEngine() override;
+
+  // Admit, Reopen and Cancel; others are not for this role and are ignored.
+  void OnCommand(Incarnation router, const v1::Command& command, Instant now) override;
+  void OnSessionClosed(Incarnation router) override;
+  void OnTransferEvent(const TransferEvent& event, Instant now) override;
+  void OnTick(Instant now) override;
+  void BeginDrain() override { draining_ = true; }
+
+  bool HasWork() const override { return running_count_ > 0 || !scheduler_.empty(); }
+  bool Step(Instant now) override;
+
+  v1::WorkerLoad Load() const override;
+  const EngineStats& stats() const override { return stats_; }
+  // No request, and no block in quarantine.
+  bool idle() const override { return slots_.empty() && retiring_.empty(); }
+  size_t sequence_count() const { return slots_.size(); }
+
+ private:
+  enum class State {
+    kReserved,    // A ticket is out: P fills the blocks of `epoch`.
+    kBroken,      // That epoch ended; the router will reopen or cancel.
+    kPrefilling,  // Local prefill, or the replay of a preempted sequence.
+    kRunning,     // All but the last token is in the cache.
+  };
+  struct Slot {
+    Sequence sequence;
+    State state = State::kPrefilling;
+    LeaseId lease{};
+    Epoch epoch{};
+    uint32_t held_blocks = 0;   // Leading blocks that no epoch may write.
+    uint32_t shown_tokens = 0;  // Tokens at admission: the router has these.
+    Instant first_token_at{};
+  };
+  using Slots = absl::btree_map<RequestKey, std::unique_ptr<Slot>>;
+
+  void OnAdmit(Incarnation router, const v1::Admit& admit, Instant now);
+  void OnReopen(Incarnation router, const v1::Reopen& reopen);
+  void OnFilled(const LeaseFilled& filled, Instant now);
+
+  absl::Status CheckRoom(const Sequence& sequence) const;
+  // Opens epoch+1 on fresh blocks and answers with the ticket, or starts local prefill.
+  absl::Status Open(Slot& slot, bool local_prefill_asked);
+  // Ends the current epoch: its blocks wait in quarantine until nothing can land in them.
+  void RetireEpoch(Slot& slot);
+
+  // Gives every running sequence room for its next token, preempting others where there is none.
+  std::vector<StepItem> PlanDecodeRows();
+  Slot* ChooseVictim();
+  void Preempt(Slot& slot);
+  bool ReserveForPrefill(Slot& slot, Instant now);
+
+  void OnSampled(Slot& slot, const SampledToken& token, Instant now);
+  void EmitToken(const Slot& slot, v1::Token token);
+  void FlushTokens();
+  void FinishIfEnded(Slot& slot, Instant now);
+  void Reject(RequestKey key, const absl::Status& status);
+  void Fail(RequestKey key, const absl::Status& status, bool retryable);
+  // Takes the request out, whatever its state.
+  void Drop(RequestKey key);
+  void SetState(Slot& slot, State state);
+  Slot* Find(RequestKey key);
+  Slot* FindByLease(LeaseId lease, Epoch epoch);
+
+  const DecodeEngineOptions options_;
+  Executor* const executor_;
+  BlockPool* const pool_;
+  EventPort* const events_;
+  TransferPort* const transfers_;
+  const ClockFunction clock_;
+  const RandomFunction random_;
+  const uint32_t block_tokens_;
+
+  Slots slots_;
+  PrefillScheduler scheduler_;
+  absl::flat_hash_map<LeaseId, RequestKey> lease_owner_;
+  std::map<std::pair<LeaseId, Epoch>, std::vector<BlockId>> retiring_;  // Quarantined blocks.
+  std::map<Incarnation, v1::Event> unsent_tokens_;  // By router, of the current step.
+  uint32_t running_count_ = 0;
+  uint64_t next_arrival_ = 0;
+  uint64_t next_lease_ = 1;
+  bool draining_ = false;
+  RateMeter prefill_rate_;
+  RateMeter decode_rate_;
+  EngineStats stats_;
+};
+
+}  // namespace baton
+
+#endif  // BATON_DECODE_WORKER_DECODE_ENGINE_H_

@@ -1,0 +1,493 @@
+#include "decode_worker/decode_engine.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <map>
+#include <random>
+#include <set>
+#include <utility>
+
+#include "common/engine/testing/engine_fixture.h"
+#include "common/engine/ticket_codec.h"
+
+namespace baton {
+namespace {
+
+using testing::ElementsAreArray;
+using testing::HasSubstr;
+using testing::IsEmpty;
+using testing::SizeIs;
+
+constexpr Incarnation kRouter{7};
+
+// What a router has heard of one request.
+struct Heard {
+  std::vector<TokenId> tokens;
+  std::vector<v1::Event> others;
+  bool finished = false;
+};
+
+class Harness {
+ public:
+  explicit Harness(uint32_t blocks = 64, uint32_t sequences_max = 16)
+      : fixture(blocks),
+        engine(
+            {.incarnation = Incarnation{1}, .chunk_tokens = 8, .sequences_max = sequences_max},
+            &fixture.executor, &fixture.pool, &fixture.events, &fixture.transfers,
+            [] { return Instant{}; }, [this] { return ++nonce; }) {}
+
+  void Admit(const v1::Work& work, bool local) {
+    v1::Command command;
+    *command.mutable_admit()->mutable_work() = work;
+    command.mutable_admit()->set_local_prefill(local);
+    engine.OnCommand(kRouter, command, fixture.now);
+    Listen();
+  }
+  void Cancel(uint64_t request) {
+    v1::Command command;
+    command.mutable_cancel()->set_request(request);
+    engine.OnCommand(kRouter, command, fixture.now);
+    Listen();
+  }
+  void Reopen(uint64_t request, bool local) {
+    v1::Command command;
+    command.mutable_reopen()->set_request(request);
+    command.mutable_reopen()->set_local_prefill(local);
+    engine.OnCommand(kRouter, command, fixture.now);
+    Listen();
+  }
+
+  // Plays P: writes the KV of the prompt into the granted blocks and commits the first token.
+  void Fill(const LeaseGrant& grant, const std::vector<TokenId>& tokens, uint32_t first_index = 0) {
+    const std::span<const TokenId> all(tokens);
+    const BatchRow row = {.tokens = all.subspan(grant.held_tokens),
+                          .start = grant.held_tokens,
+                          .blocks = grant.blocks,
+                          .logit_count = 0};
+    ASSERT_TRUE(fixture.model.Forward(std::span(&row, 1), *fixture.arena, {}, nullptr).ok());
+    engine.OnTransferEvent(LeaseFilled{.lease = grant.lease,
+                                       .epoch = grant.epoch,
+                                       .first_token = {.token = FakeContinuation(tokens, 1)[0],
+                                                       .index = first_index,
+                                                       .logprobs = ""},
+                                       .bytes = 0},
+                           fixture.now);
+    Listen();
+  }
+
+  void QuiesceAll() {
+    for (const auto& [lease, epoch] : fixture.transfers.retired) {
+      quiesced.insert({lease, epoch});
+      engine.OnTransferEvent(LeaseQuiesced{lease, epoch}, fixture.now);
+    }
+    fixture.transfers.retired.clear();
+  }
+
+  void RunAll() {
+    for (int step = 0; engine.HasWork(); ++step) {
+      ASSERT_LT(step, 100000);
+      ASSERT_TRUE(engine.Step(fixture.now));
+      fixture.pool.CheckInvariants();
+      Listen();
+    }
+  }
+
+  // Sorts what was sent by request; checks that indices are consecutive.
+  void Listen() {
+    for (v1::Event& event : fixture.events.Take()) {
+      if (event.has_tokens()) {
+        for (const auto& sequence : event.tokens().sequences()) {
+          Heard& heard = requests[sequence.request()];
+          EXPECT_FALSE(heard.finished);
+          for (const v1::Token& token : sequence.tokens()) {
+            EXPECT_EQ(token.index(), heard.tokens.size());
+            heard.tokens.push_back(token.id());
+          }
+        }
+      } else if (event.has_finished()) {
+        Heard& heard = requests[event.finished().request()];
+        EXPECT_FALSE(heard.finished);
+        heard.finished = true;
+        heard.others.push_back(event);
+      } else {
+        if (event.admitted().has_ticket()) {
+          lease_of[event.admitted().request()] = event.admitted().ticket().lease();
+        }
+        last = event;
+      }
+    }
+  }
+
+  std::set<std::pair<LeaseId, Epoch>> quiesced;
+  uint64_t nonce = 0;
+  EngineFixture fixture;
+  DecodeEngine engine;
+  std::map<uint64_t, Heard> requests;
+  std::map<uint64_t, uint64_t> lease_of;  // By request, the lease of its last ticket.
+  v1::Event last;                         // The last event that was neither Tokens nor Finished.
+};
+
+TEST(DecodeEngineTest, LocalPrefillGivesTheOraclesTokens) {
+  Harness harness;
+  const std::vector<TokenId> prompt = CountingPrompt(19);
+
+  harness.Admit(GreedyWork(1, prompt, 12), /*local=*/true);
+  EXPECT_FALSE(harness.last.admitted().has_ticket());
+  harness.RunAll();
+
+  EXPECT_THAT(harness.requests[1].tokens, ElementsAreArray(FakeContinuation(prompt, 12)));
+  EXPECT_TRUE(harness.requests[1].finished);
+  EXPECT_TRUE(harness.engine.idle());
+  EXPECT_EQ(harness.fixture.pool.counts().in_use, 0u);
+}
+
+TEST(DecodeEngineTest, FilledLeaseRunsAndRepeatsTheFirstToken) {
+  Harness harness;
+  const std::vector<TokenId> prompt = CountingPrompt(10);
+  harness.Admit(GreedyWork(1, prompt, 6), /*local=*/false);
+  ASSERT_TRUE(harness.last.admitted().has_ticket());
+  EXPECT_EQ(harness.last.admitted().ticket().prompt_tokens(), 10u);
+  EXPECT_EQ(harness.fixture.pool.counts().receiving, 3u);
+  EXPECT_FALSE(harness.engine.HasWork());
+
+  harness.Fill(harness.fixture.transfers.opened[0], prompt);
+  harness.RunAll();
+
+  EXPECT_THAT(harness.requests[1].tokens, ElementsAreArray(FakeContinuation(prompt, 6)));
+  EXPECT_TRUE(harness.requests[1].finished);
+  harness.QuiesceAll();
+  EXPECT_TRUE(harness.engine.idle());
+}
+
+TEST(DecodeEngineTest, HeldPrefixIsOfferedAndNotOverwritten) {
+  Harness harness;
+  const std::vector<TokenId> prompt = CountingPrompt(10);
+  harness.Admit(GreedyWork(1, prompt, 3), true);
+  harness.RunAll();
+
+  harness.Admit(GreedyWork(2, prompt, 3), false);
+
+  EXPECT_EQ(harness.last.admitted().ticket().held_tokens(), 8u);
+  EXPECT_EQ(harness.fixture.pool.counts().receiving, 1u);
+  harness.Fill(harness.fixture.transfers.opened[0], prompt);
+  harness.RunAll();
+  EXPECT_THAT(harness.requests[2].tokens, ElementsAreArray(FakeContinuation(prompt, 3)));
+}
+
+TEST(DecodeEngineTest, FailedEpochIsReopenedOnFreshBlocksWhileTheOldOnesWait) {
+  Harness harness;
+  const std::vector<TokenId> prompt = CountingPrompt(10);
+  harness.Admit(GreedyWork(1, prompt, 6), false);
+  const LeaseGrant first = harness.fixture.transfers.opened[0];
+  harness.engine.OnTransferEvent(LeaseFailed{.lease = first.lease,
+                                             .epoch = first.epoch,
+                                             .status = absl::DataLossError("checksum"),
+                                             .retryable = true},
+                                 harness.fixture.now);
+  EXPECT_EQ(harness.fixture.pool.counts().quarantined, 3u);
+
+  harness.Reopen(1, false);
+
+  ASSERT_THAT(harness.fixture.transfers.opened, SizeIs(2));
+  const LeaseGrant second = harness.fixture.transfers.opened[1];
+  EXPECT_EQ(Raw(second.epoch), Raw(first.epoch) + 1);
+  for (BlockId block : second.blocks)
+    EXPECT_THAT(first.blocks, testing::Not(testing::Contains(block)));
+  // A late commit of the dead epoch changes nothing.
+  harness.engine.OnTransferEvent(
+      LeaseFilled{.lease = first.lease, .epoch = first.epoch, .first_token = {}, .bytes = 0},
+      harness.fixture.now);
+  EXPECT_FALSE(harness.engine.HasWork());
+  harness.Fill(second, prompt);
+  harness.RunAll();
+  EXPECT_THAT(harness.requests[1].tokens, ElementsAreArray(FakeContinuation(prompt, 6)));
+  harness.QuiesceAll();
+  EXPECT_EQ(harness.fixture.pool.counts().quarantined, 0u);
+}
+
+TEST(DecodeEngineTest, ReopenWhileFillingTakesANewEpochAtOnce) {
+  Harness harness;
+  harness.Admit(GreedyWork(1, CountingPrompt(10), 6), false);
+
+  harness.Reopen(1, true);
+  harness.RunAll();
+
+  EXPECT_THAT(harness.requests[1].tokens,
+              ElementsAreArray(FakeContinuation(CountingPrompt(10), 6)));
+  EXPECT_THAT(harness.fixture.transfers.retired, SizeIs(1));
+}
+
+TEST(DecodeEngineTest, ReopenOfARunningSequenceChangesNothing) {
+  Harness harness;
+  const std::vector<TokenId> prompt = CountingPrompt(10);
+  harness.Admit(GreedyWork(1, prompt, 6), false);
+  harness.Fill(harness.fixture.transfers.opened[0], prompt);
+
+  harness.Reopen(1, false);
+
+  EXPECT_TRUE(harness.last.has_already_committed());
+  harness.RunAll();
+  EXPECT_THAT(harness.requests[1].tokens, ElementsAreArray(FakeContinuation(prompt, 6)));
+}
+
+TEST(DecodeEngineTest, ReopenOfAnUnknownRequestIsRejected) {
+  Harness harness;
+
+  harness.Reopen(5, false);
+
+  EXPECT_EQ(harness.last.rejected().code(), static_cast<int>(absl::StatusCode::kNotFound));
+}
+
+TEST(DecodeEngineTest, CancelledLeaseWaitsInQuarantine) {
+  Harness harness;
+  harness.Admit(GreedyWork(1, CountingPrompt(10), 6), false);
+
+  harness.Cancel(1);
+
+  EXPECT_EQ(harness.fixture.pool.counts().quarantined, 3u);
+  EXPECT_FALSE(harness.engine.idle());
+  harness.QuiesceAll();
+  EXPECT_EQ(harness.fixture.pool.counts().free, 64u);
+  EXPECT_TRUE(harness.engine.idle());
+}
+
+TEST(DecodeEngineTest, StopTokenEndsTheSequenceWithIt) {
+  Harness harness;
+  const std::vector<TokenId> prompt = CountingPrompt(5);
+  const std::vector<TokenId> oracle = FakeContinuation(prompt, 20);
+  v1::Work work = GreedyWork(1, prompt, 20);
+  work.mutable_stopping()->add_stop_token_ids(oracle[7]);
+  const auto end = std::find(oracle.begin(), oracle.end(), oracle[7]) + 1;
+
+  harness.Admit(work, true);
+  harness.RunAll();
+
+  EXPECT_THAT(harness.requests[1].tokens,
+              ElementsAreArray(std::vector<TokenId>(oracle.begin(), end)));
+  EXPECT_EQ(harness.requests[1].others[0].finished().reason(), v1::FINISH_REASON_STOP);
+}
+
+TEST(DecodeEngineTest, RequestThatCanNeverFitIsRefusedWithTheNumbers) {
+  Harness harness(/*blocks=*/4);
+
+  harness.Admit(GreedyWork(1, CountingPrompt(10), 7), true);
+
+  EXPECT_EQ(harness.last.rejected().code(), static_cast<int>(absl::StatusCode::kInvalidArgument));
+  EXPECT_THAT(harness.last.rejected().message(), HasSubstr("5 KV blocks"));
+}
+
+TEST(DecodeEngineTest, FullPoolAsksToComeBackLater) {
+  Harness harness(/*blocks=*/6);
+  harness.Admit(GreedyWork(1, CountingPrompt(16), 2), false);
+
+  harness.Admit(GreedyWork(2, CountingPrompt(12, 50), 2), false);
+
+  EXPECT_EQ(harness.last.rejected().request(), 2u);
+  EXPECT_EQ(harness.last.rejected().code(), static_cast<int>(absl::StatusCode::kResourceExhausted));
+  EXPECT_GT(harness.last.rejected().retry_after_ms(), 0u);
+  EXPECT_EQ(harness.engine.sequence_count(), 1u);
+}
+
+TEST(DecodeEngineTest, RefusedLeaseLeavesNothingBehind) {
+  Harness harness;
+  harness.fixture.transfers.next_error = absl::ResourceExhaustedError("too many leases");
+
+  harness.Admit(GreedyWork(1, CountingPrompt(10), 6), false);
+
+  EXPECT_TRUE(harness.last.has_rejected());
+  EXPECT_TRUE(harness.engine.idle());
+  EXPECT_EQ(harness.fixture.pool.counts().free, 64u);
+}
+
+TEST(DecodeEngineTest, DeadlineEndsAReservedLease) {
+  Harness harness;
+  v1::Work work = GreedyWork(1, CountingPrompt(10), 6);
+  work.set_deadline_ms(100);
+  harness.Admit(work, false);
+
+  harness.engine.OnTick(harness.fixture.now + std::chrono::milliseconds(100));
+  harness.Listen();
+
+  EXPECT_EQ(harness.last.failed().code(), static_cast<int>(absl::StatusCode::kDeadlineExceeded));
+  EXPECT_EQ(harness.fixture.pool.counts().quarantined, 3u);
+}
+
+TEST(DecodeEngineTest, CommitWithATokenOutsideTheVocabularyFailsTheSequence) {
+  Harness harness;
+  harness.Admit(GreedyWork(1, CountingPrompt(4), 6), false);
+  const LeaseGrant grant = harness.fixture.transfers.opened[0];
+
+  harness.engine.OnTransferEvent(
+      LeaseFilled{.lease = grant.lease,
+                  .epoch = grant.epoch,
+                  .first_token = {.token = 1000, .index = 0, .logprobs = ""},
+                  .bytes = 0},
+      harness.fixture.now);
+  harness.Listen();
+
+  EXPECT_EQ(harness.last.failed().code(), static_cast<int>(absl::StatusCode::kInternal));
+  EXPECT_EQ(harness.engine.sequence_count(), 0u);
+}
+
+TEST(DecodeEngineTest, LocalPrefillPolicyDecides) {
+  EngineFixture fixture(64);
+  for (const LocalPrefill policy : {LocalPrefill::kRefused, LocalPrefill::kAlways}) {
+    DecodeEngine engine(
+        {.incarnation = Incarnation{1}, .local_prefill = policy}, &fixture.executor, &fixture.pool,
+        &fixture.events, &fixture.transfers, [] { return Instant{}; }, [] { return 1u; });
+    v1::Command command;
+    *command.mutable_admit()->mutable_work() = GreedyWork(1, CountingPrompt(4), 2);
+    command.mutable_admit()->set_local_prefill(policy == LocalPrefill::kRefused);
+
+    engine.OnCommand(kRouter, command, fixture.now);
+
+    const v1::Event answer = fixture.events.Take()[0];
+    EXPECT_EQ(answer.has_rejected(), policy == LocalPrefill::kRefused);
+    EXPECT_FALSE(answer.admitted().has_ticket());
+  }
+}
+
+TEST(DecodeEngineTest, SessionLossRetiresEverythingOfThatRouter) {
+  Harness harness;
+  harness.Admit(GreedyWork(1, CountingPrompt(10), 6), false);
+  harness.Admit(GreedyWork(2, CountingPrompt(10, 20), 6), true);
+
+  harness.engine.OnSessionClosed(kRouter);
+  harness.QuiesceAll();
+
+  EXPECT_TRUE(harness.engine.idle());
+  EXPECT_FALSE(harness.engine.HasWork());
+  EXPECT_EQ(harness.fixture.pool.counts().in_use, 0u);
+}
+
+TEST(DecodeEngineTest, ModelErrorFailsTheSequencesOfTheStep) {
+  Harness harness;
+  harness.Admit(GreedyWork(1, CountingPrompt(4), 6), true);
+  harness.fixture.model.FailNext(absl::InternalError("bad day"));
+
+  harness.RunAll();
+
+  EXPECT_THAT(harness.last.failed().message(), HasSubstr("bad day"));
+  EXPECT_TRUE(harness.engine.idle());
+}
+
+TEST(DecodeEngineTest, DrainingWorkerRefusesNewWorkAndFinishesTheOld) {
+  Harness harness;
+  harness.Admit(GreedyWork(1, CountingPrompt(4), 6), true);
+  harness.engine.BeginDrain();
+
+  harness.Admit(GreedyWork(2, CountingPrompt(4), 6), true);
+  EXPECT_EQ(harness.last.rejected().code(), static_cast<int>(absl::StatusCode::kUnavailable));
+  harness.RunAll();
+
+  EXPECT_TRUE(harness.requests[1].finished);
+}
+
+// Goal: pressure on the pool changes when tokens come, never which.
+// Method: more sequences than the pool can hold at full length, against the oracle.
+TEST(DecodeEngineTest, PreemptedSequencesContinueWithTheSameTokens) {
+  Harness harness(/*blocks=*/14);
+  for (uint64_t request = 1; request <= 4; ++request) {
+    harness.Admit(GreedyWork(request, CountingPrompt(5, static_cast<TokenId>(20 * request)), 30),
+                  true);
+    ASSERT_TRUE(harness.last.has_admitted()) << harness.last.DebugString();
+  }
+
+  harness.RunAll();
+
+  EXPECT_GT(harness.engine.stats().preempted, 0u);
+  for (uint64_t request = 1; request <= 4; ++request) {
+    EXPECT_THAT(harness.requests[request].tokens,
+                ElementsAreArray(
+                    FakeContinuation(CountingPrompt(5, static_cast<TokenId>(20 * request)), 30)));
+    EXPECT_TRUE(harness.requests[request].finished);
+  }
+  EXPECT_TRUE(harness.engine.idle());
+}
+
+// Goal: whatever mix of local and remote prompts, cancels, lost epochs and reopens comes, every
+// request that is left to finish gives the oracle's tokens once, and every block comes home.
+class DecodeEngineRandomTest : public testing::TestWithParam<uint32_t> {};
+
+TEST_P(DecodeEngineRandomTest, StreamsEqualTheOracle) {
+  std::mt19937 random(GetParam());
+  const auto below = [&random](uint32_t bound) { return static_cast<uint32_t>(random() % bound); };
+  Harness harness(/*blocks=*/40, /*sequences_max=*/8);
+  std::map<uint64_t, std::vector<TokenId>> prompts;
+  std::map<uint64_t, bool> live;  // Admitted and not cancelled.
+  size_t next_grant = 0;
+  uint64_t next_request = 1;
+
+  for (int step = 0; step < 400; ++step) {
+    switch (below(6)) {
+      case 0: {
+        const uint64_t request = next_request++;
+        // Few distinct prompts, so that prefixes are shared.
+        prompts[request] = CountingPrompt(1 + below(20), static_cast<TokenId>(below(2) * 40));
+        harness.last.Clear();
+        harness.Admit(GreedyWork(request, prompts[request], 1 + below(30)), below(2) == 0);
+        live[request] = harness.last.has_admitted();
+        break;
+      }
+      case 1:
+        if (next_grant < harness.fixture.transfers.opened.size()) {
+          const LeaseGrant grant = harness.fixture.transfers.opened[next_grant++];
+          // Nothing lands in an epoch that has quiesced: its blocks may be somebody else's.
+          if (harness.quiesced.contains({grant.lease, grant.epoch})) break;
+          if (below(4) == 0) {
+            harness.engine.OnTransferEvent(LeaseAborted{grant.lease, grant.epoch},
+                                           harness.fixture.now);
+          } else {
+            // The prompt is the one whose lease this is: leases count up with admissions.
+            for (const auto& [request, is_live] : live) {
+              if (is_live && harness.lease_of[request] == Raw(grant.lease)) {
+                harness.Fill(grant, prompts[request]);
+              }
+            }
+          }
+        }
+        break;
+      case 2:
+        if (!live.empty()) {
+          auto it = live.begin();
+          std::advance(it, below(static_cast<uint32_t>(live.size())));
+          if (below(4) == 0) {
+            harness.Cancel(it->first);
+            it->second = false;
+          } else if (it->second && !harness.requests[it->first].finished) {
+            harness.Reopen(it->first, below(2) == 0);
+          }
+        }
+        break;
+      case 3:
+        if (below(2) == 0) harness.QuiesceAll();
+        break;
+      default:
+        if (harness.engine.HasWork()) harness.engine.Step(harness.fixture.now);
+        harness.Listen();
+        break;
+    }
+    harness.fixture.pool.CheckInvariants();
+  }
+  for (const auto& [request, is_live] : live) {
+    if (is_live && !harness.requests[request].finished) harness.Reopen(request, true);
+  }
+  harness.QuiesceAll();
+  harness.RunAll();
+  harness.QuiesceAll();
+
+  for (const auto& [request, heard] : harness.requests) {
+    const auto oracle =
+        FakeContinuation(prompts[request], static_cast<uint32_t>(heard.tokens.size()));
+    EXPECT_THAT(heard.tokens, ElementsAreArray(oracle)) << "request " << request;
+  }
+  EXPECT_EQ(harness.fixture.pool.counts().in_use, 0u);
+  EXPECT_EQ(harness.fixture.pool.counts().quarantined, 0u);
+  EXPECT_EQ(harness.fixture.pool.counts().receiving, 0u);
+}
+
+INSTANTIATE_TEST_SUITE_P(Seeds, DecodeEngineRandomTest, testing::Range(0u, 50u));
+
+}  // namespace
+}  // namespace baton

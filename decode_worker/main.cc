@@ -1,0 +1,60 @@
+// baton_decode_worker: receives KV caches and generates the tokens.
+#include <cstdio>
+#include <string>
+
+#include "absl/flags/flag.h"
+#include "absl/strings/str_cat.h"
+#include "common/base/command_line.h"
+#include "common/base/version.h"
+#include "common/telemetry/log.h"
+#include "common/worker/random.h"
+#include "common/worker/worker.h"
+#include "decode_worker/decode_engine.h"
+
+ABSL_FLAG(
+    std::string, local_prefill, "auto",
+    "Whether this worker computes prompts itself: never, always, or auto (when the router has "
+    "no prefill worker).");
+
+namespace {
+
+absl::StatusOr<baton::LocalPrefill> LocalPrefillFromFlag() {
+  const std::string value = absl::GetFlag(FLAGS_local_prefill);
+  if (value == "never") return baton::LocalPrefill::kRefused;
+  if (value == "auto") return baton::LocalPrefill::kOnRequest;
+  if (value == "always") return baton::LocalPrefill::kAlways;
+  return absl::InvalidArgumentError(
+      absl::StrCat("--local_prefill=", value, " is unknown; choose never, always or auto"));
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  baton::ParseCommandLine(
+      argc, argv,
+      {.name = "baton_decode_worker",
+       .summary = "Receives KV caches from prefill workers and generates the tokens.",
+       .usage = "Usage: baton_decode_worker --model DIR [--listen HOST:PORT] [flags]\n"
+                "Routers connect to it (baton_router --decode HOST:PORT).",
+       .version = baton::Version()});
+  if (const absl::Status status = baton::InitLogFromFlags("baton_decode_worker"); !status.ok()) {
+    return baton::ReportFailure(status);
+  }
+  const absl::StatusOr<baton::LocalPrefill> local_prefill = LocalPrefillFromFlag();
+  if (!local_prefill.ok()) return baton::ReportFailure(local_prefill.status());
+  return baton::RunWorkerProcess(
+      {.role = baton::v1::ROLE_DECODE,
+       .local_prefill = *local_prefill != baton::LocalPrefill::kRefused,
+       .rpc = {},
+       .version = baton::Version()},
+      [local_prefill](const baton::EngineContext& context) {
+        const baton::EngineOptions& options = context.parts->options;
+        return std::make_unique<baton::DecodeEngine>(
+            baton::DecodeEngineOptions{.incarnation = context.incarnation,
+                                       .chunk_tokens = options.chunk_tokens,
+                                       .sequences_max = options.sequences_max,
+                                       .local_prefill = *local_prefill},
+            context.parts->executor.get(), context.parts->pool.get(), context.events,
+            context.transfers, baton::Now, baton::SecureRandom);
+      });
+}

@@ -1,0 +1,168 @@
+#include "router/generate_stream.h"
+
+#include <chrono>
+#include <optional>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/status_macros.h"
+#include "common/rpc/status_codec.h"
+#include "common/telemetry/log.h"
+#include "router/request_reader.h"
+
+namespace baton {
+namespace {
+
+constexpr char kRequestIdKey[] = "x-request-id";
+constexpr char kRetryAfterKey[] = "retry-after-ms";
+
+// The call's deadline by our own monotonic clock.
+Instant DeadlineOf(const grpc::CallbackServerContext& context, Instant now) {
+  const auto left = context.deadline() - std::chrono::system_clock::now();
+  // What a call without a deadline has is far, but not the same everywhere.
+  if (left > std::chrono::hours(24 * 365)) return kNever;
+  return now + std::chrono::duration_cast<Duration>(left);
+}
+
+}  // namespace
+
+GenerateStream::GenerateStream(grpc::CallbackServerContext* context, RouterLoop* loop)
+    : context_(context), loop_(loop), id_(loop->NewRequestId()) {}
+
+void GenerateStream::Begin(const v1::GenerateRequest& request, const RouterModel& model,
+                           const std::function<uint64_t()>& random) {
+  const absl::Status status = TryBegin(request, model, random);
+  if (status.ok()) return;
+  LogInfo("request refused", {{"request", request_id_}, {"status", status}});
+  FinishCall(status);
+}
+
+absl::Status GenerateStream::TakeRequestId(uint64_t drawn) {
+  const auto& metadata = context_->client_metadata();
+  const auto it = metadata.find(kRequestIdKey);
+  const bool given = it != metadata.end();
+  const std::string drawn_id = absl::StrCat(absl::Hex(drawn, absl::kZeroPad16));
+  request_id_ = given ? std::string(it->second.data(), it->second.size()) : drawn_id;
+  const absl::Status status = CheckRequestId(request_id_);
+  if (!status.ok()) request_id_ = drawn_id;
+  context_->AddInitialMetadata(kRequestIdKey, request_id_);
+  return status;
+}
+
+absl::Status GenerateStream::TryBegin(const v1::GenerateRequest& request, const RouterModel& model,
+                                      const std::function<uint64_t()>& random) {
+  const Instant now = Now();
+  BATON_RETURN_IF_ERROR(TakeRequestId(random()));
+  BATON_ASSIGN_OR_RETURN(NewRequest work, ReadRequest(request, model, random()));
+  work.id = id_;
+  work.client_request_id = request_id_;
+  work.received = now;
+  work.deadline = DeadlineOf(*context_, now);
+  Message started;
+  started.response.mutable_started()->set_request_id(request_id_);
+  started.response.mutable_started()->set_seed(work.sampling.seed());
+  started.response.mutable_started()->set_prompt_tokens(work.prompt_tokens);
+  {
+    // Not written before the request is accepted: a refused call has no messages.
+    absl::MutexLock lock(&mutex_);
+    outbox_.push_back(std::move(started));
+  }
+  const absl::Status submitted = loop_->Submit(std::move(work), this);
+  if (!submitted.ok()) {
+    absl::MutexLock lock(&mutex_);
+    outbox_.clear();
+    return submitted;
+  }
+  const v1::GenerateResponse* first = nullptr;
+  {
+    absl::MutexLock lock(&mutex_);
+    first = &outbox_.front().response;
+  }
+  StartWrite(first);
+  return absl::OkStatus();
+}
+
+bool GenerateStream::Post(Message message) {
+  const v1::GenerateResponse* next = nullptr;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (broken_) return false;
+    outbox_.push_back(std::move(message));
+    if (outbox_.size() == 1) next = &outbox_.front().response;
+  }
+  // The front stays where it is until OnWriteDone.
+  if (next != nullptr) StartWrite(next);
+  return true;
+}
+
+bool GenerateStream::Write(v1::Delta delta, uint64_t bytes) {
+  Message message;
+  *message.response.mutable_delta() = std::move(delta);
+  message.bytes = bytes;
+  return Post(std::move(message));
+}
+
+uint64_t GenerateStream::TakeWrittenBytes() {
+  absl::MutexLock lock(&mutex_);
+  return std::exchange(written_bytes_, 0);
+}
+
+void GenerateStream::End(const absl::Status& status, const v1::Finished& finished,
+                         uint32_t retry_after_ms) {
+  LogInfo("request ended", {{"request", request_id_},
+                            {"status", status},
+                            {"reason", v1::FinishReason_Name(finished.reason())},
+                            {"prompt_tokens", finished.usage().prompt_tokens()},
+                            {"generated_tokens", finished.usage().generated_tokens()},
+                            {"first_token_ms", finished.timings().first_token_ms()},
+                            {"total_ms", finished.timings().total_ms()},
+                            {"prefill", finished.prefill_worker()},
+                            {"decode", finished.decode_worker()},
+                            {"retries", finished.retries()}});
+  if (retry_after_ms > 0) {
+    context_->AddTrailingMetadata(kRetryAfterKey, absl::StrCat(retry_after_ms));
+  }
+  if (status.ok()) {
+    Message message;
+    *message.response.mutable_finished() = finished;
+    (void)Post(std::move(message));
+  }
+  {
+    absl::MutexLock lock(&mutex_);
+    ended_ = true;
+    end_status_ = status;
+    // OnWriteDone ends the call after the last message.
+    if (!outbox_.empty()) return;
+  }
+  FinishCall(status);
+}
+
+void GenerateStream::OnWriteDone(bool ok) {
+  const v1::GenerateResponse* next = nullptr;
+  std::optional<absl::Status> end;
+  {
+    absl::MutexLock lock(&mutex_);
+    written_bytes_ += outbox_.front().bytes;
+    outbox_.pop_front();
+    if (!ok) {
+      broken_ = true;
+      outbox_.clear();
+    }
+    if (!outbox_.empty()) {
+      next = &outbox_.front().response;
+    } else if (ended_) {
+      end = end_status_;
+    }
+  }
+  if (next != nullptr) StartWrite(next);
+  if (end.has_value()) FinishCall(*end);
+}
+
+void GenerateStream::OnCancel() { loop_->Cancel(id_); }
+
+// The last touch: `this` may be gone when it returns.
+void GenerateStream::FinishCall(const absl::Status& status) {
+  ServerWriteReactor::Finish(ToGrpcStatus(status));
+}
+
+}  // namespace baton

@@ -1,0 +1,71 @@
+// One Generate call: its checks, its outbox, its end.
+//
+// gRPC's threads run Begin and the reactions, the router's thread the ClientStream methods. Deletes
+// itself when gRPC is done with the call.
+#ifndef BATON_ROUTER_GENERATE_STREAM_H_
+#define BATON_ROUTER_GENERATE_STREAM_H_
+
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <string>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/synchronization/mutex.h"
+#include "common/base/clock.h"
+#include "proto/inference.grpc.pb.h"
+#include "router/client_stream.h"
+#include "router/router_loop.h"
+#include "router/router_model.h"
+
+namespace baton {
+
+class GenerateStream final : public grpc::ServerWriteReactor<v1::GenerateResponse>,
+                             public ClientStream {
+ public:
+  // Both outlive the call.
+  GenerateStream(grpc::CallbackServerContext* context, RouterLoop* loop);
+
+  // Checks the request and hands it to the router's thread, or ends the call. Called once, first.
+  void Begin(const v1::GenerateRequest& request, const RouterModel& model,
+             const std::function<uint64_t()>& random);
+
+  bool Write(v1::Delta delta, uint64_t bytes) override;
+  uint64_t TakeWrittenBytes() override;
+  void End(const absl::Status& status, const v1::Finished& finished,
+           uint32_t retry_after_ms) override;
+
+  void OnWriteDone(bool ok) override;
+  void OnCancel() override;
+  void OnDone() override { delete this; }
+
+ private:
+  struct Message {
+    v1::GenerateResponse response;
+    uint64_t bytes = 0;  // What it counts for against the client's buffer.
+  };
+
+  absl::Status TryBegin(const v1::GenerateRequest& request, const RouterModel& model,
+                        const std::function<uint64_t()>& random);
+  absl::Status TakeRequestId(uint64_t drawn);
+  // False: the client is gone.
+  bool Post(Message message);
+  void FinishCall(const absl::Status& status);
+
+  grpc::CallbackServerContext* const context_;
+  RouterLoop* const loop_;
+  const RequestId id_;
+  std::string request_id_;  // For people. Constant once Begin has submitted the request.
+
+  absl::Mutex mutex_;
+  std::deque<Message> outbox_ ABSL_GUARDED_BY(mutex_);  // The front is being written.
+  bool broken_ ABSL_GUARDED_BY(mutex_) = false;         // A write failed.
+  uint64_t written_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
+  bool ended_ ABSL_GUARDED_BY(mutex_) = false;
+  absl::Status end_status_ ABSL_GUARDED_BY(mutex_);
+};
+
+}  // namespace baton
+
+#endif  // BATON_ROUTER_GENERATE_STREAM_H_

@@ -1,0 +1,100 @@
+#include "router/options.h"
+
+#include <string>
+#include <vector>
+
+#include "absl/flags/flag.h"
+#include "absl/strings/escaping.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "common/base/command_line.h"
+#include "common/base/status_macros.h"
+#include "common/base/version.h"
+
+ABSL_FLAG(
+    std::string, model, "",
+    "Folder of the model that the workers serve, as Hugging Face lays it out; the router reads its "
+    "tokenizer and configuration. Required.");
+ABSL_FLAG(std::string, prefill, "",
+          "Prefill workers: host:port, separated by commas. A DNS name stands for all its "
+          "addresses and is "
+          "resolved again and again.");
+ABSL_FLAG(std::string, decode, "", "Decode workers, as --prefill. At least one is required.");
+ABSL_FLAG(uint32_t, drain_seconds, 30,
+          "After SIGTERM, how long running streams may take to finish before they are ended.");
+ABSL_FLAG(uint32_t, resolve_seconds, 5, "How often DNS names of workers are resolved.");
+ABSL_FLAG(uint32_t, queue_requests, 1024, "Most requests that wait for a worker.");
+ABSL_FLAG(uint64_t, queue_tokens, 1 << 20, "Most tokens of requests that wait for a worker.");
+ABSL_FLAG(uint32_t, queue_seconds, 60, "Longest wait of a request for a worker.");
+ABSL_FLAG(uint32_t, request_seconds, 3600, "Longest life of a request, whatever its deadline.");
+ABSL_FLAG(uint32_t, retries, 3, "How often one request is moved after failures of workers.");
+ABSL_FLAG(uint32_t, streams_max, 8192, "Most calls inside the router at once.");
+ABSL_FLAG(uint64_t, prefill_queue_tokens, 8192,
+          "A prefill worker that has work is given no more tokens than this.");
+ABSL_FLAG(baton::ByteSize, client_buffer, baton::ByteSize{1 << 20},
+          "What one client may leave unread before its request is ended.");
+ABSL_FLAG(std::string, model_fingerprint, "",
+          "Accept only workers whose model has this fingerprint (hexadecimal). Empty: that of the "
+          "first.");
+ABSL_FLAG(bool, mixed_numerics, false,
+          "Accept workers of different numerics: results may then depend on the worker.");
+
+namespace baton {
+namespace {
+
+std::vector<std::string> List(const std::string& text) {
+  return absl::StrSplit(text, ',', absl::SkipWhitespace());
+}
+
+absl::Status CheckPositive(const std::string& flag, uint64_t value) {
+  if (value > 0) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("--", flag, " must be at least 1"));
+}
+
+absl::StatusOr<std::string> Fingerprint() {
+  const std::string hex = absl::GetFlag(FLAGS_model_fingerprint);
+  const bool valid =
+      hex.size() % 2 == 0 && hex.find_first_not_of("0123456789abcdefABCDEF") == std::string::npos;
+  if (!valid) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--model_fingerprint: ", hex, " is not hexadecimal"));
+  }
+  return absl::HexStringToBytes(hex);
+}
+
+}  // namespace
+
+absl::StatusOr<RouterOptions> RouterOptionsFromFlags() {
+  RouterOptions options;
+  options.model = absl::GetFlag(FLAGS_model);
+  options.version = Version();
+  options.workers.prefill = List(absl::GetFlag(FLAGS_prefill));
+  options.workers.decode = List(absl::GetFlag(FLAGS_decode));
+  if (options.workers.decode.empty()) {
+    return absl::InvalidArgumentError(
+        "--decode is required: host:port of at least one decode worker");
+  }
+  BATON_RETURN_IF_ERROR(CheckPositive("resolve_seconds", absl::GetFlag(FLAGS_resolve_seconds)));
+  BATON_RETURN_IF_ERROR(CheckPositive("queue_requests", absl::GetFlag(FLAGS_queue_requests)));
+  BATON_RETURN_IF_ERROR(CheckPositive("request_seconds", absl::GetFlag(FLAGS_request_seconds)));
+  BATON_RETURN_IF_ERROR(CheckPositive("streams_max", absl::GetFlag(FLAGS_streams_max)));
+  options.workers.resolve_interval = std::chrono::seconds(absl::GetFlag(FLAGS_resolve_seconds));
+  options.loop.streams_max = absl::GetFlag(FLAGS_streams_max);
+  CoreOptions& core = options.loop.core;
+  core.queue.requests = absl::GetFlag(FLAGS_queue_requests);
+  core.queue.tokens = absl::GetFlag(FLAGS_queue_tokens);
+  core.queue_time_max = std::chrono::seconds(absl::GetFlag(FLAGS_queue_seconds));
+  core.request_time_max = std::chrono::seconds(absl::GetFlag(FLAGS_request_seconds));
+  core.retries_max = absl::GetFlag(FLAGS_retries);
+  core.prefill_tokens_max = absl::GetFlag(FLAGS_prefill_queue_tokens);
+  core.client_buffer_bytes_max = absl::GetFlag(FLAGS_client_buffer).bytes;
+  BATON_ASSIGN_OR_RETURN(core.cluster.model_fingerprint, Fingerprint());
+  core.cluster.mixed_numerics = absl::GetFlag(FLAGS_mixed_numerics);
+  options.loop.session.channel.message_bytes_max = MessageBytesMaxFromFlags();
+  options.rpc = RpcServerOptionsFromFlags();
+  return options;
+}
+
+Duration DrainGraceFromFlags() { return std::chrono::seconds(absl::GetFlag(FLAGS_drain_seconds)); }
+
+}  // namespace baton

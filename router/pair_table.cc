@@ -1,0 +1,82 @@
+#include "router/pair_table.h"
+
+#include <algorithm>
+
+namespace baton {
+
+PairState PairTable::state(WorkerId prefill, WorkerId decode) const {
+  const auto it = pairs_.find(Key(prefill, decode));
+  return it == pairs_.end() ? PairState::kUnknown : it->second.state;
+}
+
+void PairTable::Forget(WorkerId worker) {
+  std::erase_if(pairs_, [worker](const auto& item) {
+    return item.first.first == worker || item.first.second == worker;
+  });
+}
+
+void PairTable::Succeeded(WorkerId prefill, WorkerId decode) {
+  Pair& pair = pairs_[Key(prefill, decode)];
+  pair.state = PairState::kHealthy;
+  pair.failures = 0;
+  pair.probe = 0;
+  pair.reason.clear();
+}
+
+void PairTable::Failed(WorkerId prefill, WorkerId decode, const std::string& why, Instant now) {
+  Pair& pair = pairs_[Key(prefill, decode)];
+  Duration backoff = options_.backoff_min;
+  for (uint32_t i = 0; i < pair.failures && backoff < options_.backoff_max; ++i) backoff *= 2;
+  pair.state = PairState::kDown;
+  pair.failures += 1;
+  pair.next = now + std::min(backoff, options_.backoff_max);
+  pair.probe = 0;
+  pair.reason = why;
+}
+
+void PairTable::ProbeAnswered(WorkerId prefill, uint64_t probe, bool ok, const std::string& why,
+                              double bytes_per_second, Instant now) {
+  if (probe == 0) return;
+  for (auto& [key, pair] : pairs_) {
+    if (key.first != prefill || pair.state != PairState::kProbing || pair.probe != probe) continue;
+    if (ok) {
+      Succeeded(key.first, key.second);
+      pair.bytes_per_second = bytes_per_second;
+    } else {
+      Failed(key.first, key.second, why, now);
+    }
+    return;
+  }
+}
+
+std::vector<PairTable::ProbeOrder> PairTable::Due(const WorkerTable& workers, Instant now) {
+  uint32_t in_flight = 0;
+  for (auto& [key, pair] : pairs_) {
+    if (pair.state != PairState::kProbing) continue;
+    if (pair.next <= now) {
+      Failed(key.first, key.second, "the probe was not answered", now);
+    } else {
+      ++in_flight;
+    }
+  }
+  std::vector<ProbeOrder> orders;
+  for (const auto& [prefill_id, prefill] : workers.all()) {
+    if (prefill.role != v1::ROLE_PREFILL || !prefill.ready()) continue;
+    for (const auto& [decode_id, decode] : workers.all()) {
+      if (in_flight >= options_.probes_in_flight_max) return orders;
+      if (decode.role != v1::ROLE_DECODE || !decode.ready()) continue;
+      Pair& pair = pairs_[Key(prefill_id, decode_id)];
+      const bool due =
+          pair.state == PairState::kUnknown || (pair.state == PairState::kDown && pair.next <= now);
+      if (!due) continue;
+      pair.state = PairState::kProbing;
+      pair.next = now + options_.probe_timeout;
+      pair.probe = next_probe_++;
+      orders.push_back({pair.probe, prefill_id, decode_id});
+      ++in_flight;
+    }
+  }
+  return orders;
+}
+
+}  // namespace baton

@@ -1,0 +1,76 @@
+// The health of every (prefill worker, decode worker) pair: whether KV gets from one to the other.
+// A pair is probed before its first use and after a failure; only healthy pairs are used.
+//
+// Owned by RouterCore; one thread.
+#ifndef BATON_ROUTER_PAIR_TABLE_H_
+#define BATON_ROUTER_PAIR_TABLE_H_
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "common/base/clock.h"
+#include "router/worker_table.h"
+
+namespace baton {
+
+enum class PairState { kUnknown, kProbing, kHealthy, kDown };
+
+struct PairOptions {
+  uint32_t probes_in_flight_max = 4;
+  Duration probe_timeout = std::chrono::seconds(5);
+  Duration backoff_min = std::chrono::milliseconds(250);
+  Duration backoff_max = std::chrono::seconds(15);
+};
+
+struct Pair {
+  PairState state = PairState::kUnknown;
+  uint32_t failures = 0;  // In a row.
+  Instant next{};         // kDown: when to probe again. kProbing: when to give up.
+  uint64_t probe = 0;     // The probe in flight.
+  std::string reason;     // Why it is down.
+  double bytes_per_second = 0;
+};
+
+class PairTable {
+ public:
+  struct ProbeOrder {
+    uint64_t probe = 0;
+    WorkerId prefill{};
+    WorkerId decode{};
+  };
+
+  explicit PairTable(PairOptions options) : options_(options) {}
+
+  PairState state(WorkerId prefill, WorkerId decode) const;
+
+  // A session of this worker began or ended: what was known about its pairs is void.
+  void Forget(WorkerId worker);
+
+  // A transfer went through.
+  void Succeeded(WorkerId prefill, WorkerId decode);
+  // A transfer failed: down, with backoff.
+  void Failed(WorkerId prefill, WorkerId decode, const std::string& why, Instant now);
+
+  // The answer to a probe; one that is not in flight is ignored.
+  void ProbeAnswered(WorkerId prefill, uint64_t probe, bool ok, const std::string& why,
+                     double bytes_per_second, Instant now);
+
+  // The probes to send now among ready workers, a few at a time; they count as in flight from here
+  // on. Gives up those whose time is over.
+  std::vector<ProbeOrder> Due(const WorkerTable& workers, Instant now);
+
+  using Key = std::pair<WorkerId, WorkerId>;  // Prefill, decode.
+  const std::map<Key, Pair>& all() const { return pairs_; }
+
+ private:
+  const PairOptions options_;
+  std::map<Key, Pair> pairs_;
+  uint64_t next_probe_ = 1;
+};
+
+}  // namespace baton
+
+#endif  // BATON_ROUTER_PAIR_TABLE_H_

@@ -1,0 +1,46 @@
+// Which workers a request goes to: the decode worker first, it must have room; then a prefill
+// worker that reaches it and has little enough queued.
+//
+// Pure functions over the router's tables.
+#ifndef BATON_ROUTER_PLACEMENT_H_
+#define BATON_ROUTER_PLACEMENT_H_
+
+#include <cstdint>
+#include <optional>
+
+#include "common/base/clock.h"
+#include "router/pair_table.h"
+#include "router/worker_table.h"
+
+namespace baton {
+
+struct PlacementNeed {
+  uint32_t tokens = 0;            // To prefill.
+  bool first_token_only = false;  // One token is all that is wanted: no decode worker is needed.
+  std::optional<WorkerId> avoid;  // It failed this request before: taken only if there is no other.
+  uint64_t prefill_tokens_max =
+      0;  // A prefill worker that has work takes no more than this in all.
+};
+
+// `prefill` absent: the decode worker computes the prompt. `decode` absent: only a first token is
+// needed.
+struct Placement {
+  std::optional<WorkerId> decode;
+  std::optional<WorkerId> prefill;
+};
+
+// Nothing when the request has to wait.
+std::optional<Placement> ChoosePlacement(const WorkerTable& workers, const PairTable& pairs,
+                                         const PlacementNeed& need, Instant now);
+
+// The prefill worker with the least queued tokens that reaches `decode`, however much it has
+// queued: for a request that holds blocks on `decode` already.
+std::optional<WorkerId> ChoosePrefill(const WorkerTable& workers, const PairTable& pairs,
+                                      WorkerId decode, std::optional<WorkerId> avoid, Instant now);
+
+// Blocks that `tokens` tokens take on this worker; 0 if the block size is unknown.
+uint64_t BlocksFor(const WorkerEntry& worker, uint64_t tokens);
+
+}  // namespace baton
+
+#endif  // BATON_ROUTER_PLACEMENT_H_

@@ -1,0 +1,70 @@
+#include "router/request_table.h"
+
+#include <algorithm>
+
+#include "common/base/check.h"
+
+namespace baton {
+
+bool Request::is_stop_token(TokenId token) const {
+  const auto& ids = spec.stopping.stop_token_ids();
+  return std::find(ids.begin(), ids.end(), token) != ids.end();
+}
+
+std::optional<v1::FinishReason> Request::end_reached() const {
+  if (next_index() > 0 && is_stop_token(spec.tokens.back())) return v1::FINISH_REASON_STOP;
+  if (tokens_left() == 0) return v1::FINISH_REASON_LENGTH;
+  return std::nullopt;
+}
+
+Request* RequestTable::Find(RequestId id) {
+  const auto it = requests_.find(id);
+  return it == requests_.end() ? nullptr : it->second.get();
+}
+
+Request* RequestTable::FindAttempt(AttemptId attempt) {
+  const auto it = attempts_.find(attempt);
+  return it == attempts_.end() ? nullptr : it->second;
+}
+
+Request& RequestTable::Insert(NewRequest spec) {
+  const RequestId id = spec.id;
+  auto request = std::make_unique<Request>();
+  request->given_tokens = static_cast<uint32_t>(spec.tokens.size()) - spec.prompt_tokens;
+  request->spec = std::move(spec);
+  request->arrival = next_arrival_++;
+  if (request->spec.deadline != kNever) deadlines_.emplace(request->spec.deadline, id);
+  const auto [it, inserted] = requests_.emplace(id, std::move(request));
+  BATON_CHECK(inserted);
+  return *it->second;
+}
+
+void RequestTable::Erase(RequestId id) {
+  const auto it = requests_.find(id);
+  BATON_CHECK(it != requests_.end());
+  BATON_CHECK(it->second->attempt == AttemptId{});
+  deadlines_.erase({it->second->spec.deadline, id});
+  requests_.erase(it);
+}
+
+void RequestTable::StartAttempt(Request& request) {
+  BATON_CHECK(request.attempt == AttemptId{});
+  request.attempt = AttemptId{next_attempt_++};
+  attempts_[request.attempt] = &request;
+}
+
+void RequestTable::EndAttempt(Request& request) {
+  attempts_.erase(request.attempt);
+  request.attempt = AttemptId{};
+}
+
+std::vector<RequestId> RequestTable::Expired(Instant now) const {
+  std::vector<RequestId> expired;
+  for (const auto& [deadline, id] : deadlines_) {
+    if (deadline > now) break;
+    expired.push_back(id);
+  }
+  return expired;
+}
+
+}  // namespace baton

@@ -1,0 +1,86 @@
+#include "router/router.h"
+
+#include <algorithm>
+#include <random>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/status_macros.h"
+#include "common/telemetry/log.h"
+
+namespace baton {
+namespace {
+
+// How long calls that have ended may take to be flushed to their clients.
+constexpr Duration kFlushGrace = std::chrono::seconds(2);
+
+uint64_t SystemRandom() {
+  std::random_device device;
+  return (static_cast<uint64_t>(device()) << 32) | device();
+}
+
+// The largest command is Admit or Prefill of a full context: a token takes up to 5 bytes, the other
+// fields (logit bias, stop ids, addresses) stay within the overhead.
+absl::Status CheckMessageLimit(uint32_t context_tokens, int message_bytes_max) {
+  constexpr uint64_t kTokenBytes = 5;
+  constexpr uint64_t kOverheadBytes = 128 << 10;
+  const uint64_t needed = kTokenBytes * context_tokens + kOverheadBytes;
+  if (static_cast<uint64_t>(message_bytes_max) >= needed) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("--message_limit: ", message_bytes_max,
+                                                 " bytes are too few for a context of ",
+                                                 context_tokens, " tokens, which takes ", needed));
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Router>> Router::Start(RouterOptions options,
+                                                      MetricsRegistry* metrics) {
+  BATON_ASSIGN_OR_RETURN(RouterModel model, RouterModel::Load(options.model));
+  BATON_RETURN_IF_ERROR(CheckMessageLimit(
+      model.context_tokens, std::min(options.rpc.receive_message_bytes_max,
+                                     options.loop.session.channel.message_bytes_max)));
+  if (!model.chat.ok()) {
+    LogWarning("chat calls will be refused", {{"reason", model.chat.status()}});
+  }
+  LogInfo("model", {{"name", model.name},
+                    {"architecture", model.architecture},
+                    {"context_tokens", model.context_tokens}});
+  std::unique_ptr<Router> router(new Router(std::move(model), metrics));
+  const Incarnation incarnation{SystemRandom() | 1};
+  options.loop.core.cluster.vocab_size = router->model_.vocab_size;
+  options.loop.session.router_incarnation = incarnation;
+  options.loop.session.version = options.version;
+  options.loop.session.seed = SystemRandom();
+  router->loop_ = std::make_unique<RouterLoop>(std::move(options.loop), &router->metrics_);
+  router->service_ = std::make_unique<RouterService>(RouterService::Options{
+      .model = &router->model_,
+      .loop = router->loop_.get(),
+      .incarnation = incarnation,
+      .version = options.version,
+      .random = SystemRandom,
+  });
+  BATON_ASSIGN_OR_RETURN(router->server_, RpcServer::Start(options.rpc, {router->service_.get()}));
+  BATON_ASSIGN_OR_RETURN(
+      router->directory_,
+      WorkerDirectory::Start(
+          options.workers, WorkerDirectory::ResolveBySystem,
+          [loop = router->loop_.get()](v1::Role role, std::vector<std::string> addresses) {
+            loop->SetWorkers(role, std::move(addresses));
+          }));
+  router->server_->SetServing(true);
+  return router;
+}
+
+Router::Router(RouterModel model, MetricsRegistry* metrics)
+    : model_(std::move(model)), metrics_(metrics) {}
+
+Router::~Router() { DrainAndStop(Duration::zero()); }
+
+void Router::DrainAndStop(Duration grace) {
+  if (server_ != nullptr) server_->BeginDrain();
+  directory_.reset();
+  loop_->Stop(grace);
+  if (server_ != nullptr) server_->Shutdown(kFlushGrace);
+}
+
+}  // namespace baton

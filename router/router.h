@@ -1,0 +1,57 @@
+// A router process put together: model, thread, worker directory, gRPC service.
+#ifndef BATON_ROUTER_ROUTER_H_
+#define BATON_ROUTER_ROUTER_H_
+
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "common/base/clock.h"
+#include "common/rpc/server.h"
+#include "common/telemetry/metrics.h"
+#include "router/router_loop.h"
+#include "router/router_metrics.h"
+#include "router/router_model.h"
+#include "router/router_service.h"
+#include "router/worker_directory.h"
+
+namespace baton {
+
+struct RouterOptions {
+  std::string model;  // Folder.
+  RouterLoopOptions loop;
+  WorkerDirectoryOptions workers;
+  RpcServerOptions rpc;
+  std::string version;
+};
+
+class Router {
+ public:
+  // Serves when it returns; workers may come later. `metrics` outlives it. Fails with one error
+  // that names what is wrong with the model folder, an address or a limit.
+  static absl::StatusOr<std::unique_ptr<Router>> Start(RouterOptions options,
+                                                       MetricsRegistry* metrics);
+  // As DrainAndStop(0).
+  ~Router();
+
+  const std::string& address() const { return server_->address(); }
+
+  // Health says NOT_SERVING and new requests are refused at once; streams have `grace` to finish,
+  // then they end with UNAVAILABLE. Idempotent; one thread.
+  void DrainAndStop(Duration grace);
+
+ private:
+  Router(RouterModel model, MetricsRegistry* metrics);
+
+  const RouterModel model_;
+  RouterMetrics metrics_;
+  std::unique_ptr<RouterLoop> loop_;
+  std::unique_ptr<RouterService> service_;
+  std::unique_ptr<WorkerDirectory> directory_;
+  std::unique_ptr<RpcServer> server_;
+};
+
+}  // namespace baton
+
+#endif  // BATON_ROUTER_ROUTER_H_

@@ -1,0 +1,88 @@
+#include "router/router_metrics.h"
+
+#include <string>
+
+namespace baton {
+namespace {
+
+constexpr WorkerState kStates[] = {WorkerState::kConnecting, WorkerState::kReady,
+                                   WorkerState::kDraining, WorkerState::kRefused,
+                                   WorkerState::kLost};
+
+constexpr double kMillisecondsPerSecond = 1000.0;
+
+}  // namespace
+
+RouterMetrics::RouterMetrics(MetricsRegistry* registry)
+    : registry_(registry),
+      duration_(registry->AddHistogram(kRequestDurationSeconds, "Time from call to end of stream.",
+                                       RequestSecondsBuckets())),
+      first_token_(registry->AddHistogram(
+          kTimeToFirstTokenSeconds, "Time from call to the first token.", RequestSecondsBuckets())),
+      output_token_(registry->AddHistogram(kTimePerOutputTokenSeconds,
+                                           "Mean time per token after the first, per request.",
+                                           StepSecondsBuckets())),
+      queued_(registry->AddGauge(kRequestsQueued, "Requests that wait for a worker.")),
+      queued_tokens_(registry->AddGauge("baton_tokens_queued", "Tokens of waiting requests.")),
+      running_(registry->AddGauge(kRequestsRunning, "Requests that are on a worker.")),
+      prompt_tokens_(registry->AddCounter(kTokensTotal, "Tokens by phase.", {{"phase", "prompt"}})),
+      cached_tokens_(registry->AddCounter(kTokensTotal, "Tokens by phase.", {{"phase", "cached"}})),
+      generated_tokens_(
+          registry->AddCounter(kTokensTotal, "Tokens by phase.", {{"phase", "generated"}})),
+      local_prefills_(registry->AddCounter(kFallbacksTotal, "Second-best ways that were taken.",
+                                           {{"reason", "local_prefill"}})),
+      no_room_(registry->AddCounter("baton_placements_refused_total",
+                                    "Placements that a worker refused for lack of room.")),
+      stale_events_(registry->AddCounter("baton_stale_events_total",
+                                         "Worker events that matched no current placement.")) {
+  for (const v1::Role role : {v1::ROLE_PREFILL, v1::ROLE_DECODE}) {
+    for (const WorkerState state : kStates) {
+      workers_[{role, state}] =
+          &registry->AddGauge("baton_workers", "Workers by role and state.",
+                              {{"role", role == v1::ROLE_PREFILL ? "prefill" : "decode"},
+                               {"state", WorkerStateName(state)}});
+    }
+  }
+}
+
+void RouterMetrics::OnFinish(const Finish& finish) {
+  registry_
+      ->AddCounter(kRequestsTotal, "Requests by the status they ended with.",
+                   {{"status", absl::StatusCodeToString(finish.status.code())}})
+      .Increment();
+  const v1::StageTimings& timings = finish.finished.timings();
+  const v1::Usage& usage = finish.finished.usage();
+  duration_.Observe(timings.total_ms() / kMillisecondsPerSecond);
+  generated_tokens_.Increment(usage.generated_tokens());
+  if (usage.generated_tokens() == 0) return;
+  prompt_tokens_.Increment(usage.prompt_tokens());
+  cached_tokens_.Increment(usage.cached_tokens());
+  first_token_.Observe(timings.first_token_ms() / kMillisecondsPerSecond);
+  if (usage.generated_tokens() > 1) {
+    output_token_.Observe(timings.decode_ms() / kMillisecondsPerSecond /
+                          (usage.generated_tokens() - 1));
+  }
+}
+
+void RouterMetrics::Update(const RouterCore& core) {
+  queued_.Set(core.queued_count());
+  queued_tokens_.Set(static_cast<double>(core.queued_tokens()));
+  running_.Set(static_cast<double>(core.request_count() - core.queued_count()));
+  std::map<std::pair<v1::Role, WorkerState>, int> counts;
+  for (const auto& [id, worker] : core.workers().all()) ++counts[{worker.role, worker.state}];
+  for (const auto& [key, gauge] : workers_) gauge->Set(counts[key]);
+  const CoreCounters& now = core.counters();
+  for (size_t i = 0; i < kRetryCauseCount; ++i) {
+    if (now.retries[i] == seen_.retries[i]) continue;
+    registry_
+        ->AddCounter("baton_retries_total", "Requests that were moved, by cause.",
+                     {{"cause", RetryCauseName(static_cast<RetryCause>(i))}})
+        .Increment(static_cast<double>(now.retries[i] - seen_.retries[i]));
+  }
+  local_prefills_.Increment(static_cast<double>(now.local_prefills - seen_.local_prefills));
+  no_room_.Increment(static_cast<double>(now.no_room - seen_.no_room));
+  stale_events_.Increment(static_cast<double>(now.stale_events - seen_.stale_events));
+  seen_ = now;
+}
+
+}  // namespace baton

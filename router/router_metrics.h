@@ -1,0 +1,46 @@
+// The router's Prometheus metrics.
+//
+// Written by the router's thread.
+#ifndef BATON_ROUTER_ROUTER_METRICS_H_
+#define BATON_ROUTER_ROUTER_METRICS_H_
+
+#include <map>
+#include <utility>
+
+#include "common/telemetry/metrics.h"
+#include "router/actions.h"
+#include "router/router_core.h"
+
+namespace baton {
+
+class RouterMetrics {
+ public:
+  // `registry` outlives this.
+  explicit RouterMetrics(MetricsRegistry* registry);
+
+  // A request has ended.
+  void OnFinish(const Finish& finish);
+  // Brings gauges and counters up to the core's state.
+  void Update(const RouterCore& core);
+
+ private:
+  MetricsRegistry* const registry_;
+  Histogram& duration_;
+  Histogram& first_token_;
+  Histogram& output_token_;
+  Gauge& queued_;
+  Gauge& queued_tokens_;
+  Gauge& running_;
+  Counter& prompt_tokens_;
+  Counter& cached_tokens_;
+  Counter& generated_tokens_;
+  Counter& local_prefills_;
+  Counter& no_room_;
+  Counter& stale_events_;
+  std::map<std::pair<v1::Role, WorkerState>, Gauge*> workers_;
+  CoreCounters seen_;  // What the counters include already.
+};
+
+}  // namespace baton
+
+#endif  // BATON_ROUTER_ROUTER_METRICS_H_

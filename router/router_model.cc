@@ -1,0 +1,79 @@
+#include "router/router_model.h"
+
+#include <filesystem>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/status_macros.h"
+#include "common/tokenizer/json_fields.h"
+
+namespace baton {
+namespace {
+
+constexpr size_t kConfigBytesMax = 1 << 20;
+constexpr int kVocabSizeMax = 1 << 24;
+
+// "eos_token_id": a number or a list of numbers; empty if absent.
+absl::StatusOr<std::vector<TokenId>> EosTokenIds(const Json& config, const std::string& file,
+                                                 uint32_t vocab_size) {
+  std::vector<TokenId> ids;
+  const Json* field = FindField(config, "eos_token_id");
+  if (field == nullptr) return ids;
+  const Json list = field->is_array() ? *field : Json::array({*field});
+  for (const Json& id : list) {
+    if (!id.is_number_unsigned() || id.get<uint64_t>() >= vocab_size) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          file, ": eos_token_id ", id.dump(), " is no token of a vocabulary of ", vocab_size));
+    }
+    ids.push_back(id.get<TokenId>());
+  }
+  return ids;
+}
+
+absl::Status LoadConfig(const std::string& directory, RouterModel* model) {
+  BATON_ASSIGN_OR_RETURN(const Json config,
+                         ReadJsonFile(directory + "/config.json", kConfigBytesMax));
+  BATON_ASSIGN_OR_RETURN(const int vocab_size,
+                         IntField(config, "vocab_size", kVocabSizeMax, "config.json"));
+  BATON_ASSIGN_OR_RETURN(const int context,
+                         IntField(config, "max_position_embeddings",
+                                  static_cast<int>(RouterModel::kContextTokensMax), "config.json"));
+  if (vocab_size == 0 || context < 2) {
+    return absl::InvalidArgumentError(
+        "config.json: vocab_size and max_position_embeddings must be at least 1 and 2");
+  }
+  model->vocab_size = static_cast<uint32_t>(vocab_size);
+  model->context_tokens = static_cast<uint32_t>(context);
+  const Json* architectures = FindField(config, "architectures");
+  if (architectures != nullptr && architectures->is_array() && !architectures->empty() &&
+      architectures->front().is_string()) {
+    model->architecture = architectures->front().get<std::string>();
+  }
+  BATON_ASSIGN_OR_RETURN(model->eos_token_ids,
+                         EosTokenIds(config, "config.json", model->vocab_size));
+  const absl::StatusOr<Json> generation =
+      ReadJsonFile(directory + "/generation_config.json", kConfigBytesMax);
+  if (absl::IsNotFound(generation.status())) return absl::OkStatus();
+  BATON_RETURN_IF_ERROR(generation.status());
+  BATON_ASSIGN_OR_RETURN(std::vector<TokenId> ids,
+                         EosTokenIds(*generation, "generation_config.json", model->vocab_size));
+  if (!ids.empty()) model->eos_token_ids = std::move(ids);
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<RouterModel> RouterModel::Load(const std::string& directory) {
+  if (directory.empty()) {
+    return absl::InvalidArgumentError("--model is required: the model's folder");
+  }
+  RouterModel model;
+  const std::filesystem::path path = std::filesystem::path(directory).lexically_normal();
+  model.name = (path.has_filename() ? path : path.parent_path()).filename().string();
+  BATON_RETURN_IF_ERROR(LoadConfig(directory, &model));
+  BATON_ASSIGN_OR_RETURN(model.tokenizer, Tokenizer::Load(directory));
+  model.chat = ChatFormat::Load(directory);
+  return model;
+}
+
+}  // namespace baton

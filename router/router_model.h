@@ -1,0 +1,40 @@
+// What the router knows of the model that its workers serve: tokenizer, chat format, and the few
+// figures of config.json that a request is checked against. No weights.
+//
+// Immutable after Load; any thread.
+#ifndef BATON_ROUTER_ROUTER_MODEL_H_
+#define BATON_ROUTER_ROUTER_MODEL_H_
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "common/base/ids.h"
+#include "common/tokenizer/chat_format.h"
+#include "common/tokenizer/tokenizer.h"
+
+namespace baton {
+
+struct RouterModel {
+  // A request may name so many tokens at most, whatever config.json claims.
+  static constexpr uint32_t kContextTokensMax = 1u << 24;
+
+  std::string name;  // The folder's own name.
+  std::string architecture;
+  uint32_t vocab_size = 0;
+  uint32_t context_tokens = 0;
+  std::vector<TokenId> eos_token_ids;
+  std::unique_ptr<Tokenizer> tokenizer;
+  absl::StatusOr<ChatFormat> chat = absl::UnimplementedError("no chat format was loaded");
+
+  // Reads config.json, generation_config.json, tokenizer.json and tokenizer_config.json. A chat
+  // template that is not known is no error here: chat calls get it.
+  static absl::StatusOr<RouterModel> Load(const std::string& directory);
+};
+
+}  // namespace baton
+
+#endif  // BATON_ROUTER_ROUTER_MODEL_H_

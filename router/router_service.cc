@@ -1,0 +1,106 @@
+#include "router/router_service.h"
+
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/status_macros.h"
+#include "common/rpc/status_codec.h"
+#include "router/generate_stream.h"
+#include "router/request_reader.h"
+
+namespace baton {
+
+grpc::ServerWriteReactor<v1::GenerateResponse>* RouterService::Generate(
+    grpc::CallbackServerContext* context, const v1::GenerateRequest* request) {
+  // Deletes itself when the call is over.
+  auto* stream = new GenerateStream(context, options_.loop);
+  stream->Begin(*request, *options_.model, options_.random);
+  return stream;
+}
+
+grpc::ServerUnaryReactor* RouterService::Tokenize(grpc::CallbackServerContext* context,
+                                                  const v1::TokenizeRequest* request,
+                                                  v1::TokenizeResponse* response) {
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  reactor->Finish(ToGrpcStatus(DoTokenize(*request, response)));
+  return reactor;
+}
+
+absl::Status RouterService::DoTokenize(const v1::TokenizeRequest& request,
+                                       v1::TokenizeResponse* response) const {
+  std::vector<TokenId> ids;
+  if (request.has_chat()) {
+    BATON_ASSIGN_OR_RETURN(ids, ChatTokens(request.chat(), *options_.model));
+  } else if (request.has_text()) {
+    const bool add_special = !request.has_add_special_tokens() || request.add_special_tokens();
+    BATON_ASSIGN_OR_RETURN(ids, options_.model->tokenizer->Encode(request.text(), add_special));
+  } else {
+    return absl::InvalidArgumentError("text: one of text and chat must be given");
+  }
+  response->mutable_ids()->Add(ids.begin(), ids.end());
+  return absl::OkStatus();
+}
+
+grpc::ServerUnaryReactor* RouterService::Detokenize(grpc::CallbackServerContext* context,
+                                                    const v1::DetokenizeRequest* request,
+                                                    v1::DetokenizeResponse* response) {
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  reactor->Finish(ToGrpcStatus(DoDetokenize(*request, response)));
+  return reactor;
+}
+
+absl::Status RouterService::DoDetokenize(const v1::DetokenizeRequest& request,
+                                         v1::DetokenizeResponse* response) const {
+  for (int i = 0; i < request.ids_size(); ++i) {
+    if (request.ids(i) < 0 || static_cast<uint32_t>(request.ids(i)) >= options_.model->vocab_size) {
+      return absl::InvalidArgumentError(absl::StrCat("ids[", i, "]: token ", request.ids(i),
+                                                     " is unknown; the vocabulary has ",
+                                                     options_.model->vocab_size, " tokens"));
+    }
+  }
+  const std::vector<TokenId> ids(request.ids().begin(), request.ids().end());
+  const bool skip_special = !request.has_skip_special_tokens() || request.skip_special_tokens();
+  response->set_text(options_.model->tokenizer->Decode(ids, skip_special));
+  return absl::OkStatus();
+}
+
+grpc::ServerUnaryReactor* RouterService::GetModel(grpc::CallbackServerContext* context,
+                                                  const v1::GetModelRequest*,
+                                                  v1::GetModelResponse* response) {
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  const RouterModel& model = *options_.model;
+  if (model.chat.ok()) response->set_chat_format(model.chat->name());
+  v1::ModelInfo* info = response->mutable_model();
+  const bool asked = options_.loop->Query([reactor, info, &model](const RouterCore& core) {
+    // The workers know what the router does not read: fingerprints, numerics, size.
+    for (const auto& [id, worker] : core.workers().all()) {
+      if (worker.serving()) *info = worker.hello.model();
+    }
+    info->set_name(model.name);
+    info->set_architecture(model.architecture);
+    info->set_vocab_size(model.vocab_size);
+    info->set_context_tokens(model.context_tokens);
+    info->mutable_eos_token_ids()->Assign(model.eos_token_ids.begin(), model.eos_token_ids.end());
+    reactor->Finish(grpc::Status::OK);
+  });
+  if (!asked) reactor->Finish(ToGrpcStatus(absl::UnavailableError("the router is shutting down")));
+  return reactor;
+}
+
+grpc::ServerUnaryReactor* RouterService::GetCluster(grpc::CallbackServerContext* context,
+                                                    const v1::GetClusterRequest*,
+                                                    v1::GetClusterResponse* response) {
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  const bool asked = options_.loop->Query([reactor, response, incarnation = options_.incarnation,
+                                           version = options_.version](const RouterCore& core) {
+    *response = core.Cluster();
+    response->set_router_incarnation(Raw(incarnation));
+    response->set_version(version);
+    reactor->Finish(grpc::Status::OK);
+  });
+  if (!asked) reactor->Finish(ToGrpcStatus(absl::UnavailableError("the router is shutting down")));
+  return reactor;
+}
+
+}  // namespace baton

@@ -1,0 +1,133 @@
+#!/usr/bin/env python3
+"""Makes tiny random models with Hugging Face transformers, runs them, and stores what came out.
+
+Each folder beside this script holds a model in Hugging Face's layout and
+  expected.json  the prompt's token ids and 64 tokens of greedy continuation
+  logits.f32     the logits of every prompt position: little-endian float32 [prompt, vocab]
+computed in float32 on the CPU with eager attention. common/model/golden_test.cc compares with them.
+
+Run it with the versions in requirements.txt:  python3 make_goldens.py
+Half of the configurations are written with the names that transformers used before version 5.
+"""
+
+import json
+import pathlib
+import shutil
+
+import torch
+import transformers
+
+HERE = pathlib.Path(__file__).resolve().parent
+PROMPT_TOKENS = 24
+GREEDY_TOKENS = 64
+# The likeliest token must lead by so much that no rounding can change it.
+MARGIN_MIN = 1e-3
+
+COMMON = dict(
+    vocab_size=128,
+    hidden_size=32,
+    intermediate_size=40,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=128,
+    rms_norm_eps=1e-5,
+    tie_word_embeddings=False,
+    bos_token_id=1,
+    eos_token_id=2,
+    pad_token_id=None,
+    attn_implementation="eager",
+)
+LLAMA3 = dict(rope_type="llama3", rope_theta=10000.0, factor=4.0, low_freq_factor=1.0,
+              high_freq_factor=4.0, original_max_position_embeddings=32)
+YARN = dict(rope_type="yarn", rope_theta=10000.0, factor=4.0, original_max_position_embeddings=32)
+YARN_MSCALE = dict(YARN, beta_fast=16.0, beta_slow=2.0, mscale=1.0, mscale_all_dim=0.5)
+
+# name: (family, seed, stored type, shards, old spelling, options)
+MODELS = {
+    "llama": ("Llama", 1, torch.float32, 1, True, {}),
+    "llama_tied": ("Llama", 2, torch.float32, 1, False,
+                   dict(tie_word_embeddings=True, num_hidden_layers=3, num_key_value_heads=1)),
+    "llama_llama3": ("Llama", 3, torch.float32, 1, True, dict(head_dim=16, rope_parameters=LLAMA3)),
+    "llama_linear": ("Llama", 4, torch.float32, 1, True,
+                     dict(tie_word_embeddings=True,
+                          rope_parameters=dict(rope_type="linear", rope_theta=5000.0, factor=2.5))),
+    "llama_bf16": ("Llama", 5, torch.bfloat16, 1, False, dict(hidden_size=48)),
+    "llama_f16": ("Llama", 6, torch.float16, 1, True, {}),
+    "llama_sharded": ("Llama", 7, torch.bfloat16, 3, False, {}),
+    "mistral": ("Mistral", 8, torch.float32, 1, False,
+                dict(head_dim=10, sliding_window=None, tie_word_embeddings=True)),
+    "qwen2": ("Qwen2", 9, torch.float32, 1, False, dict(num_attention_heads=2)),
+    "qwen2_yarn": ("Qwen2", 10, torch.bfloat16, 1, True,
+                   dict(head_dim=16, num_attention_heads=2, rope_parameters=YARN)),
+    "qwen3": ("Qwen3", 11, torch.float32, 1, True, dict(head_dim=16)),
+    "qwen3_yarn": ("Qwen3", 12, torch.float32, 1, False,
+                   dict(head_dim=16, tie_word_embeddings=True, rope_parameters=YARN_MSCALE)),
+}
+
+
+def randomize(model, generator):
+    """Weights large enough that attention and logits are far from flat."""
+    with torch.no_grad():
+        for name, tensor in model.named_parameters():
+            noise = torch.randn(tensor.shape, generator=generator)
+            if name.endswith("norm.weight") or "layernorm" in name:
+                tensor.copy_(1.0 + 0.2 * noise)
+            elif "embed_tokens" in name:
+                tensor.copy_(0.7 * noise)
+            else:
+                tensor.copy_(0.35 * noise)
+
+
+def use_old_spelling(path):
+    config = json.loads(path.read_text())
+    rope = config.pop("rope_parameters")
+    config["rope_theta"] = rope.pop("rope_theta")
+    config["rope_scaling"] = None if rope["rope_type"] == "default" else rope
+    config["torch_dtype"] = config.pop("dtype")
+    path.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def make(name, family, seed, dtype, shards, old_spelling, options):
+    folder = HERE / name
+    shutil.rmtree(folder, ignore_errors=True)
+    generator = torch.Generator().manual_seed(seed)
+    config = getattr(transformers, family + "Config")(**{**COMMON, **options})
+    model_class = getattr(transformers, family + "ForCausalLM")
+    model = model_class(config)
+    randomize(model, generator)
+    model = model.to(dtype)
+    size = sum(t.numel() * t.element_size() for t in model.parameters())
+    model.save_pretrained(folder, max_shard_size=size if shards == 1 else size // (shards - 1))
+    if old_spelling:
+        use_old_spelling(folder / "config.json")
+
+    model = model_class.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    model.eval()
+    tokens = torch.randint(0, config.vocab_size, (PROMPT_TOKENS,), generator=generator).tolist()
+    prompt = list(tokens)
+    with torch.no_grad():
+        logits = model(torch.tensor([tokens])).logits[0]
+        assert logits.dtype == torch.float32
+        margin = float("inf")
+        for _ in range(GREEDY_TOKENS):
+            top = model(torch.tensor([tokens])).logits[0, -1].topk(2)
+            margin = min(margin, (top.values[0] - top.values[1]).item())
+            tokens.append(top.indices[0].item())
+    assert margin > MARGIN_MIN, f"{name}: the margin is only {margin}; choose another seed"
+    (folder / "logits.f32").write_bytes(logits.numpy().astype("<f4").tobytes())
+    expected = {"prompt": prompt, "greedy": tokens[PROMPT_TOKENS:]}
+    (folder / "expected.json").write_text(json.dumps(expected) + "\n")
+    total = sum(f.stat().st_size for f in folder.iterdir())
+    print(f"{name:14} {total:7} bytes, margin {margin:.4f}, deviation of logits {logits.std():.2f}, "
+          f"{len(set(tokens[PROMPT_TOKENS:]))} different tokens")
+
+
+def main():
+    torch.use_deterministic_algorithms(True)
+    for name, parameters in MODELS.items():
+        make(name, *parameters)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,181 @@
+#include "tests/support/cluster.h"
+
+#include <grpcpp/grpcpp.h>
+
+#include <cstdlib>
+#include <filesystem>
+#include <thread>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/synchronization/notification.h"
+#include "common/base/check.h"
+#include "common/base/status_macros.h"
+#include "common/rpc/status_codec.h"
+
+namespace baton {
+namespace {
+
+constexpr Duration kStartTimeout = std::chrono::seconds(60);
+constexpr absl::Duration kPollInterval = absl::Milliseconds(50);
+
+// A pause between two questions to another process: there is nothing to be woken by.
+void Pause() { absl::Notification().WaitForNotificationWithTimeout(kPollInterval); }
+
+}  // namespace
+
+std::string BinaryFolder() {
+  const char* folder = std::getenv("BATON_BIN_DIR");
+  BATON_CHECK_MSG(folder != nullptr, "set BATON_BIN_DIR to the folder of the binaries");
+  return folder;
+}
+
+std::string MakeTemporaryFolder() {
+  std::string name = (std::filesystem::temp_directory_path() / "baton_test_XXXXXX").string();
+  BATON_CHECK(mkdtemp(name.data()) != nullptr);
+  return name;
+}
+
+Cluster::Cluster(const ClusterOptions& options)
+    : options_(options), folder_(MakeTemporaryFolder()) {}
+Cluster::~Cluster() = default;
+
+absl::StatusOr<std::unique_ptr<Cluster>> Cluster::Start(const ClusterOptions& options) {
+  auto cluster = std::unique_ptr<Cluster>(new Cluster(options));
+  cluster->prefill_.resize(static_cast<size_t>(options.prefill));
+  cluster->decode_.resize(static_cast<size_t>(options.decode));
+  for (WorkerProcess& worker : cluster->prefill_) {
+    BATON_RETURN_IF_ERROR(cluster->StartWorker("prefill", "127.0.0.1:0", &worker));
+  }
+  for (WorkerProcess& worker : cluster->decode_) {
+    BATON_RETURN_IF_ERROR(cluster->StartWorker("decode", "127.0.0.1:0", &worker));
+  }
+  BATON_RETURN_IF_ERROR(cluster->StartRouter());
+  const int workers = options.prefill + options.decode;
+  if (!cluster->WaitUntil(
+          [workers](const v1::GetClusterResponse& status) { return ReadyCount(status) == workers; },
+          kStartTimeout)) {
+    return absl::DeadlineExceededError(
+        absl::StrCat("the workers did not become ready: ",
+                     cluster->Status().value_or(v1::GetClusterResponse()).ShortDebugString(),
+                     "\nrouter log:\n", cluster->router_->LogTail()));
+  }
+  return cluster;
+}
+
+absl::Status Cluster::StartWorker(const char* role, const std::string& listen,
+                                  WorkerProcess* worker) {
+  std::vector<std::string> command = {absl::StrCat(BinaryFolder(), "/baton_", role, "_worker"),
+                                      "--model",
+                                      options_.model,
+                                      "--listen",
+                                      listen,
+                                      "--kv_memory",
+                                      "16MiB",
+                                      "--threads",
+                                      "1"};
+  command.insert(command.end(), options_.worker_flags.begin(), options_.worker_flags.end());
+  if (std::string(role) == "decode") {
+    command.insert(command.end(), options_.decode_flags.begin(), options_.decode_flags.end());
+  }
+  BATON_ASSIGN_OR_RETURN(
+      worker->process,
+      Process::Start(command, absl::StrCat(folder_, "/", role, "-", starts_++, ".log")));
+  BATON_ASSIGN_OR_RETURN(worker->address,
+                         worker->process->WaitForLine("listening on ", kStartTimeout));
+  return absl::OkStatus();
+}
+
+absl::Status Cluster::StartRouter() {
+  const auto addresses = [](const std::vector<WorkerProcess>& workers) {
+    return absl::StrJoin(workers, ",", [](std::string* out, const WorkerProcess& worker) {
+      absl::StrAppend(out, worker.address);
+    });
+  };
+  std::vector<std::string> command = {absl::StrCat(BinaryFolder(), "/baton_router"),
+                                      "--model",
+                                      options_.model,
+                                      "--listen",
+                                      "127.0.0.1:0",
+                                      absl::StrCat("--decode=", addresses(decode_))};
+  if (!prefill_.empty()) command.push_back(absl::StrCat("--prefill=", addresses(prefill_)));
+  command.insert(command.end(), options_.router_flags.begin(), options_.router_flags.end());
+  BATON_ASSIGN_OR_RETURN(router_, Process::Start(command, folder_ + "/router.log"));
+  BATON_ASSIGN_OR_RETURN(router_address_, router_->WaitForLine("listening on ", kStartTimeout));
+  stub_ = v1::Inference::NewStub(
+      grpc::CreateChannel(router_address_, grpc::InsecureChannelCredentials()));
+  return absl::OkStatus();
+}
+
+absl::Status Cluster::RestartPrefill(int i) {
+  WorkerProcess& worker = prefill_[static_cast<size_t>(i)];
+  return StartWorker("prefill", std::string(worker.address), &worker);
+}
+
+absl::Status Cluster::RestartDecode(int i) {
+  WorkerProcess& worker = decode_[static_cast<size_t>(i)];
+  return StartWorker("decode", std::string(worker.address), &worker);
+}
+
+Answer Cluster::Generate(const v1::GenerateRequest& request, Duration timeout,
+                         const std::function<bool(const v1::Delta&)>& on_delta) {
+  Answer answer;
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + timeout);
+  const std::unique_ptr<grpc::ClientReader<v1::GenerateResponse>> reader =
+      stub_->Generate(&context, request);
+  v1::GenerateResponse response;
+  while (reader->Read(&response)) {
+    if (response.has_started()) {
+      answer.started = response.started();
+    } else if (response.has_delta()) {
+      answer.text += response.delta().text();
+      for (const v1::Token& token : response.delta().tokens()) answer.tokens.push_back(token.id());
+      if (on_delta && !on_delta(response.delta())) context.TryCancel();
+    } else if (response.has_finished()) {
+      answer.finished = response.finished();
+      answer.has_finished = true;
+    }
+  }
+  answer.status = FromGrpcStatus(reader->Finish());
+  return answer;
+}
+
+absl::StatusOr<v1::GetClusterResponse> Cluster::Status() {
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(5));
+  v1::GetClusterResponse response;
+  const absl::Status status = FromGrpcStatus(stub_->GetCluster(&context, {}, &response));
+  if (!status.ok()) return status;
+  return response;
+}
+
+bool Cluster::WaitUntil(const std::function<bool(const v1::GetClusterResponse&)>& reached,
+                        Duration timeout) {
+  for (const Instant deadline = Now() + timeout; Now() < deadline; Pause()) {
+    const absl::StatusOr<v1::GetClusterResponse> status = Status();
+    if (status.ok() && reached(*status)) return true;
+  }
+  return false;
+}
+
+bool Cluster::AtRest(const v1::GetClusterResponse& status) {
+  if (status.requests_queued() + status.requests_running() > 0) return false;
+  for (const v1::WorkerStatus& worker : status.workers()) {
+    if (worker.state() != "ready") return false;
+    const v1::WorkerLoad& load = worker.load();
+    if (load.blocks_free() + load.blocks_cached() != load.blocks_total()) return false;
+    if (load.sequences_running() + load.sequences_waiting() > 0) return false;
+  }
+  return true;
+}
+
+int Cluster::ReadyCount(const v1::GetClusterResponse& status) {
+  int count = 0;
+  for (const v1::WorkerStatus& worker : status.workers())
+    count += worker.state() == "ready" ? 1 : 0;
+  return count;
+}
+
+}  // namespace baton

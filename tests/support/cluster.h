@@ -1,0 +1,95 @@
+// A whole cluster of real processes on loopback, and a client for it.
+#ifndef BATON_TESTS_SUPPORT_CLUSTER_H_
+#define BATON_TESTS_SUPPORT_CLUSTER_H_
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "common/base/clock.h"
+#include "common/base/ids.h"
+#include "proto/inference.grpc.pb.h"
+#include "tests/support/process.h"
+
+namespace baton {
+
+struct ClusterOptions {
+  std::string model;
+  int prefill = 1;
+  int decode = 1;
+  std::vector<std::string> worker_flags;  // For every worker.
+  std::vector<std::string> decode_flags;  // For decode workers.
+  std::vector<std::string> router_flags;
+};
+
+// What one Generate call gave.
+struct Answer {
+  absl::Status status;
+  std::vector<TokenId> tokens;
+  std::string text;
+  v1::Started started;
+  v1::Finished finished;
+  bool has_finished = false;
+};
+
+class Cluster {
+ public:
+  // Starts the processes and waits until every worker is ready at the router.
+  static absl::StatusOr<std::unique_ptr<Cluster>> Start(const ClusterOptions& options);
+  // Kills what still runs.
+  ~Cluster();
+
+  // Any thread. `on_delta` runs for each delta; returning false cancels the call.
+  Answer Generate(const v1::GenerateRequest& request, Duration timeout = std::chrono::seconds(60),
+                  const std::function<bool(const v1::Delta&)>& on_delta = nullptr);
+  absl::StatusOr<v1::GetClusterResponse> Status();
+
+  // Asks for the status until `reached` holds; false after `timeout`.
+  bool WaitUntil(const std::function<bool(const v1::GetClusterResponse&)>& reached,
+                 Duration timeout = std::chrono::seconds(30));
+
+  // Every block of every worker is free or cached, and nothing runs or waits.
+  static bool AtRest(const v1::GetClusterResponse& status);
+  static int ReadyCount(const v1::GetClusterResponse& status);
+
+  Process& prefill(int i) { return *prefill_[static_cast<size_t>(i)].process; }
+  Process& decode(int i) { return *decode_[static_cast<size_t>(i)].process; }
+  Process& router() { return *router_; }
+  v1::Inference::Stub& stub() { return *stub_; }
+  const std::string& router_address() const { return router_address_; }
+
+  // Starts a worker again at its old address, after it died.
+  absl::Status RestartPrefill(int i);
+  absl::Status RestartDecode(int i);
+
+ private:
+  struct WorkerProcess {
+    std::string address;
+    std::unique_ptr<Process> process;
+  };
+
+  explicit Cluster(const ClusterOptions& options);
+  absl::Status StartWorker(const char* role, const std::string& listen, WorkerProcess* worker);
+  absl::Status StartRouter();
+
+  const ClusterOptions options_;
+  std::string folder_;  // Logs.
+  std::vector<WorkerProcess> prefill_;
+  std::vector<WorkerProcess> decode_;
+  std::unique_ptr<Process> router_;
+  std::string router_address_;
+  std::unique_ptr<v1::Inference::Stub> stub_;
+  int starts_ = 0;
+};
+
+// The folder of the binaries under test: $BATON_BIN_DIR.
+std::string BinaryFolder();
+// A fresh temporary folder; removed by nobody, so that logs outlive a failed test.
+std::string MakeTemporaryFolder();
+
+}  // namespace baton
+
+#endif  // BATON_TESTS_SUPPORT_CLUSTER_H_
