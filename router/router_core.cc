@@ -114,7 +114,12 @@ void RouterCore::OnRequest(NewRequest spec, Instant now) {
 void RouterCore::OnCancel(RequestId id, Instant now) {
   Request* request = requests_.Find(id);
   if (request == nullptr) return;
-  End(*request, {.status = absl::CancelledError("cancelled by the client")}, now);
+  // gRPC cancels a call whose deadline has come.
+  const bool late = request->spec.deadline <= now;
+  End(*request,
+      {.status = late ? absl::DeadlineExceededError("the deadline passed")
+                      : absl::CancelledError("cancelled by the client")},
+      now);
   Place(now);
 }
 

@@ -30,7 +30,9 @@ struct Evaluation {
 
 bool Evaluate(Evaluation* evaluation) {
   __tsan_acquire(evaluation->mutex);
-  return evaluation->condition->Eval();
+  const bool met = evaluation->condition->Eval();
+  __tsan_release(evaluation->mutex);
+  return met;
 }
 
 }  // namespace
@@ -65,23 +67,24 @@ bool Evaluate(Evaluation* evaluation) {
   void BATON_WRAP(BATON_MUTEX(name))(absl::Mutex * mutex, const absl::Condition& condition);  \
   void BATON_WRAP(BATON_MUTEX(name))(absl::Mutex * mutex, const absl::Condition& condition) { \
     Evaluation evaluation = {mutex, &condition};                                              \
+    const absl::Condition watched(&Evaluate, &evaluation);                                    \
     __tsan_release(mutex);                                                                    \
-    BATON_REAL(BATON_MUTEX(name))(mutex, absl::Condition(&Evaluate, &evaluation));            \
+    BATON_REAL(BATON_MUTEX(name))(mutex, watched);                                            \
     __tsan_acquire(mutex);                                                                    \
   }
 
-#define BATON_WAITING_UNTIL(name, Limit)                                                      \
-  bool BATON_REAL(BATON_MUTEX(name))(absl::Mutex*, const absl::Condition&, Limit);            \
-  bool BATON_WRAP(BATON_MUTEX(name))(absl::Mutex * mutex, const absl::Condition& condition,   \
-                                     Limit limit);                                            \
-  bool BATON_WRAP(BATON_MUTEX(name))(absl::Mutex * mutex, const absl::Condition& condition,   \
-                                     Limit limit) {                                           \
-    Evaluation evaluation = {mutex, &condition};                                              \
-    __tsan_release(mutex);                                                                    \
-    const bool met =                                                                          \
-        BATON_REAL(BATON_MUTEX(name))(mutex, absl::Condition(&Evaluate, &evaluation), limit); \
-    __tsan_acquire(mutex);                                                                    \
-    return met;                                                                               \
+#define BATON_WAITING_UNTIL(name, Limit)                                                    \
+  bool BATON_REAL(BATON_MUTEX(name))(absl::Mutex*, const absl::Condition&, Limit);          \
+  bool BATON_WRAP(BATON_MUTEX(name))(absl::Mutex * mutex, const absl::Condition& condition, \
+                                     Limit limit);                                          \
+  bool BATON_WRAP(BATON_MUTEX(name))(absl::Mutex * mutex, const absl::Condition& condition, \
+                                     Limit limit) {                                         \
+    Evaluation evaluation = {mutex, &condition};                                            \
+    const absl::Condition watched(&Evaluate, &evaluation);                                  \
+    __tsan_release(mutex);                                                                  \
+    const bool met = BATON_REAL(BATON_MUTEX(name))(mutex, watched, limit);                  \
+    __tsan_acquire(mutex);                                                                  \
+    return met;                                                                             \
   }
 
 extern "C" {

@@ -50,8 +50,8 @@ class Reader {
     const auto magic = Get<uint32_t>();
     const auto version = Get<uint16_t>();
     const auto actual_type = Get<uint16_t>();
-    ok_ = ok_ && magic == kMagic && version == kVersion &&
-          actual_type == static_cast<uint16_t>(type);
+    ok_ =
+        ok_ && magic == kMagic && version == kVersion && actual_type == static_cast<uint16_t>(type);
   }
 
   template <typename T>
@@ -203,8 +203,7 @@ std::optional<CommitMessage> DecodeCommit(ConstSpan header) {
   message.first_token.token = static_cast<TokenId>(reader.Get<uint32_t>());
   message.first_token.index = reader.Get<uint32_t>();
   const auto logprob_bytes = reader.Get<uint32_t>();
-  message.first_token.logprobs =
-      reader.GetText(logprob_bytes, CommittedToken::kLogprobBytesMax);
+  message.first_token.logprobs = reader.GetText(logprob_bytes, CommittedToken::kLogprobBytesMax);
   if (!reader.Finished()) return std::nullopt;
   return message;
 }

@@ -55,7 +55,7 @@ struct KvMessage {
 
 struct CommitMessage {
   EpochName name;
-  uint32_t rank_count = 1;  // Above name.rank.
+  uint32_t rank_count = 1;     // Above name.rank.
   uint64_t message_count = 0;  // KV messages of this rank.
   uint64_t byte_count = 0;     // Their payloads.
   CommittedToken first_token;
@@ -82,8 +82,8 @@ enum class NakReason : uint32_t {
 
 // For people.
 const char* NakReasonText(NakReason reason);
-// Whether pushing the same KV again, with another ticket, may succeed. Otherwise one of the two sides
-// has a bug.
+// Whether pushing the same KV again, with another ticket, may succeed. Otherwise one of the two
+// sides has a bug.
 bool IsRetryable(NakReason reason);
 
 struct NakMessage {

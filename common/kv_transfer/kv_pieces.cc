@@ -87,13 +87,13 @@ std::vector<KvPiece> SplitPush(const KvLayout& layout, const KvPiece& push, size
   // A unit is one layer of one block.
   const uint64_t unit_bytes = uint64_t{push.heads.count()} * 2 * layout.head_bytes();
   const uint64_t unit_spans = whole_blocks ? 1 : uint64_t{push.heads.count()} * 2;
-  const uint64_t units = std::max<uint64_t>(
-      1, std::min<uint64_t>(bytes_max / unit_bytes, kSpansMax / unit_spans));
+  const uint64_t units =
+      std::max<uint64_t>(1, std::min<uint64_t>(bytes_max / unit_bytes, kSpansMax / unit_spans));
   const uint32_t first_block = push.tokens.begin / layout.block_tokens;
   const uint32_t end_block = layout.BlocksFor(push.tokens.end);
   const uint64_t blocks = end_block - first_block;
-  const auto layers_each = static_cast<uint32_t>(
-      std::clamp<uint64_t>(units / blocks, 1, push.layers.count()));
+  const auto layers_each =
+      static_cast<uint32_t>(std::clamp<uint64_t>(units / blocks, 1, push.layers.count()));
   const auto blocks_each = static_cast<uint32_t>(std::min<uint64_t>(units, blocks));
 
   std::vector<KvPiece> pieces;

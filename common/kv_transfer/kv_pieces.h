@@ -1,8 +1,8 @@
 // Pieces of a sequence's KV: their bytes in memory, in wire order, and which of them are there.
 //
-// The wire order of a piece is block by block in token order, and within a block as the block lies in
-// memory: [layer][K|V][kv_head][token][head_dim], without what the piece leaves out. Both sides have
-// the same layout, so both derive the same order from the piece's ranges.
+// The wire order of a piece is block by block in token order, and within a block as the block lies
+// in memory: [layer][K|V][kv_head][token][head_dim], without what the piece leaves out. Both sides
+// have the same layout, so both derive the same order from the piece's ranges.
 #ifndef BATON_COMMON_KV_TRANSFER_KV_PIECES_H_
 #define BATON_COMMON_KV_TRANSFER_KV_PIECES_H_
 
@@ -33,8 +33,8 @@ std::vector<MutableSpan> PieceSpans(const KvArena& arena, std::span<const BlockI
 // XXH3-64 of the bytes in order.
 uint64_t ChecksumOf(std::span<const MutableSpan> spans);
 
-// Splits K and V of `layers` x `tokens` x `heads` into pieces of at most `bytes_max` each, as far as
-// one layer of one block allows, and of a bounded number of spans.
+// Splits K and V of `layers` x `tokens` x `heads` into pieces of at most `bytes_max` each, as far
+// as one layer of one block allows, and of a bounded number of spans.
 std::vector<KvPiece> SplitPush(const KvLayout& layout, const KvPiece& push, size_t bytes_max);
 
 // Which (layer, head, token) of a box are taken. A plain value.

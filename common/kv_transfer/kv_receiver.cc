@@ -20,15 +20,13 @@ absl::Status KvReceiver::CheckGrant(const KvArena& arena, const LeaseGrant& gran
                                                    " already: nothing is left to send"));
   }
   if (grant.held_tokens % layout.block_tokens != 0) {
-    return absl::InvalidArgumentError(absl::StrCat("held tokens (", grant.held_tokens,
-                                                   ") are not whole blocks of ",
-                                                   layout.block_tokens));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "held tokens (", grant.held_tokens, ") are not whole blocks of ", layout.block_tokens));
   }
   if (grant.blocks.size() != layout.BlocksFor(grant.prompt_tokens)) {
-    return absl::InvalidArgumentError(absl::StrCat(grant.blocks.size(), " blocks for ",
-                                                   grant.prompt_tokens, " tokens, ",
-                                                   layout.BlocksFor(grant.prompt_tokens),
-                                                   " are needed"));
+    return absl::InvalidArgumentError(
+        absl::StrCat(grant.blocks.size(), " blocks for ", grant.prompt_tokens, " tokens, ",
+                     layout.BlocksFor(grant.prompt_tokens), " are needed"));
   }
   for (const BlockId block : grant.blocks) {
     if (Raw(block) >= arena.block_count()) {
@@ -38,9 +36,8 @@ absl::Status KvReceiver::CheckGrant(const KvArena& arena, const LeaseGrant& gran
   return absl::OkStatus();
 }
 
-KvReceiver::KvReceiver(Transport& transport, const KvArena& arena,
-                       const KvReceiverOptions& options, TransferEventSink sink,
-                       std::function<void()> catch_up)
+KvReceiver::KvReceiver(Transport& transport, const KvArena& arena, const KvReceiverOptions& options,
+                       TransferEventSink sink, std::function<void()> catch_up)
     : transport_(transport),
       arena_(arena),
       options_(options),
@@ -152,10 +149,8 @@ std::optional<Landing> KvReceiver::OnKv(const IncomingMessage& incoming) {
   Landing landing;
   landing.spans = PieceSpans(arena_, state->grant.blocks, message->piece);
   landing.landed = [this, key = EpochKey{message->name.lease, message->name.epoch},
-                    from = incoming.from, message = *message,
-                    spans = landing.spans](const absl::Status& status) {
-    OnLanded(key, from, message, spans, status);
-  };
+                    from = incoming.from, message = *message, spans = landing.spans](
+                       const absl::Status& status) { OnLanded(key, from, message, spans, status); };
   return landing;
 }
 
@@ -260,9 +255,9 @@ void KvReceiver::FinishIfComplete(EpochState& state) {
   if (state.landed_cells == state.coverage.cells()) {
     if (messages == state.accepted_messages && bytes == state.accepted_bytes) return Fill(state);
     return Fail(state, NakReason::kCountMismatch,
-                absl::InternalError(absl::StrCat(
-                    "the commit counts ", messages, " messages of ", bytes, " bytes, ",
-                    state.accepted_messages, " of ", state.accepted_bytes, " were taken")));
+                absl::InternalError(absl::StrCat("the commit counts ", messages, " messages of ",
+                                                 bytes, " bytes, ", state.accepted_messages, " of ",
+                                                 state.accepted_bytes, " were taken")));
   }
   // What is missing cannot come any more.
   if (state.posted == 0 && state.accepted_messages + state.refused_messages >= messages) {

@@ -1,9 +1,9 @@
-// D's side of the handoff: takes KV messages into the blocks of a lease's epoch, and says when it is
-// filled and when nothing lands in them any more.
+// D's side of the handoff: takes KV messages into the blocks of a lease's epoch, and says when it
+// is filled and when nothing lands in them any more.
 //
-// A message is checked against its lease before a byte moves: the right nonce and epoch, an epoch that
-// still takes bytes, rows inside [held, prompt) that nobody has claimed, the right size. What matches
-// no lease costs nothing and changes nothing. See "D's lease" in ARCHITECTURE.md.
+// A message is checked against its lease before a byte moves: the right nonce and epoch, an epoch
+// that still takes bytes, rows inside [held, prompt) that nobody has claimed, the right size. What
+// matches no lease costs nothing and changes nothing. See "D's lease" in ARCHITECTURE.md.
 //
 // Single-threaded, without a clock: the owner passes the time in, and polls the transport.
 #ifndef BATON_COMMON_KV_TRANSFER_KV_RECEIVER_H_
@@ -29,7 +29,8 @@
 namespace baton {
 
 struct KvReceiverOptions {
-  // How long a retired epoch waits for its posted receives before the peers' connections are closed.
+  // How long a retired epoch waits for its posted receives before the peers' connections are
+  // closed.
   Duration force_close_after = std::chrono::seconds(2);
 };
 
@@ -94,7 +95,7 @@ class KvReceiver {
     const LeaseGrant grant;
     Phase phase = Phase::kOpen;
     NakReason failure = NakReason::kReceiveFailed;  // When failed.
-    KvCoverage coverage;  // Landed or posted.
+    KvCoverage coverage;                            // Landed or posted.
     uint64_t landed_cells = 0;
     uint64_t accepted_messages = 0;
     uint64_t refused_messages = 0;

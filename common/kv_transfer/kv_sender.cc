@@ -15,8 +15,7 @@ MessageType TypeOf(HandoffType type) { return static_cast<MessageType>(type); }
 }  // namespace
 
 absl::Status KvSender::CheckTicket(const KvArena& arena, const Ticket& ticket,
-                                   const std::vector<BlockId>& blocks,
-                                   const TransferShare& share) {
+                                   const std::vector<BlockId>& blocks, const TransferShare& share) {
   const KvLayout& layout = arena.layout();
   if (ticket.layout_fingerprint != layout.Fingerprint()) {
     return absl::InvalidArgumentError("the ticket is for another KV layout");
@@ -27,10 +26,9 @@ absl::Status KvSender::CheckTicket(const KvArena& arena, const Ticket& ticket,
                                                    " are held: nothing is left to send"));
   }
   if (blocks.size() < layout.BlocksFor(ticket.prompt_tokens)) {
-    return absl::InvalidArgumentError(absl::StrCat(blocks.size(), " blocks for ",
-                                                   ticket.prompt_tokens, " tokens, ",
-                                                   layout.BlocksFor(ticket.prompt_tokens),
-                                                   " are needed"));
+    return absl::InvalidArgumentError(
+        absl::StrCat(blocks.size(), " blocks for ", ticket.prompt_tokens, " tokens, ",
+                     layout.BlocksFor(ticket.prompt_tokens), " are needed"));
   }
   for (const BlockId block : blocks) {
     if (Raw(block) >= arena.block_count()) {
@@ -41,9 +39,9 @@ absl::Status KvSender::CheckTicket(const KvArena& arena, const Ticket& ticket,
       share.head_end > layout.kv_heads ||
       (share.head_end != 0 && share.head_begin >= share.head_end) ||
       share.head_begin >= layout.kv_heads) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("rank ", share.rank, " of ", share.rank_count, " with heads ",
-                     share.head_begin, " to ", share.head_end, " of ", layout.kv_heads));
+    return absl::InvalidArgumentError(absl::StrCat("rank ", share.rank, " of ", share.rank_count,
+                                                   " with heads ", share.head_begin, " to ",
+                                                   share.head_end, " of ", layout.kv_heads));
   }
   return absl::OkStatus();
 }
@@ -75,8 +73,8 @@ KvSender::Transfer* KvSender::FindActive(TransferId id) {
   return found == transfers_.end() || found->second.ended ? nullptr : &found->second;
 }
 
-void KvSender::Begin(TransferId id, Ticket ticket, std::vector<BlockId> blocks,
-                     TransferShare share, Instant now) {
+void KvSender::Begin(TransferId id, Ticket ticket, std::vector<BlockId> blocks, TransferShare share,
+                     Instant now) {
   now_ = now;
   if (share.head_end == 0) share.head_end = arena_.layout().kv_heads;
   const auto [it, inserted] = transfers_.try_emplace(id);
@@ -151,8 +149,8 @@ void KvSender::OnPeerLost(PeerId peer, const absl::Status& status) {
   for (const auto& [id, transfer] : transfers_) {
     if (transfer.peer == peer && !transfer.ended) ids.push_back(id);
   }
-  const absl::Status lost =
-      absl::UnavailableError(absl::StrCat("the decode worker is lost: ", std::string(status.message())));
+  const absl::Status lost = absl::UnavailableError(
+      absl::StrCat("the decode worker is lost: ", std::string(status.message())));
   for (const TransferId id : ids) {
     if (Transfer* transfer = FindActive(id); transfer != nullptr) {
       Fail(id, *transfer, lost, /*retryable=*/true);
@@ -233,10 +231,8 @@ void KvSender::SendPiece(TransferId id, Transfer& transfer, const KvPiece& piece
   counters_.bytes += message.payload_bytes;
   transport_.Send(transfer.peer, TypeOf(HandoffType::kKv), Encode(message),
                   std::vector<ConstSpan>(spans.begin(), spans.end()),
-                  [this, id, peer = transfer.peer,
-                   bytes = message.payload_bytes](const absl::Status& status) {
-                    OnSent(id, peer, bytes, status);
-                  });
+                  [this, id, peer = transfer.peer, bytes = message.payload_bytes](
+                      const absl::Status& status) { OnSent(id, peer, bytes, status); });
 }
 
 void KvSender::SendCommit(TransferId id, Transfer& transfer) {
@@ -291,8 +287,9 @@ void KvSender::OnAck(const IncomingMessage& incoming) {
   Transfer* transfer = FindAnswered(message->name, id);
   if (transfer == nullptr || !transfer->commit_sent) return;
   ++counters_.acked;
-  sink_(TransferAcked{id, transfer->bytes, now_ - transfer->begun_at,
-                      now_ - transfer->committed_at});
+  transfer->ended = true;  // First: the sink must not find the transfer active.
+  sink_(
+      TransferAcked{id, transfer->bytes, now_ - transfer->begun_at, now_ - transfer->committed_at});
   End(id, *transfer);
 }
 
@@ -310,8 +307,7 @@ void KvSender::OnNak(const IncomingMessage& incoming) {
   Fail(id, *transfer, retryable ? absl::AbortedError(text) : absl::InternalError(text), retryable);
 }
 
-void KvSender::Fail(TransferId id, Transfer& transfer, const absl::Status& status,
-                    bool retryable) {
+void KvSender::Fail(TransferId id, Transfer& transfer, const absl::Status& status, bool retryable) {
   ++counters_.failed;
   // First: the sink must not find the transfer active.
   transfer.ended = true;

@@ -1,10 +1,10 @@
-// P's side of the handoff: pushes a sequence's KV into the blocks that a ticket promises, and says when
-// the source blocks are read no more.
+// P's side of the handoff: pushes a sequence's KV into the blocks that a ticket promises, and says
+// when the source blocks are read no more.
 //
-// A push is split into messages that are gathered straight from the blocks; to one peer only so many
-// bytes are under way, the rest waits inside, in order. The transfer ends once: acknowledged, failed
-// or aborted. Only when also every send has completed is it released: until then the transport may
-// read the blocks. See "P's transfer" in ARCHITECTURE.md.
+// A push is split into messages that are gathered straight from the blocks; to one peer only so
+// many bytes are under way, the rest waits inside, in order. The transfer ends once: acknowledged,
+// failed or aborted. Only when also every send has completed is it released: until then the
+// transport may read the blocks. See "P's transfer" in ARCHITECTURE.md.
 //
 // Single-threaded, without a clock: the owner passes the time in, and polls the transport.
 #ifndef BATON_COMMON_KV_TRANSFER_KV_SENDER_H_
@@ -53,8 +53,8 @@ class KvSender {
   static absl::Status CheckTicket(const KvArena& arena, const Ticket& ticket,
                                   const std::vector<BlockId>& blocks, const TransferShare& share);
 
-  // Takes the transport's handoff messages to P. All references outlive the sender; the transport is
-  // closed before it, or never polled again.
+  // Takes the transport's handoff messages to P. All references outlive the sender; the transport
+  // is closed before it, or never polled again.
   KvSender(Transport& transport, const KvArena& arena, const KvSenderOptions& options,
            TransferEventSink sink);
   KvSender(const KvSender&) = delete;

@@ -43,8 +43,8 @@ void Prober::Probe(ProbeId id, const std::string& address, Instant now) {
 }
 
 void Prober::SendRound(ProbeId id, Running& probe) {
-  probe.buffer = std::make_shared<std::vector<std::byte>>(
-      probe.round == kBandwidth ? options_.bytes : size_t{0});
+  probe.buffer = std::make_shared<std::vector<std::byte>>(probe.round == kBandwidth ? options_.bytes
+                                                                                    : size_t{0});
   for (size_t i = 0; i < probe.buffer->size(); ++i) {
     (*probe.buffer)[i] = static_cast<std::byte>(i * 131 >> 3);
   }
@@ -83,8 +83,7 @@ std::optional<Landing> Prober::OnReply(const IncomingMessage& incoming) {
       DecodeProbe(HandoffType::kProbeReply, incoming.header);
   if (!message || message->payload_bytes != incoming.payload_bytes) return std::nullopt;
   const auto found = running_.find(ProbeId{message->probe});
-  if (found == running_.end() || found->second.landing ||
-      found->second.round != message->round ||
+  if (found == running_.end() || found->second.landing || found->second.round != message->round ||
       found->second.buffer->size() != incoming.payload_bytes) {
     return std::nullopt;
   }

@@ -1,7 +1,7 @@
 // Measures a pair of workers with real messages of KV size, and answers others who measure.
 //
-// A probe is three rounds: an empty one that brings the connection up, an empty one that is timed, and
-// one that carries bytes both ways and is timed. Single-threaded, without a clock.
+// A probe is three rounds: an empty one that brings the connection up, an empty one that is timed,
+// and one that carries bytes both ways and is timed. Single-threaded, without a clock.
 #ifndef BATON_COMMON_KV_TRANSFER_PROBER_H_
 #define BATON_COMMON_KV_TRANSFER_PROBER_H_
 
@@ -36,8 +36,8 @@ class Prober {
   // Own probes under way; the next one fails.
   static constexpr size_t kProbesMax = 64;
 
-  // `clock` is read when an answer arrives. All references outlive the prober; the transport is closed
-  // before it, or never polled again.
+  // `clock` is read when an answer arrives. All references outlive the prober; the transport is
+  // closed before it, or never polled again.
   Prober(Transport& transport, const ProberOptions& options, TransferEventSink sink,
          std::function<Instant()> clock);
   Prober(const Prober&) = delete;

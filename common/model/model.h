@@ -26,7 +26,7 @@ namespace baton {
 
 struct ModelOptions {
   std::string directory;            // A Hugging Face folder.
-  std::string weights;              // "f32", "bf16", "f16", or empty: as stored.
+  std::string weights = {};         // "f32", "bf16", "f16", or empty: as stored.
   uint32_t threads = 1;             // Kernel threads, this one included.
   uint32_t batch_tokens_max = 512;  // Most tokens of one Forward; sizes the scratch memory.
 };

@@ -1,5 +1,6 @@
 #include "common/model/model_config.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -111,8 +112,7 @@ double YarnScale(double factor, double mscale) {
   return factor <= 1.0 ? 1.0 : 0.1 * mscale * StableLog(factor) + 1.0;
 }
 
-absl::Status ReadYarn(const JsonReader& config, const JsonReader& scaling, uint32_t context_tokens,
-                      RopeConfig* rope) {
+absl::Status ReadYarn(const JsonReader& scaling, uint32_t context_tokens, RopeConfig* rope) {
   BATON_ASSIGN_OR_RETURN(rope->factor, PositiveNumber(scaling, "factor",
                                                       static_cast<double>(context_tokens) /
                                                           rope->original_context_tokens));
@@ -125,7 +125,7 @@ absl::Status ReadYarn(const JsonReader& config, const JsonReader& scaling, uint3
     return scaling.Error("beta_fast", "and beta_slow must be positive");
   }
   BATON_ASSIGN_OR_RETURN(rope->truncate, scaling.Boolean("truncate", true));
-  if (rope->theta == 1.0f) return config.Error("rope_theta", "must not be 1 with yarn");
+  if (rope->theta == 1.0f) return scaling.Error("rope_theta", "must not be 1 with yarn");
   BATON_ASSIGN_OR_RETURN(const double mscale, scaling.Number("mscale", 0.0));
   BATON_ASSIGN_OR_RETURN(const double mscale_all, scaling.Number("mscale_all_dim", 0.0));
   const double inferred =
@@ -169,7 +169,7 @@ absl::Status ReadScaling(const JsonReader& config, const JsonReader& scaling,
   }
   if (type == "yarn") {
     rope->scaling = RopeScaling::kYarn;
-    return ReadYarn(config, scaling, context_tokens, rope);
+    return ReadYarn(scaling, context_tokens, rope);
   }
   return scaling.Error("rope_type", absl::StrCat("is '", type, "', which is not supported; ",
                                                  "supported are default, linear, llama3, yarn"));
@@ -189,6 +189,15 @@ absl::Status ReadRope(const JsonReader& config, uint32_t context_tokens, RopeCon
   const JsonReader scaling(*object, absl::StrCat(config.name(), ": ", key));
   BATON_ASSIGN_OR_RETURN(rope->theta, PositiveNumber(scaling, "rope_theta", rope->theta));
   return ReadScaling(config, scaling, context_tokens, rope);
+}
+
+// Files that extend the context by yarn often leave max_position_embeddings at the original one.
+uint32_t ExtendedContext(const ModelConfig& model) {
+  if (model.rope.scaling != RopeScaling::kYarn) return model.context_tokens;
+  const double extended =
+      std::min<double>(static_cast<double>(model.rope.original_context_tokens) * model.rope.factor,
+                       kContextTokensMax);
+  return std::max(model.context_tokens, static_cast<uint32_t>(extended));
 }
 
 absl::Status ReadDimensions(const JsonReader& config, const Family& family, ModelConfig* model) {
@@ -286,6 +295,7 @@ absl::StatusOr<ModelConfig> ModelConfig::Load(const std::string& directory) {
   BATON_ASSIGN_OR_RETURN(model.tied_embeddings, config.Boolean("tie_word_embeddings", false));
   BATON_RETURN_IF_ERROR(RefuseUnsupported(config, model));
   BATON_RETURN_IF_ERROR(ReadRope(config, model.context_tokens, &model.rope));
+  model.context_tokens = ExtendedContext(model);
   BATON_RETURN_IF_ERROR(ReadStoredType(config, &model));
   BATON_RETURN_IF_ERROR(ReadEosTokens(config, directory, &model));
   return model;

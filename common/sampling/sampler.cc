@@ -185,12 +185,17 @@ TokenId Draw(std::vector<Candidate>& candidates, float highest, float u) {
   return last_possible;
 }
 
+// Divides the distance from the highest logit, so that a tiny temperature bars tokens and never
+// makes two of them equal by overflow.
+void ApplyTemperature(std::span<float> logits, float temperature) {
+  const float highest = logits[ArgMax(logits)];
+  if (temperature == 1.0f || highest == kBarred) return;
+  for (float& logit : logits) logit = (logit - highest) / temperature;
+}
+
 TokenId Choose(std::span<float> logits, const SamplingParams& params, float u) {
   if (params.temperature <= 0.0f) return ArgMax(logits);
-  if (params.temperature != 1.0f) {
-    for (float& logit : logits) logit /= params.temperature;
-    MakeComparable(logits);  // A tiny temperature overflows.
-  }
+  ApplyTemperature(logits, params.temperature);
   std::vector<Candidate> candidates = Possible(logits);
   if (candidates.empty()) return 0;
   KeepTopK(candidates, params.top_k);

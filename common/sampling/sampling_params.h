@@ -21,14 +21,14 @@ struct SamplingParams {
   float repetition_penalty = 1.0f;  // Over prompt and output (Keskar et al., CTRL, 2019).
   float presence_penalty = 0.0f;    // Over output.
   float frequency_penalty = 0.0f;   // Over output.
-  std::vector<std::pair<TokenId, float>> logit_bias;
+  std::vector<std::pair<TokenId, float>> logit_bias = {};
   uint64_t seed = 0;
-  std::optional<uint32_t> logprobs;  // Of the chosen token and the top n.
+  std::optional<uint32_t> logprobs = {};  // Of the chosen token and the top n.
 };
 
 struct StopParams {
-  std::vector<TokenId> stop_token_ids;  // EOS among them unless it is to be ignored.
-  uint32_t min_tokens = 0;              // No stop token is sampled before so many generated tokens.
+  std::vector<TokenId> stop_token_ids = {};  // EOS among them unless it is to be ignored.
+  uint32_t min_tokens = 0;  // No stop token is sampled before so many generated tokens.
 };
 
 }  // namespace baton

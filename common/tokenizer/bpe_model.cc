@@ -99,14 +99,14 @@ absl::Status BpeModel::LoadVocabulary(const Json& spec) {
   seen.reserve(vocabulary->size());
   for (const auto& [token, id] : vocabulary->items()) {
     if (token.size() > kTokenBytesMax) return Malformed("vocab: a token is too long");
-    if (!id.is_number_unsigned() || id.get<uint64_t>() > static_cast<uint64_t>(kIdMax)) {
+    const std::optional<TokenId> value = WholeNumber(id, kIdMax);
+    if (!value.has_value()) {
       return Malformed(absl::StrCat("vocab: \"", token, "\": expected an id up to ", kIdMax));
     }
-    const TokenId value = id.get<TokenId>();
-    if (!seen.insert(value).second) {
-      return Malformed(absl::StrCat("vocab: id ", value, " belongs to two tokens"));
+    if (!seen.insert(*value).second) {
+      return Malformed(absl::StrCat("vocab: id ", *value, " belongs to two tokens"));
     }
-    vocabulary_.emplace(token, value);
+    vocabulary_.emplace(token, *value);
   }
   return absl::OkStatus();
 }

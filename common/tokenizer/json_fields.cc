@@ -63,15 +63,23 @@ absl::StatusOr<bool> BoolField(const Json& object, const char* key, bool absent,
   return field->get<bool>();
 }
 
+std::optional<int> WholeNumber(const Json& value, int max) {
+  // The library keeps numbers above INT64_MAX as unsigned ones only.
+  const bool is_small =
+      value.is_number_unsigned()
+          ? value.get<uint64_t>() <= static_cast<uint64_t>(max)
+          : value.is_number_integer() && value.get<int64_t>() >= 0 && value.get<int64_t>() <= max;
+  if (!is_small) return std::nullopt;
+  return value.get<int>();
+}
+
 absl::StatusOr<int> IntField(const Json& object, const char* key, int max,
                              const std::string& where) {
   const Json* field = FindField(object, key);
-  if (field == nullptr || !field->is_number_unsigned() ||
-      field->get<uint64_t>() > static_cast<uint64_t>(max)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(where, ".", key, ": expected a whole number up to ", max));
-  }
-  return field->get<int>();
+  const std::optional<int> number = field != nullptr ? WholeNumber(*field, max) : std::nullopt;
+  if (number.has_value()) return *number;
+  return absl::InvalidArgumentError(
+      absl::StrCat(where, ".", key, ": expected a whole number up to ", max));
 }
 
 absl::Status Unsupported(const std::string& where, const std::string& what) {

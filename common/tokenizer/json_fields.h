@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 
 #include "absl/status/status.h"
@@ -32,7 +33,10 @@ absl::StatusOr<std::string> StringField(const Json& object, const char* key,
 absl::StatusOr<bool> BoolField(const Json& object, const char* key, bool absent,
                                const std::string& where);
 
-// A whole number in [0, max].
+// The number when `value` is a whole one in [0, max].
+std::optional<int> WholeNumber(const Json& value, int max);
+
+// A field that is a whole number in [0, max].
 absl::StatusOr<int> IntField(const Json& object, const char* key, int max,
                              const std::string& where);
 

@@ -129,11 +129,12 @@ absl::Status Tokenizer::LoadTemplate(const Json& spec, const std::string& where)
     }
     std::vector<TokenId>& side = sequence_count == 0 ? before : after;
     for (const Json& id : *ids) {
-      if (!id.is_number_unsigned() || id.get<uint64_t>() >= decoder_.size()) {
+      const std::optional<TokenId> number = WholeNumber(id, BpeModel::kIdMax);
+      if (!number.has_value() || !decoder_.Has(*number)) {
         return absl::InvalidArgumentError(absl::StrCat(
             "tokenizer.json: ", where, ": special token \"", name, "\" has an unknown id"));
       }
-      side.push_back(id.get<TokenId>());
+      side.push_back(*number);
     }
   }
   if (sequence_count != 1 || prefix_.size() + before.size() > kTemplateIdsMax ||

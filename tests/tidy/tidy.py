@@ -379,7 +379,7 @@ def every_test_is_registered(tree):
             if listing in tree.files:
                 lists.append(re.sub(r"#.*", "", tree.text(listing) or ""))
         if path.suffix in (".cc", ".cu"):
-            pattern = rf"\bbaton_test\(\s*{re.escape(path.stem)}\b|[\s(]([\w/]*/)?{re.escape(path.name)}\b"
+            pattern = rf"\bbaton_(?:\w+_)?test\(\s*{re.escape(path.stem)}\b|[\s(]([\w/]*/)?{re.escape(path.name)}\b"
         else:
             pattern = rf"[\s(/]{re.escape(path.name)}\b"
         if not any(re.search(pattern, listing) for listing in lists):

@@ -1,0 +1,246 @@
+// Goal: every supported config.json is understood in both spellings, and every unsupported one is
+// refused with an error that names the option. Method: one good file, changed key by key.
+#include "common/model/model_config.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+namespace baton {
+namespace {
+
+using Json = nlohmann::json;
+using testing::AllOf;
+using testing::ElementsAre;
+using testing::HasSubstr;
+
+class ModelConfigTest : public testing::Test {
+ protected:
+  ModelConfigTest()
+      : directory_(testing::TempDir() + std::to_string(getpid()) + "model_config_test_" +
+                   TestName()) {
+    std::filesystem::create_directories(directory_);
+  }
+  ~ModelConfigTest() override { std::filesystem::remove_all(directory_); }
+
+  static std::string TestName() {
+    return testing::UnitTest::GetInstance()->current_test_info()->name();
+  }
+  static Json Llama() {
+    return {{"architectures", {"LlamaForCausalLM"}},
+            {"hidden_act", "silu"},
+            {"hidden_size", 64},
+            {"intermediate_size", 128},
+            {"max_position_embeddings", 4096},
+            {"num_attention_heads", 8},
+            {"num_key_value_heads", 2},
+            {"num_hidden_layers", 3},
+            {"rms_norm_eps", 1e-5},
+            {"rope_theta", 500000.0},
+            {"tie_word_embeddings", false},
+            {"torch_dtype", "bfloat16"},
+            {"vocab_size", 1000}};
+  }
+
+  void Write(const std::string& name, const std::string& text) {
+    std::ofstream(directory_ + "/" + name) << text;
+  }
+  absl::StatusOr<ModelConfig> Load(const Json& config) {
+    Write("config.json", config.dump());
+    return ModelConfig::Load(directory_);
+  }
+  // Llama with one key changed; null removes it.
+  absl::StatusOr<ModelConfig> LoadWith(const std::string& key, const Json& value) {
+    Json config = Llama();
+    config[key] = value;
+    return Load(config);
+  }
+  void ExpectRefused(const std::string& key, const Json& value, const std::string& word = "") {
+    const absl::Status status = LoadWith(key, value).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << key << " " << value;
+    EXPECT_THAT(std::string(status.message()),
+                AllOf(HasSubstr(key), HasSubstr("config.json"), HasSubstr(word)));
+  }
+
+  const std::string directory_;
+};
+
+TEST_F(ModelConfigTest, ReadsLlama) {
+  const absl::StatusOr<ModelConfig> config = Load(Llama());
+
+  ASSERT_TRUE(config.ok()) << config.status();
+  EXPECT_EQ(config->architecture, "LlamaForCausalLM");
+  EXPECT_EQ(config->vocab_size, 1000u);
+  EXPECT_EQ(config->hidden_size, 64u);
+  EXPECT_EQ(config->intermediate_size, 128u);
+  EXPECT_EQ(config->layers, 3u);
+  EXPECT_EQ(config->heads, 8u);
+  EXPECT_EQ(config->kv_heads, 2u);
+  EXPECT_EQ(config->head_dim, 8u);
+  EXPECT_EQ(config->context_tokens, 4096u);
+  EXPECT_FLOAT_EQ(config->rms_norm_eps, 1e-5f);
+  EXPECT_FALSE(config->tied_embeddings);
+  EXPECT_FALSE(config->qkv_bias);
+  EXPECT_FALSE(config->qk_norm);
+  EXPECT_EQ(config->rope.theta, 500000.0f);
+  EXPECT_EQ(config->rope.scaling, RopeScaling::kNone);
+  EXPECT_EQ(config->stored_dtype, DType::kBF16);
+}
+
+TEST_F(ModelConfigTest, FamiliesDiffer) {
+  EXPECT_TRUE(LoadWith("architectures", {"Qwen2ForCausalLM"})->qkv_bias);
+  EXPECT_TRUE(LoadWith("architectures", {"Qwen3ForCausalLM"})->qk_norm);
+  EXPECT_EQ(LoadWith("architectures", {"Qwen3ForCausalLM"})->head_dim, 128u);
+  EXPECT_TRUE(LoadWith("architectures", {"MistralForCausalLM"}).ok());
+}
+
+TEST_F(ModelConfigTest, ReadsDefaultsAndNulls) {
+  EXPECT_EQ(LoadWith("num_key_value_heads", nullptr)->kv_heads, 8u);
+  EXPECT_EQ(LoadWith("head_dim", 32)->head_dim, 32u);
+  EXPECT_EQ(LoadWith("head_dim", nullptr)->head_dim, 8u);
+  EXPECT_EQ(LoadWith("rope_theta", nullptr)->rope.theta, 10000.0f);
+  EXPECT_TRUE(LoadWith("tie_word_embeddings", true)->tied_embeddings);
+  EXPECT_EQ(LoadWith("torch_dtype", nullptr)->stored_dtype, DType::kF32);
+}
+
+TEST_F(ModelConfigTest, ReadsBothSpellingsOfTheType) {
+  EXPECT_EQ(LoadWith("torch_dtype", "float16")->stored_dtype, DType::kF16);
+  EXPECT_EQ(LoadWith("dtype", "float32")->stored_dtype, DType::kF32);
+  ExpectRefused("torch_dtype", "float8_e4m3fn", "float8_e4m3fn");
+}
+
+TEST_F(ModelConfigTest, ReadsRopeInBothSpellings) {
+  const Json llama3 = {{"rope_type", "llama3"},
+                       {"factor", 8.0},
+                       {"low_freq_factor", 1.0},
+                       {"high_freq_factor", 4.0},
+                       {"original_max_position_embeddings", 1024}};
+  Json with_theta = llama3;
+  with_theta["rope_theta"] = 12345.0;
+
+  const absl::StatusOr<ModelConfig> before = LoadWith("rope_scaling", llama3);
+  const absl::StatusOr<ModelConfig> now = LoadWith("rope_parameters", with_theta);
+
+  for (const auto& config : {before, now}) {
+    ASSERT_TRUE(config.ok()) << config.status();
+    EXPECT_EQ(config->rope.scaling, RopeScaling::kLlama3);
+    EXPECT_EQ(config->rope.factor, 8.0f);
+    EXPECT_EQ(config->rope.high_freq_factor, 4.0f);
+    EXPECT_EQ(config->rope.original_context_tokens, 1024u);
+  }
+  EXPECT_EQ(before->rope.theta, 500000.0f);
+  EXPECT_EQ(now->rope.theta, 12345.0f);
+}
+
+TEST_F(ModelConfigTest, ReadsLinearRopeWithTheOldestSpelling) {
+  const absl::StatusOr<ModelConfig> config =
+      LoadWith("rope_scaling", {{"type", "linear"}, {"factor", 2.5}});
+
+  ASSERT_TRUE(config.ok()) << config.status();
+  EXPECT_EQ(config->rope.scaling, RopeScaling::kLinear);
+  EXPECT_EQ(config->rope.factor, 2.5f);
+}
+
+TEST_F(ModelConfigTest, YarnScalesAttentionAndContext) {
+  const Json yarn = {
+      {"rope_type", "yarn"}, {"factor", 4.0}, {"original_max_position_embeddings", 4096}};
+  const absl::StatusOr<ModelConfig> config = LoadWith("rope_scaling", yarn);
+  ASSERT_TRUE(config.ok()) << config.status();
+  EXPECT_FLOAT_EQ(config->rope.attention_factor, 0.1f * std::log(4.0f) + 1.0f);
+  EXPECT_EQ(config->rope.beta_fast, 32.0f);
+  // Files often leave max_position_embeddings at the original context.
+  EXPECT_EQ(config->context_tokens, 16384u);
+
+  Json mscale = yarn;
+  mscale["mscale"] = 1.0;
+  mscale["mscale_all_dim"] = 0.5;
+  EXPECT_FLOAT_EQ(LoadWith("rope_scaling", mscale)->rope.attention_factor,
+                  (0.1f * std::log(4.0f) + 1.0f) / (0.05f * std::log(4.0f) + 1.0f));
+  Json given = yarn;
+  given["attention_factor"] = 0.75;
+  EXPECT_FLOAT_EQ(LoadWith("rope_scaling", given)->rope.attention_factor, 0.75f);
+}
+
+TEST_F(ModelConfigTest, RefusesRopeItDoesNotKnow) {
+  ExpectRefused("rope_scaling", {{"rope_type", "dynamic"}, {"factor", 2.0}}, "dynamic");
+  ExpectRefused("rope_scaling", {{"rope_type", "longrope"}}, "longrope");
+  ExpectRefused("rope_scaling", {{"rope_type", "linear"}}, "factor is missing");
+  ExpectRefused("rope_scaling", {{"rope_type", "linear"}, {"factor", 0}}, "factor");
+  ExpectRefused("rope_scaling", "linear");
+  ExpectRefused("rope_parameters", {{"full_attention", {{"rope_type", "default"}}}},
+                "full_attention");
+  ExpectRefused("partial_rotary_factor", 0.5);
+}
+
+TEST_F(ModelConfigTest, RefusesSlidingWindowsUnlessTheyAreOff) {
+  ExpectRefused("sliding_window", 1024, "sliding window");
+  ExpectRefused("layer_types", {"full_attention", "sliding_attention"}, "sliding_attention");
+  EXPECT_TRUE(LoadWith("sliding_window", nullptr).ok());
+  EXPECT_TRUE(LoadWith("sliding_window", 4096).ok());  // As long as the context.
+  EXPECT_TRUE(LoadWith("layer_types", {"full_attention", "full_attention"}).ok());
+  Json off = Llama();
+  off["sliding_window"] = 1024;
+  off["use_sliding_window"] = false;
+  EXPECT_TRUE(Load(off).ok());
+}
+
+TEST_F(ModelConfigTest, RefusesWhatItDoesNotImplement) {
+  ExpectRefused("architectures", {"GPT2LMHeadModel"}, "GPT2LMHeadModel");
+  ExpectRefused("architectures", Json::array());
+  ExpectRefused("hidden_act", "gelu", "gelu");
+  ExpectRefused("attention_bias", true);
+  ExpectRefused("mlp_bias", true);
+  ExpectRefused("quantization_config", {{"quant_method", "gptq"}});
+}
+
+TEST_F(ModelConfigTest, RefusesNumbersThatMakeNoSense) {
+  ExpectRefused("hidden_size", nullptr, "missing");
+  ExpectRefused("hidden_size", 0);
+  ExpectRefused("hidden_size", -5);
+  ExpectRefused("hidden_size", 64.5);
+  ExpectRefused("hidden_size", 1e15);
+  ExpectRefused("hidden_size", "64");
+  ExpectRefused("num_key_value_heads", 3, "divide");
+  ExpectRefused("num_attention_heads", 7, "divide");
+  ExpectRefused("head_dim", 7, "even");
+  ExpectRefused("head_dim", 5000);
+  ExpectRefused("rms_norm_eps", -1.0);
+  ExpectRefused("rope_theta", 0);
+  ExpectRefused("tie_word_embeddings", "yes");
+}
+
+TEST_F(ModelConfigTest, RefusesWhatIsNotAnObject) {
+  for (const char* text : {"", "[]", "{", "3", "{\"vocab_size\": 1, \"vocab_size\": 2}"}) {
+    Write("config.json", text);
+    EXPECT_EQ(ModelConfig::Load(directory_).status().code(), absl::StatusCode::kInvalidArgument);
+  }
+  Write("config.json", std::string(100000, '['));
+  EXPECT_THAT(std::string(ModelConfig::Load(directory_).status().message()), HasSubstr("nested"));
+}
+
+TEST_F(ModelConfigTest, MissingFileIsNamed) {
+  const absl::Status status = ModelConfig::Load(directory_ + "/nowhere").status();
+
+  EXPECT_EQ(status.code(), absl::StatusCode::kNotFound);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("nowhere/config.json"));
+}
+
+TEST_F(ModelConfigTest, EosComesFromTheGenerationConfigFirst) {
+  EXPECT_THAT(LoadWith("eos_token_id", 2)->eos_token_ids, ElementsAre(2));
+  EXPECT_THAT(LoadWith("eos_token_id", {2, 5})->eos_token_ids, ElementsAre(2, 5));
+  EXPECT_TRUE(LoadWith("eos_token_id", nullptr)->eos_token_ids.empty());
+  ExpectRefused("eos_token_id", 1000);
+  Write("generation_config.json", R"({"eos_token_id": [7, 8]})");
+  EXPECT_THAT(LoadWith("eos_token_id", 2)->eos_token_ids, ElementsAre(7, 8));
+  Write("generation_config.json", "{}");
+  EXPECT_THAT(LoadWith("eos_token_id", 2)->eos_token_ids, ElementsAre(2));
+  Write("generation_config.json", "{");
+  EXPECT_FALSE(LoadWith("eos_token_id", 2).ok());
+}
+
+}  // namespace
+}  // namespace baton

@@ -1,0 +1,80 @@
+#include "common/model/rope_angles.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+namespace baton {
+namespace {
+
+// The values of the extensions are compared with Hugging Face's in golden_test.cc; here are the
+// shapes of their curves, by hand.
+
+TEST(RopeAnglesTest, PlainFrequenciesArePowersOfTheta) {
+  const RopeAngles angles({.theta = 10000.0f}, 8);
+
+  ASSERT_EQ(angles.frequencies().size(), 4u);
+  EXPECT_FLOAT_EQ(angles.frequencies()[0], 1.0f);
+  EXPECT_FLOAT_EQ(angles.frequencies()[1], 0.1f);
+  EXPECT_FLOAT_EQ(angles.frequencies()[2], 0.01f);
+  EXPECT_FLOAT_EQ(angles.frequencies()[3], 0.001f);
+}
+
+TEST(RopeAnglesTest, LinearDividesEveryFrequency) {
+  const RopeAngles angles({.scaling = RopeScaling::kLinear, .factor = 4.0f}, 8);
+
+  EXPECT_FLOAT_EQ(angles.frequencies()[0], 0.25f);
+  EXPECT_FLOAT_EQ(angles.frequencies()[3], 0.00025f);
+}
+
+TEST(RopeAnglesTest, Llama3KeepsShortWavesAndStretchesLongOnes) {
+  // Wavelengths are 6.3, 63, 628 and 6283; the bounds lie at 100 and 1000.
+  const RopeAngles angles({.scaling = RopeScaling::kLlama3,
+                           .factor = 8.0f,
+                           .low_freq_factor = 1.0f,
+                           .high_freq_factor = 10.0f,
+                           .original_context_tokens = 1000},
+                          8);
+
+  EXPECT_FLOAT_EQ(angles.frequencies()[0], 1.0f);
+  EXPECT_FLOAT_EQ(angles.frequencies()[1], 0.1f);
+  EXPECT_GT(angles.frequencies()[2], 0.01f / 8.0f);
+  EXPECT_LT(angles.frequencies()[2], 0.01f);
+  EXPECT_FLOAT_EQ(angles.frequencies()[3], 0.001f / 8.0f);
+}
+
+TEST(RopeAnglesTest, YarnKeepsShortWavesStretchesLongOnesAndScales) {
+  const RopeAngles angles({.scaling = RopeScaling::kYarn,
+                           .factor = 4.0f,
+                           .original_context_tokens = 64,
+                           .attention_factor = 1.5f},
+                          32);
+  float cosine[16];
+  float sine[16];
+
+  angles.Fill(0, cosine, sine);
+
+  EXPECT_FLOAT_EQ(angles.frequencies().front(), 1.0f);
+  EXPECT_FLOAT_EQ(angles.frequencies().back(), std::pow(10000.0f, -30.0f / 32.0f) / 4.0f);
+  EXPECT_EQ(cosine[5], 1.5f);
+  EXPECT_EQ(sine[5], 0.0f);
+}
+
+TEST(RopeAnglesTest, FillIsTheRotationOfThePosition) {
+  const RopeAngles angles({}, 8);
+  for (uint32_t position : {1u, 77u, 4095u, 1000000u}) {
+    float cosine[4];
+    float sine[4];
+
+    angles.Fill(position, cosine, sine);
+
+    for (size_t pair = 0; pair < 4; ++pair) {
+      const float angle = static_cast<float>(position) * angles.frequencies()[pair];
+      EXPECT_NEAR(cosine[pair], std::cos(static_cast<double>(angle)), 1e-7);
+      EXPECT_NEAR(sine[pair], std::sin(static_cast<double>(angle)), 1e-7);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace baton
