@@ -73,9 +73,9 @@ LocalResult LocalRunner::Run(const v1::Work& work, const OnToken& on_token) {
                                      event.failed().message());
         return result;
       }
-      for (v1::Tokens::Sequence& sequence : *event.mutable_tokens()->mutable_sequences()) {
-        for (v1::Token& token : *sequence.mutable_tokens()) {
-          result.tokens.push_back(std::move(token));
+      for (const v1::Tokens::Sequence& sequence : event.tokens().sequences()) {
+        for (const v1::Token& token : sequence.tokens()) {
+          result.tokens.push_back(token);
           if (on_token && !on_token(result.tokens.back())) result.cancelled = true;
         }
       }

@@ -135,7 +135,7 @@ END
   tail -n 2 "$logs/recall_prompt.txt"
   # In the foreground, where Ctrl-C reaches it: `run` cannot see into a pipeline.
   "$bin/baton" generate --router "$router" --timings --prompt_file "$logs/recall_prompt.txt" \
-    --max_tokens 24 --temperature 0 | tee "$logs/recall_said.txt"
+    --max_tokens 24 --temperature 0 2>&1 | tee "$logs/recall_said.txt"
   if grep -qF "$answer" "$logs/recall_said.txt"; then
     echo "recalled: $answer"
   else
@@ -150,6 +150,7 @@ chat() {  # QUESTION
 }
 step "A chat"
 chat "What is 3 + 4?"
+echo
 chat "Count from 5 to 12."
 
 step "The cluster"

@@ -11,7 +11,8 @@
 #   --decode N          decode workers (default 1)
 #   --colocated N       decode workers with local prefill always on, and no prefill worker
 #   --model DIR         model folder (default deploy/demo_model/model)
-#   --port N            the router's port (default 50051; 0 = any free one)
+#   --port N            the router's port (default 7000, the client's default; 0 = any
+#                       free one)
 #   --bin DIR           where the binaries are (default $BATON_BIN_DIR, else build/release/bin, else
 #                       build/dev/bin)
 #   --ready_seconds N   how long all of it may take to become ready (default 60)
@@ -25,8 +26,9 @@
 #   --logs DIR          logs, pid files and addresses (default build/local_cluster); one cluster per
 #                       folder, so several can run side by side
 #
-# Workers listen on ports that the system picks. `start` returns when every worker is ready, or it
-# fails with the end of the log of what went wrong, and leaves nothing running.
+# Workers listen on ports that the system picks, and share the machine's cores evenly unless
+# --threads says otherwise. `start` returns when every worker is ready, or it fails with the end of
+# the log of what went wrong, and leaves nothing running.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -49,7 +51,7 @@ decode_count=1
 colocated_count=0
 model=$root/deploy/demo_model/model
 logs=$root/build/local_cluster
-port=50051
+port=7000
 bin=${BATON_BIN_DIR:-}
 ready_seconds=60
 stop_seconds=20
@@ -279,6 +281,8 @@ start() {
   trap 'exit 143' TERM HUP
   local deadline=$((SECONDS + ready_seconds))
   local common_flags=(--model "$model" --metrics 127.0.0.1:0)
+  local threads=$(($(nproc) / (prefill_count + decode_count)))
+  worker_flags=(--threads "$((threads > 0 ? threads : 1))" "${worker_flags[@]}")
   for ((i = 0; i < prefill_count; ++i)); do
     names+=("prefill_$i")
     launch "prefill_$i" "$bin/baton_prefill_worker" --listen 127.0.0.1:0 "${common_flags[@]}" \

@@ -26,13 +26,15 @@ Instant DeadlineOf(const grpc::CallbackServerContext& context, Instant now) {
 
 }  // namespace
 
-GenerateStream::GenerateStream(grpc::CallbackServerContext* context, RouterLoop* loop)
-    : context_(context), loop_(loop), id_(loop->NewRequestId()) {}
+GenerateStream::GenerateStream(grpc::CallbackServerContext* context, RouterLoop* loop,
+                               RouterMetrics* metrics)
+    : context_(context), loop_(loop), metrics_(metrics), id_(loop->NewRequestId()) {}
 
 void GenerateStream::Begin(const v1::GenerateRequest& request, const RouterModel& model,
                            const std::function<uint64_t()>& random) {
   const absl::Status status = TryBegin(request, model, random);
   if (status.ok()) return;
+  metrics_->CountRequest(status);
   LogInfo("request refused", {{"request", request_id_}, {"status", status}});
   FinishCall(status);
 }

@@ -24,8 +24,8 @@ namespace baton {
 class GenerateStream final : public grpc::ServerWriteReactor<v1::GenerateResponse>,
                              public ClientStream {
  public:
-  // Both outlive the call.
-  GenerateStream(grpc::CallbackServerContext* context, RouterLoop* loop);
+  // All outlive the call.
+  GenerateStream(grpc::CallbackServerContext* context, RouterLoop* loop, RouterMetrics* metrics);
 
   // Checks the request and hands it to the router's thread, or ends the call. Called once, first.
   void Begin(const v1::GenerateRequest& request, const RouterModel& model,
@@ -55,6 +55,7 @@ class GenerateStream final : public grpc::ServerWriteReactor<v1::GenerateRespons
 
   grpc::CallbackServerContext* const context_;
   RouterLoop* const loop_;
+  RouterMetrics* const metrics_;
   const RequestId id_;
   std::string request_id_;  // For people. Constant once Begin has submitted the request.
 

@@ -55,6 +55,7 @@ absl::StatusOr<std::unique_ptr<Router>> Router::Start(RouterOptions options,
   router->service_ = std::make_unique<RouterService>(RouterService::Options{
       .model = &router->model_,
       .loop = router->loop_.get(),
+      .metrics = &router->metrics_,
       .incarnation = incarnation,
       .version = options.version,
       .random = SystemRandom,

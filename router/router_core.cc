@@ -46,8 +46,8 @@ void RouterCore::OnWorkerUp(WorkerId id, const v1::WorkerHello& hello, Instant n
   if (worker->serving()) OnWorkerDown(id, absl::UnavailableError("a new session began"), now);
   pairs_.Forget(id);
   workers_.Up(id, hello);
-  actions_.push_back(Note{absl::StrCat(v1::Role_Name(worker->role), " worker ", worker->address,
-                                       " is ", WorkerStateName(worker->state),
+  actions_.push_back(Note{absl::StrCat(RoleName(worker->role), " worker ", worker->address, " is ",
+                                       WorkerStateName(worker->state),
                                        worker->reason.empty() ? "" : ": ", worker->reason)});
   SendProbes(now);
   Place(now);
@@ -64,7 +64,7 @@ void RouterCore::OnWorkerDown(WorkerId id, const absl::Status& why, Instant now)
   for (const auto& [request_id, request] : requests_.all()) {
     if (request->decode == id || request->prefill == id) on_it.push_back(request_id);
   }
-  const std::string reason = absl::StrCat(v1::Role_Name(worker->role), " worker ", worker->address,
+  const std::string reason = absl::StrCat(RoleName(worker->role), " worker ", worker->address,
                                           " was lost: ", worker->reason);
   actions_.push_back(Note{absl::StrCat(reason, "; ", on_it.size(), " requests were on it")});
   for (const RequestId request_id : on_it) {

@@ -32,14 +32,14 @@ class RouterLoop::WorkerLink final : public SessionClientHandler {
   }
   ~WorkerLink() override { client_->Stop(); }
 
-  void OnUp(SessionNumber session, const v1::WorkerHello& hello) override {
-    (void)loop_->queue_.TryPush(WorkerUp{worker_, session, hello});
+  void OnUp(SessionNumber number, const v1::WorkerHello& hello) override {
+    (void)loop_->queue_.TryPush(WorkerUp{worker_, number, hello});
   }
-  void OnEvent(SessionNumber session, v1::Event event) override {
+  void OnEvent(SessionNumber number, v1::Event event) override {
     const bool has_room = loop_->queue_.size() < loop_->worker_event_room();
     if (has_room && loop_->queue_.TryPush(WorkerSaid{worker_, std::move(event)})) return;
     if (loop_->queue_.closed()) return;
-    client_->Break(session, absl::ResourceExhaustedError("the router cannot keep up with events"));
+    client_->Break(number, absl::ResourceExhaustedError("the router cannot keep up with events"));
   }
   void OnDown(SessionNumber, const absl::Status& status) override {
     (void)loop_->queue_.TryPush(WorkerDown{worker_, status});

@@ -39,17 +39,20 @@ RouterMetrics::RouterMetrics(MetricsRegistry* registry)
     for (const WorkerState state : kStates) {
       workers_[{role, state}] =
           &registry->AddGauge("baton_workers", "Workers by role and state.",
-                              {{"role", role == v1::ROLE_PREFILL ? "prefill" : "decode"},
-                               {"state", WorkerStateName(state)}});
+                              {{"role", RoleName(role)}, {"state", WorkerStateName(state)}});
     }
   }
 }
 
-void RouterMetrics::OnFinish(const Finish& finish) {
+void RouterMetrics::CountRequest(const absl::Status& status) {
   registry_
       ->AddCounter(kRequestsTotal, "Requests by the status they ended with.",
-                   {{"status", absl::StatusCodeToString(finish.status.code())}})
+                   {{"status", absl::StatusCodeToString(status.code())}})
       .Increment();
+}
+
+void RouterMetrics::OnFinish(const Finish& finish) {
+  CountRequest(finish.status);
   const v1::StageTimings& timings = finish.finished.timings();
   const v1::Usage& usage = finish.finished.usage();
   duration_.Observe(timings.total_ms() / kMillisecondsPerSecond);

@@ -1,6 +1,6 @@
 // The router's Prometheus metrics.
 //
-// Written by the router's thread.
+// Written by the router's thread, but for CountRequest.
 #ifndef BATON_ROUTER_ROUTER_METRICS_H_
 #define BATON_ROUTER_ROUTER_METRICS_H_
 
@@ -18,7 +18,9 @@ class RouterMetrics {
   // `registry` outlives this.
   explicit RouterMetrics(MetricsRegistry* registry);
 
-  // A request has ended.
+  // A request has ended, or was refused before it reached the core. Any thread.
+  void CountRequest(const absl::Status& status);
+  // A request has ended; counts it too.
   void OnFinish(const Finish& finish);
   // Brings gauges and counters up to the core's state.
   void Update(const RouterCore& core);

@@ -14,7 +14,7 @@ namespace baton {
 grpc::ServerWriteReactor<v1::GenerateResponse>* RouterService::Generate(
     grpc::CallbackServerContext* context, const v1::GenerateRequest* request) {
   // Deletes itself when the call is over.
-  auto* stream = new GenerateStream(context, options_.loop);
+  auto* stream = new GenerateStream(context, options_.loop, options_.metrics);
   stream->Begin(*request, *options_.model, options_.random);
   return stream;
 }

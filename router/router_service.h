@@ -17,6 +17,7 @@ class RouterService final : public v1::Inference::CallbackService {
   struct Options {
     const RouterModel* model = nullptr;  // Borrowed.
     RouterLoop* loop = nullptr;          // Borrowed.
+    RouterMetrics* metrics = nullptr;    // Borrowed.
     Incarnation incarnation{};
     std::string version;
     // 64 random bits, for seeds and request ids; any thread.

@@ -59,7 +59,9 @@ absl::StatusOr<std::unique_ptr<WorkerDirectory>> WorkerDirectory::Start(
       const std::string address(absl::StripPrefix(text, "dns:///"));
       BATON_ASSIGN_OR_RETURN(HostPort where, ParseHostPort(address));
       const bool is_name = !IsIpAddress(where.host);
-      entries[role].push_back(Entry{.where = std::move(where), .is_name = is_name});
+      Entry& entry = entries[role].emplace_back();
+      entry.where = std::move(where);
+      entry.is_name = is_name;
     }
   }
   return std::unique_ptr<WorkerDirectory>(new WorkerDirectory(

@@ -31,6 +31,11 @@ std::string WorkerStateName(WorkerState state) {
   return "unknown";
 }
 
+std::string RoleName(v1::Role role) {
+  if (role == v1::ROLE_PREFILL) return "prefill";
+  return role == v1::ROLE_DECODE ? "decode" : "unknown";
+}
+
 WorkerId WorkerTable::Add(std::string address, v1::Role role) {
   const WorkerId id{next_id_++};
   WorkerEntry& worker = workers_[id];
@@ -82,8 +87,8 @@ void WorkerTable::Down(WorkerId id, const absl::Status& why) {
 
 absl::Status WorkerTable::Judge(const WorkerEntry& worker, const v1::WorkerHello& hello) const {
   if (hello.role() != worker.role) {
-    return absl::FailedPreconditionError(absl::StrCat("listed as ", v1::Role_Name(worker.role),
-                                                      " but says ", v1::Role_Name(hello.role())));
+    return absl::FailedPreconditionError(
+        absl::StrCat("listed as ", RoleName(worker.role), " but says ", RoleName(hello.role())));
   }
   const v1::ModelInfo& model = hello.model();
   if (policy_.vocab_size != 0 && model.vocab_size() != policy_.vocab_size) {

@@ -29,6 +29,8 @@ enum class WorkerState {
 };
 
 std::string WorkerStateName(WorkerState state);
+// "prefill" or "decode".
+std::string RoleName(v1::Role role);
 
 struct WorkerEntry {
   WorkerId id{};

@@ -7,6 +7,7 @@ namespace {
 
 // About 20 microseconds: longer than the gap between two kernels of a layer.
 constexpr int kSpinCount = 1000;
+constexpr uint32_t kOpen = 1u << 31;
 
 void Pause() {
 #if defined(__x86_64__)
@@ -37,7 +38,7 @@ KernelThreads::KernelThreads(uint32_t count) {
 }
 
 KernelThreads::~KernelThreads() {
-  stopping_ = true;
+  stopping_.store(true, std::memory_order_relaxed);  // `generation_` publishes it.
   generation_.fetch_add(1, std::memory_order_release);
   generation_.notify_all();
   for (std::thread& worker : workers_) worker.join();
@@ -51,23 +52,36 @@ void KernelThreads::ParallelFor(uint32_t task_count, Body body) {
   body_ = &body;
   task_count_ = task_count;
   next_task_.store(0, std::memory_order_relaxed);
-  busy_workers_.store(static_cast<uint32_t>(workers_.size()), std::memory_order_relaxed);
+  entry_.store(kOpen, std::memory_order_release);
   generation_.fetch_add(1, std::memory_order_release);
   generation_.notify_all();
   RunTasks(0);
-  // Every worker checks in, also one that came too late for a task: `body` goes when this returns.
-  uint32_t busy = busy_workers_.load(std::memory_order_acquire);
-  while (busy != 0) busy = AwaitChange(busy_workers_, busy);
+  // No task is left to take. Those who joined may still run one; `body` must outlive them.
+  uint32_t joined = entry_.fetch_and(~kOpen, std::memory_order_acq_rel) & ~kOpen;
+  while (joined != 0) joined = AwaitChange(entry_, joined);
 }
 
 void KernelThreads::WorkerMain(uint32_t thread) {
   uint32_t generation = 0;
   while (true) {
     generation = AwaitChange(generation_, generation);
-    if (stopping_) return;
+    if (stopping_.load(std::memory_order_relaxed)) return;
+    if (!TryJoin()) continue;
     RunTasks(thread);
-    if (busy_workers_.fetch_sub(1, std::memory_order_acq_rel) == 1) busy_workers_.notify_one();
+    // Only the last one to leave a closed kernel can have somebody waiting for it.
+    if (entry_.fetch_sub(1, std::memory_order_acq_rel) == 1) entry_.notify_one();
   }
+}
+
+bool KernelThreads::TryJoin() {
+  uint32_t entry = entry_.load(std::memory_order_relaxed);
+  while ((entry & kOpen) != 0) {
+    if (entry_.compare_exchange_weak(entry, entry + 1, std::memory_order_acq_rel,
+                                     std::memory_order_relaxed)) {
+      return true;
+    }
+  }
+  return false;
 }
 
 void KernelThreads::RunTasks(uint32_t thread) {

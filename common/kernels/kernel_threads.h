@@ -39,15 +39,18 @@ class KernelThreads {
   // Takes tasks of the current kernel until none is left.
   void RunTasks(uint32_t thread);
 
-  // The current kernel. Written by the caller before `generation_` is raised, read by workers
-  // after.
+  // Joins the current kernel; false if it has been closed.
+  bool TryJoin();
+
+  // The current kernel. Written by the caller while nobody has joined, read by workers that have.
   const Body* body_ = nullptr;
   uint32_t task_count_ = 0;
-  bool stopping_ = false;
 
-  std::atomic<uint32_t> generation_ = 0;  // Raised once per kernel.
+  std::atomic<bool> stopping_ = false;
+  std::atomic<uint32_t> generation_ = 0;  // Raised once per kernel: what idle workers wait for.
   std::atomic<uint32_t> next_task_ = 0;
-  std::atomic<uint32_t> busy_workers_ = 0;  // Workers that have not finished the current kernel.
+  // Workers that have joined the current kernel, plus kOpen while more may.
+  std::atomic<uint32_t> entry_ = 0;
   std::vector<std::thread> workers_;
 };
 

@@ -10,7 +10,6 @@
 #include <cstring>
 #include <deque>
 #include <thread>
-#include <type_traits>
 #include <utility>
 #include <variant>
 
@@ -59,10 +58,8 @@ struct ProbeCommand {
   ProbeId id{};
   std::string address;
 };
-using LeaseCommand = std::variant<OpenCommand, RetireCommand>;
-using SendCommand =
-    std::variant<BeginCommand, PushCommand, CommitCommand, AbortCommand, ProbeCommand>;
-using Command = std::variant<LeaseCommand, SendCommand>;
+using Command = std::variant<OpenCommand, RetireCommand, BeginCommand, PushCommand, CommitCommand,
+                             AbortCommand, ProbeCommand>;
 
 // Polls between two looks at the commands and the clock.
 constexpr int kPollsMax = 32;
@@ -118,15 +115,20 @@ class TransferAgent::Impl {
   void Sleep();
   void Publish();
   void Emit(TransferEvent event);
-  void Apply(LeaseCommand command);
-  void Apply(SendCommand command);
+  void Apply(OpenCommand& command);
+  void Apply(RetireCommand& command);
+  void Apply(BeginCommand& command);
+  void Apply(PushCommand& command);
+  void Apply(CommitCommand& command);
+  void Apply(AbortCommand& command);
+  void Apply(ProbeCommand& command);
 
   const TransferEventSink sink_;
   std::unique_ptr<Transport> transport_;  // Gone before the cores that it calls back.
   KvReceiver receiver_;
   KvSender sender_;
   Prober prober_;
-  std::deque<SendCommand> send_commands_;
+  std::deque<Command> send_commands_;  // All but lease commands, taken and not carried out yet.
   uint64_t peers_lost_ = 0;
 
   // Any thread.
@@ -255,47 +257,40 @@ void TransferAgent::Impl::Finish() {
 void TransferAgent::Impl::DrainCommands() {
   wake_pending_ = false;  // Before taking: a later push wakes again.
   for (Command& command : commands_.TakeAll()) {
-    if (auto* lease = std::get_if<LeaseCommand>(&command)) {
-      Apply(std::move(*lease));
+    if (auto* open = std::get_if<OpenCommand>(&command)) {
+      Apply(*open);
+    } else if (auto* retire = std::get_if<RetireCommand>(&command)) {
+      Apply(*retire);
     } else {
-      send_commands_.push_back(std::move(std::get<SendCommand>(command)));
+      send_commands_.push_back(std::move(command));
     }
   }
 }
 
 void TransferAgent::Impl::RunCommands() {
   DrainCommands();
-  for (SendCommand& command : std::exchange(send_commands_, {})) Apply(std::move(command));
-}
-
-void TransferAgent::Impl::Apply(LeaseCommand command) {
-  if (auto* open = std::get_if<OpenCommand>(&command)) {
-    receiver_.Open(std::move(open->grant));
-  } else {
-    const auto& retire = std::get<RetireCommand>(command);
-    receiver_.Retire(retire.lease, retire.epoch, Now());
+  for (Command& command : std::exchange(send_commands_, {})) {
+    std::visit([this](auto& item) { Apply(item); }, command);
   }
 }
 
-void TransferAgent::Impl::Apply(SendCommand command) {
-  const Instant now = Now();
-  std::visit(
-      [&](auto& item) {
-        using Item = std::remove_reference_t<decltype(item)>;
-        if constexpr (std::is_same_v<Item, BeginCommand>) {
-          sender_.Begin(item.id, std::move(item.ticket), std::move(item.blocks), item.share, now);
-        } else if constexpr (std::is_same_v<Item, PushCommand>) {
-          sender_.Push(item.id, item.layers, item.tokens, now);
-        } else if constexpr (std::is_same_v<Item, CommitCommand>) {
-          sender_.Commit(item.id, std::move(item.first_token), now);
-        } else if constexpr (std::is_same_v<Item, AbortCommand>) {
-          sender_.Abort(item.id, now);
-        } else {
-          static_assert(std::is_same_v<Item, ProbeCommand>);
-          prober_.Probe(item.id, item.address, now);
-        }
-      },
-      command);
+void TransferAgent::Impl::Apply(OpenCommand& command) { receiver_.Open(std::move(command.grant)); }
+void TransferAgent::Impl::Apply(RetireCommand& command) {
+  receiver_.Retire(command.lease, command.epoch, Now());
+}
+void TransferAgent::Impl::Apply(BeginCommand& command) {
+  sender_.Begin(command.id, std::move(command.ticket), std::move(command.blocks), command.share,
+                Now());
+}
+void TransferAgent::Impl::Apply(PushCommand& command) {
+  sender_.Push(command.id, command.layers, command.tokens, Now());
+}
+void TransferAgent::Impl::Apply(CommitCommand& command) {
+  sender_.Commit(command.id, std::move(command.first_token), Now());
+}
+void TransferAgent::Impl::Apply(AbortCommand& command) { sender_.Abort(command.id, Now()); }
+void TransferAgent::Impl::Apply(ProbeCommand& command) {
+  prober_.Probe(command.id, command.address, Now());
 }
 
 void TransferAgent::Impl::Sleep() {
@@ -383,7 +378,7 @@ void TransferAgent::Stop() { impl_->Stop(); }
 absl::Status TransferAgent::OpenLease(LeaseGrant grant) {
   BATON_RETURN_IF_ERROR(KvReceiver::CheckGrant(impl_->arena, grant));
   BATON_RETURN_IF_ERROR(impl_->TakePlace(impl_->lease_count, impl_->options.leases_max, "leases"));
-  if (impl_->Enqueue(LeaseCommand{OpenCommand{std::move(grant)}}, /*ordinary=*/true)) {
+  if (impl_->Enqueue(OpenCommand{std::move(grant)}, /*ordinary=*/true)) {
     return absl::OkStatus();
   }
   --impl_->lease_count;
@@ -392,7 +387,7 @@ absl::Status TransferAgent::OpenLease(LeaseGrant grant) {
 
 void TransferAgent::RetireLease(LeaseId lease, Epoch epoch) {
   // Fails only when stopped: then everything is retired anyway.
-  static_cast<void>(impl_->Enqueue(LeaseCommand{RetireCommand{lease, epoch}}, /*ordinary=*/false));
+  static_cast<void>(impl_->Enqueue(RetireCommand{lease, epoch}, /*ordinary=*/false));
 }
 
 absl::Status TransferAgent::BeginTransfer(TransferId id, Ticket ticket, std::vector<BlockId> blocks,
@@ -401,13 +396,13 @@ absl::Status TransferAgent::BeginTransfer(TransferId id, Ticket ticket, std::vec
   BATON_RETURN_IF_ERROR(
       impl_->TakePlace(impl_->transfer_count, impl_->options.transfers_max, "transfers"));
   BeginCommand begin = {id, std::move(ticket), std::move(blocks), share};
-  if (impl_->Enqueue(SendCommand{std::move(begin)}, /*ordinary=*/true)) return absl::OkStatus();
+  if (impl_->Enqueue(std::move(begin), /*ordinary=*/true)) return absl::OkStatus();
   --impl_->transfer_count;
   return absl::UnavailableError("the transfer agent takes no commands now");
 }
 
 absl::Status TransferAgent::PushTransfer(TransferId id, IndexRange layers, IndexRange tokens) {
-  if (impl_->Enqueue(SendCommand{PushCommand{id, layers, tokens}}, /*ordinary=*/true)) {
+  if (impl_->Enqueue(PushCommand{id, layers, tokens}, /*ordinary=*/true)) {
     return absl::OkStatus();
   }
   return absl::ResourceExhaustedError("the transfer agent takes no commands now");
@@ -419,7 +414,7 @@ absl::Status TransferAgent::CommitTransfer(TransferId id, CommittedToken first_t
                                                    first_token.logprobs.size(), " bytes, at most ",
                                                    CommittedToken::kLogprobBytesMax, " fit"));
   }
-  if (impl_->Enqueue(SendCommand{CommitCommand{id, std::move(first_token)}}, /*ordinary=*/false)) {
+  if (impl_->Enqueue(CommitCommand{id, std::move(first_token)}, /*ordinary=*/false)) {
     return absl::OkStatus();
   }
   return absl::UnavailableError("the transfer agent takes no commands now");
@@ -427,11 +422,11 @@ absl::Status TransferAgent::CommitTransfer(TransferId id, CommittedToken first_t
 
 void TransferAgent::AbortTransfer(TransferId id) {
   // Fails only when stopped: then every transfer has ended anyway.
-  static_cast<void>(impl_->Enqueue(SendCommand{AbortCommand{id}}, /*ordinary=*/false));
+  static_cast<void>(impl_->Enqueue(AbortCommand{id}, /*ordinary=*/false));
 }
 
 absl::Status TransferAgent::Probe(ProbeId id, std::string address) {
-  if (impl_->Enqueue(SendCommand{ProbeCommand{id, std::move(address)}}, /*ordinary=*/true)) {
+  if (impl_->Enqueue(ProbeCommand{id, std::move(address)}, /*ordinary=*/true)) {
     return absl::OkStatus();
   }
   return absl::ResourceExhaustedError("the transfer agent takes no commands now");

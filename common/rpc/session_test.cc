@@ -280,6 +280,27 @@ TEST(SessionTest, OverflowBreaksTheSessionAndIsCounted) {
   EXPECT_TRUE(handler.journal.Await("closed 1")) << "although the router does not read";
 }
 
+TEST(SessionTest, RouterThatNeverReadsIsCutAndFreesItsPlace) {
+  RecordingHandler handler;
+  SessionServerOptions options = FastServerOptions();
+  options.sessions_max = 1;
+  TestWorker worker(&handler, options);
+  RawRouter stuck(worker.address());
+  stuck.Hello(1);
+  ASSERT_TRUE(handler.journal.Await("opened 1"));
+  v1::Event large;
+  large.mutable_rejected()->set_message(std::string(1 << 20, 'x'));
+  for (int i = 0; i < 8; ++i) worker.sessions().Send(SessionId{1}, large);
+
+  worker.sessions().Close(SessionId{1}, absl::UnavailableError("drained"));
+
+  RecordingClientHandler client_handler;
+  SessionClientOptions client_options = FastClientOptions();
+  client_options.router_incarnation = Incarnation{kRouter + 1};
+  SessionClient client(worker.address(), &client_handler, client_options);
+  EXPECT_TRUE(client_handler.journal.Await("up"));
+}
+
 TEST(SessionTest, TokensOfASlowRouterAreMergedAndComplete) {
   RecordingHandler handler;
   SessionServerOptions options = FastServerOptions();

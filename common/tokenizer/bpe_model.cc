@@ -37,11 +37,46 @@ std::string LastCharacter(const std::string& text) {
   return text.substr(begin);
 }
 
-struct IsLater {
-  bool operator()(const BpeModel::Scratch::Candidate& a,
-                  const BpeModel::Scratch::Candidate& b) const {
+using Candidate = BpeModel::Scratch::Candidate;
+
+// The candidates of one word, smallest first: those known at its beginning, and those that came up.
+class CandidateQueue {
+ public:
+  explicit CandidateQueue(BpeModel::Scratch* scratch)
+      : initial_(scratch->initial), heap_(scratch->heap) {
+    initial_.clear();
+    heap_.clear();
+  }
+  // Call once scratch->initial is filled.
+  void Sort() {
+    std::sort(initial_.begin(), initial_.end(), [](const Candidate& a, const Candidate& b) {
+      return a.rank_and_position < b.rank_and_position;
+    });
+  }
+  bool empty() const { return taken_ == initial_.size() && heap_.empty(); }
+  void Push(const Candidate& candidate) {
+    heap_.push_back(candidate);
+    std::push_heap(heap_.begin(), heap_.end(), IsLater);
+  }
+  // REQUIRES: !empty().
+  Candidate Pop() {
+    if (heap_.empty() || (taken_ < initial_.size() && IsLater(heap_[0], initial_[taken_]))) {
+      return initial_[taken_++];
+    }
+    std::pop_heap(heap_.begin(), heap_.end(), IsLater);
+    const Candidate top = heap_.back();
+    heap_.pop_back();
+    return top;
+  }
+
+ private:
+  static bool IsLater(const Candidate& a, const Candidate& b) {
     return a.rank_and_position > b.rank_and_position;
   }
+
+  std::vector<Candidate>& initial_;
+  std::vector<Candidate>& heap_;
+  size_t taken_ = 0;
 };
 
 }  // namespace
@@ -319,39 +354,33 @@ void BpeModel::MergeShort(std::span<const TokenId> run, std::vector<TokenId>* id
 // `run` lies in scratch->symbols, and is consumed.
 void BpeModel::MergeLong(std::span<const TokenId> run, Scratch* scratch,
                          std::vector<TokenId>* ids) const {
-  const auto offset = static_cast<size_t>(run.data() - scratch->symbols.data());
-  TokenId* symbols = scratch->symbols.data() + offset;
+  TokenId* symbols = scratch->symbols.data() + (run.data() - scratch->symbols.data());
   const auto count = static_cast<int32_t>(run.size());
   std::vector<int32_t>& previous = scratch->previous;
   std::vector<int32_t>& next = scratch->next;
-  std::vector<Scratch::Candidate>& heap = scratch->heap;
   previous.resize(run.size());
   next.resize(run.size());
-  heap.clear();
-  const auto candidate = [&](int32_t left, const Merge& merge) {
-    return Scratch::Candidate{(uint64_t{merge.rank} << 32) | static_cast<uint32_t>(left),
-                              merge.merged};
-  };
   for (int32_t i = 0; i < count; ++i) {
     previous[i] = i - 1;
     next[i] = i + 1 < count ? i + 1 : -1;
-    if (next[i] < 0) break;
-    if (const Merge* merge = FindMerge(symbols[i], symbols[i + 1])) {
-      heap.push_back(candidate(i, *merge));
-    }
   }
-  std::make_heap(heap.begin(), heap.end(), IsLater());
-  const auto consider = [&](int32_t left, int32_t right) {
+  // The pairs of the word as given are sorted once, which is faster than a heap; only pairs that
+  // merges bring about go through the heap.
+  CandidateQueue queue(scratch);
+  const auto consider = [&](int32_t left, int32_t right, auto add) {
     if (left < 0 || right < 0) return;
-    if (const Merge* merge = FindMerge(symbols[left], symbols[right])) {
-      heap.push_back(candidate(left, *merge));
-      std::push_heap(heap.begin(), heap.end(), IsLater());
-    }
+    const Merge* merge = FindMerge(symbols[left], symbols[right]);
+    if (merge == nullptr) return;
+    add(Scratch::Candidate{(uint64_t{merge->rank} << 32) | static_cast<uint32_t>(left),
+                           merge->merged});
   };
-  while (!heap.empty()) {
-    std::pop_heap(heap.begin(), heap.end(), IsLater());
-    const Scratch::Candidate top = heap.back();
-    heap.pop_back();
+  for (int32_t i = 0; i + 1 < count; ++i) {
+    consider(i, i + 1, [&](const auto& candidate) { scratch->initial.push_back(candidate); });
+  }
+  queue.Sort();
+  const auto add_new = [&](const auto& candidate) { queue.Push(candidate); };
+  while (!queue.empty()) {
+    const Scratch::Candidate top = queue.Pop();
     const auto left = static_cast<int32_t>(top.rank_and_position & 0xFFFFFFFFu);
     const int32_t right = symbols[left] == kNone ? -1 : next[left];
     if (right < 0) continue;
@@ -361,8 +390,8 @@ void BpeModel::MergeLong(std::span<const TokenId> run, Scratch* scratch,
     symbols[right] = kNone;
     next[left] = next[right];
     if (next[left] >= 0) previous[next[left]] = left;
-    consider(previous[left], left);
-    consider(left, next[left]);
+    consider(previous[left], left, add_new);
+    consider(left, next[left], add_new);
   }
   for (int32_t i = 0; i >= 0; i = next[i]) ids->push_back(symbols[i]);
 }

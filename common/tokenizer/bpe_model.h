@@ -42,6 +42,7 @@ class BpeModel {
     std::vector<TokenId> symbols;
     std::vector<int32_t> previous;  // By symbol: its neighbours; -1 for none.
     std::vector<int32_t> next;
+    std::vector<Candidate> initial;
     std::vector<Candidate> heap;
   };
 

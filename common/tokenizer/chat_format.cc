@@ -140,14 +140,15 @@ absl::Status ChatFormat::Validate(std::span<const ChatMessage> messages) const {
   return absl::OkStatus();
 }
 
-std::string ChatFormat::RenderSystem(const std::string& content) const {
+std::string ChatFormat::RenderSystem(const std::string& content, bool is_first) const {
   if (style_.skips_empty_system && content.empty()) return "";
-  return absl::StrCat(style_.system_prefix, style_.trims_system ? Strip(content) : content,
-                      style_.system_suffix);
+  const bool is_late = !is_first && style_.late_system_prefix.has_value();
+  return absl::StrCat(is_late ? *style_.late_system_prefix : style_.system_prefix,
+                      style_.trims_system ? Strip(content) : content, style_.system_suffix);
 }
 
 std::string ChatFormat::RenderUser(const std::string& content, const std::string* system) const {
-  std::string before = system != nullptr ? RenderSystem(*system) : "";
+  std::string before = system != nullptr ? RenderSystem(*system, true) : "";
   // Llama 2 trims what the system message is part of; Gemma 3 what follows it.
   std::string body = style_.begins_user_with_bos && style_.trims_user
                          ? Strip(before + content)
@@ -203,8 +204,7 @@ size_t LastQuery(std::span<const ChatMessage> messages) {
 
 absl::StatusOr<std::string> ChatFormat::Render(std::span<const ChatMessage> messages) const {
   BATON_RETURN_IF_ERROR(Validate(messages));
-  const bool system_is_turn =
-      style_.system == ChatStyle::System::kTurn || style_.system == ChatStyle::System::kFirstTurn;
+  const bool system_is_turn = style_.system == ChatStyle::System::kTurn;
   const bool has_system = messages[0].role == "system";
   const size_t system_user =
       style_.system == ChatStyle::System::kLastUser ? messages.size() - 1 : 1;
@@ -212,12 +212,12 @@ absl::StatusOr<std::string> ChatFormat::Render(std::span<const ChatMessage> mess
 
   std::string prompt = style_.begins_with_bos ? bos_ : "";
   if (!has_system && style_.default_system.has_value()) {
-    prompt += RenderSystem(*style_.default_system);
+    prompt += RenderSystem(*style_.default_system, true);
   }
   for (size_t i = 0; i < messages.size(); ++i) {
     const ChatMessage& message = messages[i];
     if (message.role == "system") {
-      if (system_is_turn) prompt += RenderSystem(message.content);
+      if (system_is_turn) prompt += RenderSystem(message.content, i == 0);
     } else if (message.role == "user") {
       const bool takes_system = has_system && !system_is_turn && i == system_user;
       prompt += RenderUser(message.content, takes_system ? &messages[0].content : nullptr);

@@ -29,7 +29,6 @@ struct ChatMessage {
 struct ChatStyle {
   enum class System {
     kTurn,       // A turn of its own, anywhere.
-    kFirstTurn,  // A turn of its own, only as the first message.
     kFirstUser,  // Put before the first user message's content, only as the first message.
     kLastUser,   // Put before the last user message's content, only as the first message.
     kRefused,    // The format has none.
@@ -39,6 +38,8 @@ struct ChatStyle {
   // Around a system message's content, as a turn or within the user's turn.
   std::string system_prefix = {};
   std::string system_suffix = {};
+  // Instead of system_prefix for a system message that is not the first.
+  std::optional<std::string> late_system_prefix = {};
   std::string user_prefix = {};
   std::string user_suffix = {};
   std::string assistant_prefix = {};
@@ -84,7 +85,7 @@ class ChatFormat {
   absl::Status Validate(std::span<const ChatMessage> messages) const;
   std::string RenderUser(const std::string& content, const std::string* system) const;
   std::string RenderAssistant(const std::string& content, bool shows_thinking, bool is_last) const;
-  std::string RenderSystem(const std::string& content) const;
+  std::string RenderSystem(const std::string& content, bool is_first) const;
 
   ChatStyle style_;
   std::string bos_;

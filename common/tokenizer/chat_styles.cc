@@ -220,7 +220,7 @@ void AddLlama3(std::vector<KnownTemplate>* known) {
                     {std::string("setcontent=") + kLlama3Turn, "setcontent=bos_token+content"},
                     false});
   ChatStyle dated = Llama3Style("llama-3.1");
-  dated.system = ChatStyle::System::kFirstTurn;
+  dated.late_system_prefix = dated.system_prefix;
   dated.system_prefix += "Cutting Knowledge Date: December 2023\nToday Date: ";
   dated.default_system = "";
   known->push_back({dated,

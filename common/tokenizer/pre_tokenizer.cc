@@ -126,16 +126,16 @@ absl::Status PreTokenizer::AddMetaspace(const Json& spec, const std::string& whe
     if (scheme == "first") {
       step.prepend = Prepend::kFirst;
     } else if (scheme == "never") {
-      step.prepend = Prepend::kNever;
+      step.prepend = Prepend::kNowhere;
     } else if (scheme != "always") {
       return Unsupported(where, absl::StrCat("prepend_scheme \"", scheme, "\""));
     }
-    if (!add_prefix_space && step.prepend != Prepend::kNever) {
+    if (!add_prefix_space && step.prepend != Prepend::kNowhere) {
       return absl::InvalidArgumentError(
           absl::StrCat(where, ": add_prefix_space does not match prepend_scheme"));
     }
   } else if (!add_prefix_space) {
-    step.prepend = Prepend::kNever;
+    step.prepend = Prepend::kNowhere;
   }
   BATON_ASSIGN_OR_RETURN(const bool split, BoolField(spec, "split", true, where));
   Step split_step{.kind = Step::Kind::kSplitString,

@@ -37,7 +37,7 @@ class PreTokenizer {
 
  private:
   enum class Behavior { kRemoved, kIsolated, kMergedWithPrevious, kMergedWithNext, kContiguous };
-  enum class Prepend { kAlways, kFirst, kNever };
+  enum class Prepend { kAlways, kFirst, kNowhere };
   struct Step {
     enum class Kind { kSplitRegex, kSplitString, kSplitNumeric, kMetaspace, kPrefixSpace };
     Kind kind;
@@ -45,7 +45,7 @@ class PreTokenizer {
     std::string string = {};                  // kSplitString: pattern; kMetaspace: replacement.
     Behavior behavior = Behavior::kIsolated;  // kSplit…
     bool invert = false;                      // kSplit…
-    Prepend prepend = Prepend::kNever;        // kMetaspace
+    Prepend prepend = Prepend::kNowhere;      // kMetaspace
   };
   // A match, or the text between two.
   struct Segment {

@@ -252,12 +252,10 @@ TEST(TokenizerTest, ThreadsShareOneTokenizer) {
 // Method: a megabyte of each kind that is quadratic for a simple implementation; ctest's time limit
 // is the judge.
 TEST(TokenizerTest, MegabytesOfAnythingFinish) {
-  const std::vector<std::string> units = {
-      "a",           " ",        "\n", " \n",    "the",    "ab", "\u0301\u0323", "e\u0301\u0323",
-      "<|im_start|", "<",        "'",  "1",      "世",     "😀",  "\u00a0",       "[L",
-      " [R] ",       "wordword", "▁",  "\u1100", "\u0301 "};
-  for (const char* name : {"gpt2", "llama3", "qwen", "llama2", "gemma", "gpt2_o200k",
-                           "gpt2_no_regex", "gpt2_deepseek", "llama2_first"}) {
+  const std::vector<std::string> units = {"a",           " ", " \n", "wordword", "\u0301\u0323",
+                                          "<|im_start|", "'", "世",  " [R] ",    "▁",
+                                          "\u1100"};
+  for (const char* name : {"qwen", "llama2", "gpt2_no_regex"}) {
     const std::unique_ptr<Tokenizer> tokenizer = Make(CaseOf(name));
     for (const std::string& unit : units) {
       std::string text;

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <deque>
 #include <map>
 #include <memory>
 #include <random>
@@ -77,6 +78,10 @@ class TransportContractTest : public testing::TestWithParam<Kind> {
     });
   }
 
+  // What callbacks write to outlives the transports of a test, whose destructors still run some.
+  Inbox& NewInbox() { return inboxes_.emplace_back(); }
+  std::vector<absl::Status>& NewStatuses() { return statuses_.emplace_back(); }
+
   static ConstSpan Header(const std::string& text) { return std::as_bytes(std::span(text)); }
   static Bytes RandomBytes(size_t size, uint64_t seed) {
     std::mt19937_64 random(seed);
@@ -91,6 +96,8 @@ class TransportContractTest : public testing::TestWithParam<Kind> {
   bool hung_ = false;
   InprocNetwork network_{std::make_unique<HangingDelivery>(&hung_)};
   int opened_ = 0;
+  std::deque<Inbox> inboxes_;
+  std::deque<std::vector<absl::Status>> statuses_;
 };
 
 std::string KindName(const testing::TestParamInfo<Kind>& kind) {
@@ -111,10 +118,10 @@ INSTANTIATE_TEST_SUITE_P(Transports, TransportContractTest,
 
 TEST_P(TransportContractTest, GathersAndScattersThePayload) {
   const auto a = Open(), b = Open();
-  Inbox inbox;
+  Inbox& inbox = NewInbox();
   TakeAll(*b, inbox);
   const Bytes payload = RandomBytes(100'000, 1);
-  std::vector<absl::Status> done;
+  std::vector<absl::Status>& done = NewStatuses();
 
   const PeerId peer = a->Connect(b->address()).value();
   a->Send(peer, kType, Header("hello"),
@@ -131,10 +138,11 @@ TEST_P(TransportContractTest, GathersAndScattersThePayload) {
 
 TEST_P(TransportContractTest, AnswersReachTheSender) {
   const auto a = Open(), b = Open();
-  Inbox at_a, at_b;
+  Inbox& at_a = NewInbox();
+  Inbox& at_b = NewInbox();
   TakeAll(*a, at_a);
   TakeAll(*b, at_b);
-  std::vector<absl::Status> done;
+  std::vector<absl::Status>& done = NewStatuses();
 
   a->Send(a->Connect(b->address()).value(), kType, Header("question"), {}, Note(done));
   ASSERT_TRUE(PollUntil({a.get(), b.get()}, [&] { return at_b.headers.size() == 1; }));
@@ -154,10 +162,10 @@ TEST_P(TransportContractTest, ARefusedPayloadDoesNotFailTheSender) {
     EXPECT_EQ(message.payload_bytes, 5000u);
     return std::nullopt;
   });
-  Inbox inbox;
+  Inbox& inbox = NewInbox();
   TakeAll(*b, inbox, kOtherType);
   const Bytes payload = RandomBytes(5000, 2);
-  std::vector<absl::Status> done;
+  std::vector<absl::Status>& done = NewStatuses();
 
   const PeerId peer = a->Connect(b->address()).value();
   a->Send(peer, kType, Header("refused"), {payload}, Note(done));
@@ -173,9 +181,9 @@ TEST_P(TransportContractTest, ARefusedPayloadDoesNotFailTheSender) {
 
 TEST_P(TransportContractTest, AnEmptyPayloadLands) {
   const auto a = Open(), b = Open();
-  Inbox inbox;
+  Inbox& inbox = NewInbox();
   TakeAll(*b, inbox);
-  std::vector<absl::Status> done;
+  std::vector<absl::Status>& done = NewStatuses();
   const PeerId peer = a->Connect(b->address()).value();
 
   a->Send(peer, kType, Header("no spans"), {}, Note(done));
@@ -190,7 +198,7 @@ TEST_P(TransportContractTest, AnEmptyPayloadLands) {
 
 TEST_P(TransportContractTest, BigPayloadsAndTheLongestHeaderArrive) {
   const auto a = Open(), b = Open();
-  Inbox inbox;
+  Inbox& inbox = NewInbox();
   TakeAll(*b, inbox);
   const Bytes payload = RandomBytes(size_t{8} << 20, 3);
   const std::string header(Transport::kHeaderBytesMax, 'h');
@@ -198,7 +206,7 @@ TEST_P(TransportContractTest, BigPayloadsAndTheLongestHeaderArrive) {
   for (size_t at = 0; at < payload.size(); at += 4096) {
     pieces.push_back(ConstSpan(payload).subspan(at, 4096));
   }
-  std::vector<absl::Status> done;
+  std::vector<absl::Status>& done = NewStatuses();
 
   a->Send(a->Connect(b->address()).value(), kType, Header(header), pieces, Note(done));
 
@@ -210,13 +218,14 @@ TEST_P(TransportContractTest, BigPayloadsAndTheLongestHeaderArrive) {
 TEST_P(TransportContractTest, ManyMessagesBothWaysAtOnce) {
   constexpr int kCount = 200;
   const auto a = Open(), b = Open();
-  Inbox at_a, at_b;
+  Inbox& at_a = NewInbox();
+  Inbox& at_b = NewInbox();
   TakeAll(*a, at_a);
   TakeAll(*b, at_b);
   std::mt19937_64 random(4);
   std::vector<Bytes> payloads;
   for (int i = 0; i < 2 * kCount; ++i) payloads.push_back(RandomBytes(random() % 40'000, i));
-  std::vector<absl::Status> done;
+  std::vector<absl::Status>& done = NewStatuses();
   const PeerId to_b = a->Connect(b->address()).value();
   const PeerId to_a = b->Connect(a->address()).value();
 
@@ -238,7 +247,7 @@ TEST_P(TransportContractTest, ManyMessagesBothWaysAtOnce) {
 
 TEST_P(TransportContractTest, ConnectingAgainGivesTheSamePeer) {
   const auto a = Open(), b = Open();
-  Inbox inbox;
+  Inbox& inbox = NewInbox();
   TakeAll(*b, inbox);
   const PeerId peer = a->Connect(b->address()).value();
   EXPECT_EQ(a->Connect(b->address()).value(), peer);
@@ -251,10 +260,10 @@ TEST_P(TransportContractTest, ConnectingAgainGivesTheSamePeer) {
 
 TEST_P(TransportContractTest, ATransportReachesItself) {
   const auto a = Open();
-  Inbox inbox;
+  Inbox& inbox = NewInbox();
   TakeAll(*a, inbox);
   const Bytes payload = RandomBytes(300'000, 5);
-  std::vector<absl::Status> done;
+  std::vector<absl::Status>& done = NewStatuses();
 
   const PeerId self = a->Connect(a->address()).value();
   a->Send(self, kType, Header("me"), {payload}, Note(done));
@@ -265,7 +274,7 @@ TEST_P(TransportContractTest, ATransportReachesItself) {
 
 TEST_P(TransportContractTest, CallbacksMaySendAndClose) {
   const auto a = Open(), b = Open();
-  std::vector<absl::Status> done;
+  std::vector<absl::Status>& done = NewStatuses();
   int lost_at_a = 0, lost_at_b = 0;
   a->OnPeerLost([&](PeerId, const absl::Status&) { ++lost_at_a; });
   b->OnPeerLost([&](PeerId, const absl::Status&) { ++lost_at_b; });
@@ -309,7 +318,7 @@ TEST_P(TransportContractTest, NobodyAtTheAddressIsALostPeer) {
   const std::string address = b->address();
   b.reset();
   const Bytes payload = RandomBytes(10'000, 7);
-  std::vector<absl::Status> done;
+  std::vector<absl::Status>& done = NewStatuses();
 
   const absl::StatusOr<PeerId> peer = a->Connect(address);
   if (!peer.ok()) {  // Known at once: that is allowed too.
@@ -335,12 +344,14 @@ TEST_P(TransportContractTest, APeerThatGoesMidTransferEndsEverySendOnce) {
     SCOPED_TRACE(polls);
     const auto a = Open(), healthy = Open();
     auto b = Open();
-    Inbox at_b, at_healthy;
+    Inbox& at_b = NewInbox();
+    Inbox& at_healthy = NewInbox();
     TakeAll(*b, at_b);
     TakeAll(*healthy, at_healthy);
     int lost = 0;
     a->OnPeerLost([&](PeerId, const absl::Status&) { ++lost; });
-    std::vector<absl::Status> done, healthy_done;
+    std::vector<absl::Status>& done = NewStatuses();
+    std::vector<absl::Status>& healthy_done = NewStatuses();
     const PeerId to_b = a->Connect(b->address()).value();
     const PeerId to_healthy = a->Connect(healthy->address()).value();
     for (int i = 0; i < kSends; ++i) {
@@ -367,12 +378,12 @@ TEST_P(TransportContractTest, APeerThatGoesMidTransferEndsEverySendOnce) {
 
 TEST_P(TransportContractTest, AfterAForcedCloseThePairConnectsAgain) {
   const auto a = Open(), b = Open();
-  Inbox inbox;
+  Inbox& inbox = NewInbox();
   TakeAll(*b, inbox);
   int lost_at_a = 0, lost_at_b = 0;
   a->OnPeerLost([&](PeerId, const absl::Status&) { ++lost_at_a; });
   b->OnPeerLost([&](PeerId, const absl::Status&) { ++lost_at_b; });
-  std::vector<absl::Status> done;
+  std::vector<absl::Status>& done = NewStatuses();
   const Bytes payload = RandomBytes(50'000, 9);
   PeerId last{};
 
@@ -400,9 +411,9 @@ TEST_P(TransportContractTest, AfterAForcedCloseThePairConnectsAgain) {
 
 TEST_P(TransportContractTest, AConnectionClosedBeforeItWasUpMayBeTriedAgain) {
   const auto a = Open(), b = Open();
-  Inbox inbox;
+  Inbox& inbox = NewInbox();
   TakeAll(*b, inbox);
-  std::vector<absl::Status> done;
+  std::vector<absl::Status>& done = NewStatuses();
   for (int i = 0; i < 3; ++i) {
     const PeerId peer = a->Connect(b->address()).value();
     a->Send(peer, kType, Header("lost"), {}, Note(done));
@@ -432,13 +443,14 @@ TEST_P(PostedReceiveTest, AForcedCloseEndsPostedReceivesAndNothingLandsAfter) {
   const auto a = Open(), b = Open(), c = Open();
   hung_ = true;
   Bytes memory(size_t{4} << 20);
-  std::vector<absl::Status> landed, done;
+  std::vector<absl::Status>& landed = NewStatuses();
+  std::vector<absl::Status>& done = NewStatuses();
   PeerId from{};
   b->OnMessage(kType, [&](const IncomingMessage& message) -> std::optional<Landing> {
     from = message.from;
     return Landing{{MutableSpan(memory)}, Note(landed)};
   });
-  Inbox at_c;
+  Inbox& at_c = NewInbox();
   TakeAll(*c, at_c);
   const Bytes payload = RandomBytes(memory.size(), 10);
   a->Send(a->Connect(b->address()).value(), kType, Header("x"), {payload}, Note(done));
@@ -459,7 +471,7 @@ TEST_P(PostedReceiveTest, AForcedCloseEndsPostedReceivesAndNothingLandsAfter) {
   memory = fence;
   hung_ = false;
   ASSERT_TRUE(PollUntil({a.get(), b.get()}, [&] { return done.size() == 1; }));
-  std::vector<absl::Status> other_done;
+  std::vector<absl::Status>& other_done = NewStatuses();
   b->Send(to_c, kType, Header("still here"), {}, Note(other_done));
   ASSERT_TRUE(PollUntil({a.get(), b.get(), c.get()}, [&] { return at_c.landed.size() == 1; }));
   EXPECT_EQ(memory, fence);
@@ -468,11 +480,12 @@ TEST_P(PostedReceiveTest, AForcedCloseEndsPostedReceivesAndNothingLandsAfter) {
 
 TEST_P(PostedReceiveTest, AForcedCloseEndsSendsToAPeerThatDoesNotRead) {
   const auto a = Open(), b = Open();
-  Inbox inbox;
+  Inbox& inbox = NewInbox();
   TakeAll(*b, inbox);
   hung_ = true;
   const Bytes payload = RandomBytes(1'000'000, 11);
-  std::vector<absl::Status> done, first;
+  std::vector<absl::Status>& done = NewStatuses();
+  std::vector<absl::Status>& first = NewStatuses();
   const PeerId peer = a->Connect(b->address()).value();
   a->Send(peer, kType, Header("connects"), {}, [&](absl::Status s) { first.push_back(s); });
   for (int i = 0; i < 200'000 && inbox.headers.empty(); ++i) {

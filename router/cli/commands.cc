@@ -1,0 +1,119 @@
+#include "router/cli/commands.h"
+
+#include <unistd.h>
+
+#include <cstdio>
+#include <iostream>
+#include <string>
+
+#include "common/base/status_macros.h"
+#include "router/cli/output.h"
+
+namespace baton::cli {
+namespace {
+
+void Print(const std::string& text) {
+  std::fwrite(text.data(), 1, text.size(), stdout);
+  std::fflush(stdout);
+}
+
+// Makes the call and shows it; returns the answer's text.
+absl::StatusOr<std::string> Ask(const Options& options, const v1::GenerateRequest& request,
+                                Client* client) {
+  const auto on_text = [&options](const std::string& text) {
+    if (!options.json) Print(text);
+  };
+  const absl::StatusOr<Answer> answer = client->Generate(request, options.request_id, on_text);
+  if (!options.json) Print("\n");
+  BATON_RETURN_IF_ERROR(answer.status());
+  if (options.json) Print(AnswerJson(*answer, request.sampling().has_logprobs()));
+  if (options.timings) std::fputs(TimingsTable(*answer).c_str(), stderr);
+  return answer->text;
+}
+
+absl::Status Generate(const Options& options, Client* client) {
+  v1::GenerateRequest request = options.generate;
+  if (options.text.has_value()) {
+    request.set_prompt(*options.text);
+  } else {
+    request.mutable_prompt_ids()->mutable_ids()->Add(options.ids.begin(), options.ids.end());
+  }
+  return Ask(options, request, client).status();
+}
+
+void AddMessage(const std::string& role, const std::string& content, v1::Chat* chat) {
+  v1::ChatMessage* message = chat->add_messages();
+  message->set_role(role);
+  message->set_content(content);
+}
+
+absl::Status Chat(const Options& options, Client* client) {
+  v1::GenerateRequest request = options.generate;
+  v1::Chat* chat = request.mutable_chat();
+  if (!options.system.empty()) AddMessage("system", options.system, chat);
+  if (options.text.has_value()) {
+    AddMessage("user", *options.text, chat);
+    return Ask(options, request, client).status();
+  }
+  const bool interactive = isatty(STDIN_FILENO) == 1;
+  std::string line;
+  while (true) {
+    if (interactive) Print("> ");
+    if (!std::getline(std::cin, line)) break;
+    if (line.empty()) continue;
+    BATON_RETURN_IF_ERROR(CheckUtf8("the line", line));
+    AddMessage("user", line, chat);
+    BATON_ASSIGN_OR_RETURN(const std::string answer, Ask(options, request, client));
+    AddMessage("assistant", answer, chat);
+  }
+  if (interactive) Print("\n");
+  return absl::OkStatus();
+}
+
+absl::Status Tokenize(const Options& options, Client* client) {
+  v1::TokenizeRequest request;
+  request.set_text(*options.text);
+  BATON_ASSIGN_OR_RETURN(const v1::TokenizeResponse response, client->Tokenize(request));
+  std::string ids;
+  for (const TokenId id : response.ids()) {
+    if (!ids.empty()) ids += ",";
+    ids += std::to_string(id);
+  }
+  Print(options.json ? "{\"ids\":[" + ids + "]}\n" : ids + "\n");
+  return absl::OkStatus();
+}
+
+absl::Status Detokenize(const Options& options, Client* client) {
+  v1::DetokenizeRequest request;
+  request.mutable_ids()->Add(options.ids.begin(), options.ids.end());
+  BATON_ASSIGN_OR_RETURN(const v1::DetokenizeResponse response, client->Detokenize(request));
+  Print(options.json ? TextJson(response.text()) : response.text() + "\n");
+  return absl::OkStatus();
+}
+
+absl::Status Status(const Options& options, Client* client) {
+  BATON_ASSIGN_OR_RETURN(const v1::GetClusterResponse cluster, client->GetCluster());
+  BATON_ASSIGN_OR_RETURN(const v1::GetModelResponse model, client->GetModel());
+  Print(options.json ? ClusterJson(cluster, model.model()) : ClusterTable(cluster, model.model()));
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status RunCommand(const Options& options, Client* client) {
+  switch (options.command) {
+    case Command::kGenerate:
+      return Generate(options, client);
+    case Command::kChat:
+      return Chat(options, client);
+    case Command::kTokenize:
+      return Tokenize(options, client);
+    case Command::kDetokenize:
+      return Detokenize(options, client);
+    case Command::kStatus:
+      return Status(options, client);
+  }
+  return absl::InternalError("unknown command");
+}
+
+}  // namespace baton::cli

@@ -1,0 +1,38 @@
+// The command line of `baton`, checked and turned into requests.
+#ifndef BATON_ROUTER_CLI_OPTIONS_H_
+#define BATON_ROUTER_CLI_OPTIONS_H_
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "common/base/clock.h"
+#include "common/base/ids.h"
+#include "proto/inference.pb.h"
+#include "router/cli/input.h"
+
+namespace baton::cli {
+
+enum class Command { kGenerate, kChat, kTokenize, kDetokenize, kStatus };
+
+struct Options {
+  Command command = Command::kGenerate;
+  std::string router;               // host:port
+  std::optional<Duration> timeout;  // Of one call.
+  bool json = false;
+  bool timings = false;
+  std::optional<std::string> text;  // --prompt or the content of --prompt_file.
+  std::vector<TokenId> ids;         // --prompt_ids.
+  std::string system;               // chat: --system.
+  v1::GenerateRequest generate;     // All options; the input is not set.
+  std::string request_id;           // Empty: the router draws one.
+};
+
+// From the flags and the positional arguments. kInvalidArgument: what is wrong and what to give
+// instead.
+absl::StatusOr<Options> OptionsFromFlags(const std::vector<std::string>& positional);
+
+}  // namespace baton::cli
+
+#endif  // BATON_ROUTER_CLI_OPTIONS_H_

@@ -1,0 +1,62 @@
+#include "router/model_text.h"
+
+#include <gtest/gtest.h>
+
+#include "router/router_model.h"
+
+namespace baton {
+namespace {
+
+class ModelTextTest : public testing::Test {
+ protected:
+  // Feeds the text's tokens until a stop string matches.
+  void Run(const std::string& text, std::vector<std::string> stops) {
+    const absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer =
+        Tokenizer::Load("deploy/demo_model/model");
+    ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
+    const absl::StatusOr<std::vector<TokenId>> ids = (*tokenizer)->Encode(text, false);
+    ASSERT_TRUE(ids.ok());
+    auto stream = ModelText::Create(tokenizer->get(), std::move(stops), true);
+    ASSERT_TRUE(stream.ok());
+    for (const TokenId id : *ids) {
+      const TextStream::Step step = (*stream)->Feed(id);
+      shown += step.text;
+      stop = step.stop_string;
+      if (stop.has_value()) return;
+    }
+    const TextStream::Step rest = (*stream)->Flush();
+    shown += rest.text;
+    stop = rest.stop_string;
+  }
+
+  std::string shown;
+  std::optional<std::string> stop;
+};
+
+TEST_F(ModelTextTest, AllTextComesOut) {
+  Run("Once upon a time, grüße 漢字 🎉.", {});
+  EXPECT_EQ(shown, "Once upon a time, grüße 漢字 🎉.");
+  EXPECT_FALSE(stop.has_value());
+}
+
+TEST_F(ModelTextTest, EndsBeforeAStopStringAcrossTokens) {
+  Run("one two three four five", {"x", "wo thr"});
+  EXPECT_EQ(shown, "one t");
+  EXPECT_EQ(stop, "wo thr");
+}
+
+TEST_F(ModelTextTest, WhatOnlyLookedLikeAStopStringIsShownAtTheEnd) {
+  Run("one two", {"two three"});
+  EXPECT_EQ(shown, "one two");
+  EXPECT_FALSE(stop.has_value());
+}
+
+TEST_F(ModelTextTest, BadStopStringsAreRefused) {
+  const absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer =
+      Tokenizer::Load("deploy/demo_model/model");
+  ASSERT_TRUE(tokenizer.ok());
+  EXPECT_TRUE(absl::IsInvalidArgument(ModelText::Create(tokenizer->get(), {""}, true).status()));
+}
+
+}  // namespace
+}  // namespace baton

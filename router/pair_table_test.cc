@@ -1,0 +1,99 @@
+#include "router/pair_table.h"
+
+#include <gtest/gtest.h>
+
+namespace baton {
+namespace {
+
+using std::chrono::milliseconds;
+
+class PairTableTest : public testing::Test {
+ protected:
+  PairTableTest() {
+    p = Add(v1::ROLE_PREFILL);
+    d = Add(v1::ROLE_DECODE);
+  }
+  WorkerId Add(v1::Role role) {
+    const WorkerId id = workers.Add("worker", role);
+    v1::WorkerHello hello;
+    hello.set_role(role);
+    hello.set_incarnation(Raw(id));
+    workers.Up(id, hello);
+    return id;
+  }
+
+  WorkerTable workers{ClusterPolicy{}};
+  PairTable pairs{PairOptions{.probes_in_flight_max = 2,
+                              .probe_timeout = milliseconds(1000),
+                              .backoff_min = milliseconds(100),
+                              .backoff_max = milliseconds(300)}};
+  Instant now{std::chrono::seconds(100)};
+  WorkerId p{}, d{};
+};
+
+TEST_F(PairTableTest, NewPairIsProbedOnceAndThenHealthy) {
+  const auto orders = pairs.Due(workers, now);
+  ASSERT_EQ(orders.size(), 1u);
+  EXPECT_EQ(orders[0].prefill, p);
+  EXPECT_EQ(orders[0].decode, d);
+  EXPECT_EQ(pairs.state(p, d), PairState::kProbing);
+  EXPECT_TRUE(pairs.Due(workers, now).empty());
+
+  pairs.ProbeAnswered(p, orders[0].probe, true, "", 1e9, now);
+
+  EXPECT_EQ(pairs.state(p, d), PairState::kHealthy);
+  EXPECT_TRUE(pairs.Due(workers, now).empty());
+}
+
+TEST_F(PairTableTest, FailuresBackOffAndAreProbedAgain) {
+  for (const int backoff_ms : {100, 200, 300, 300}) {
+    pairs.Failed(p, d, "no path", now);
+    EXPECT_EQ(pairs.state(p, d), PairState::kDown);
+    now += milliseconds(backoff_ms - 1);
+    EXPECT_TRUE(pairs.Due(workers, now).empty()) << backoff_ms;
+    now += milliseconds(1);
+    const auto orders = pairs.Due(workers, now);
+    ASSERT_EQ(orders.size(), 1u) << backoff_ms;
+  }
+}
+
+TEST_F(PairTableTest, SuccessStartsTheBackoffOver) {
+  pairs.Failed(p, d, "no path", now);
+  pairs.Failed(p, d, "no path", now);
+  pairs.Succeeded(p, d);
+  pairs.Failed(p, d, "no path", now);
+
+  EXPECT_EQ(pairs.Due(workers, now + milliseconds(100)).size(), 1u);
+}
+
+TEST_F(PairTableTest, UnansweredProbeFails) {
+  pairs.Due(workers, now);
+  pairs.Due(workers, now + milliseconds(1000));
+
+  EXPECT_EQ(pairs.state(p, d), PairState::kDown);
+}
+
+TEST_F(PairTableTest, LateOrForeignAnswersAreIgnored) {
+  const auto orders = pairs.Due(workers, now);
+  pairs.ProbeAnswered(p, orders[0].probe + 1, true, "", 0, now);
+  pairs.ProbeAnswered(d, orders[0].probe, true, "", 0, now);
+  EXPECT_EQ(pairs.state(p, d), PairState::kProbing);
+  pairs.Forget(p);
+  pairs.ProbeAnswered(p, orders[0].probe, true, "", 0, now);
+
+  EXPECT_EQ(pairs.state(p, d), PairState::kUnknown);
+}
+
+TEST_F(PairTableTest, OnlyAFewProbesAtATime) {
+  Add(v1::ROLE_DECODE);
+  Add(v1::ROLE_DECODE);
+  const auto first = pairs.Due(workers, now);
+  EXPECT_EQ(first.size(), 2u);
+  EXPECT_TRUE(pairs.Due(workers, now).empty());
+  pairs.ProbeAnswered(p, first[0].probe, true, "", 0, now);
+
+  EXPECT_EQ(pairs.Due(workers, now).size(), 1u);
+}
+
+}  // namespace
+}  // namespace baton

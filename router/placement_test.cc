@@ -1,0 +1,142 @@
+#include "router/placement.h"
+
+#include <gtest/gtest.h>
+
+namespace baton {
+namespace {
+
+class PlacementTest : public testing::Test {
+ protected:
+  WorkerEntry& Add(v1::Role role, bool local_prefill = false) {
+    const WorkerId id = workers.Add("worker", role);
+    v1::WorkerHello hello;
+    hello.set_role(role);
+    hello.set_incarnation(Raw(id));
+    hello.set_local_prefill(local_prefill);
+    hello.mutable_model()->set_block_tokens(16);
+    workers.Up(id, hello);
+    return *workers.Find(id);
+  }
+  void Connect(const WorkerEntry& prefill, const WorkerEntry& decode) {
+    pairs.Succeeded(prefill.id, decode.id);
+  }
+  std::optional<Placement> Choose() { return ChoosePlacement(workers, pairs, need, now); }
+
+  WorkerTable workers{ClusterPolicy{}};
+  PairTable pairs{PairOptions{}};
+  PlacementNeed need{.tokens = 100, .prefill_tokens_max = 1000};
+  Instant now{std::chrono::seconds(100)};
+};
+
+TEST_F(PlacementTest, NobodyNowhere) { EXPECT_FALSE(Choose().has_value()); }
+
+TEST_F(PlacementTest, FewestOutstandingThenMostRoom) {
+  WorkerEntry& p = Add(v1::ROLE_PREFILL);
+  WorkerEntry& d1 = Add(v1::ROLE_DECODE);
+  WorkerEntry& d2 = Add(v1::ROLE_DECODE);
+  Connect(p, d1);
+  Connect(p, d2);
+  d1.load.set_blocks_total(100);
+  d1.load.set_blocks_free(50);
+  d2.load.set_blocks_total(100);
+  d2.load.set_blocks_free(40);
+  d2.load.set_blocks_cached(20);
+  EXPECT_EQ(Choose()->decode, d2.id);
+  d2.attempts = 1;
+
+  EXPECT_EQ(Choose()->decode, d1.id);
+  EXPECT_EQ(Choose()->prefill, p.id);
+}
+
+TEST_F(PlacementTest, NoRoomForThePromptMeansNoPlace) {
+  WorkerEntry& d = Add(v1::ROLE_DECODE, true);
+  d.attempts = 1;
+  d.load.set_blocks_total(100);
+  d.load.set_blocks_free(7);
+  EXPECT_TRUE(Choose().has_value()) << "101 tokens take 7 blocks";
+  d.blocks_pledged = 1;
+
+  EXPECT_FALSE(Choose().has_value());
+}
+
+TEST_F(PlacementTest, AtMostAsManySequencesAsTheWorkerTakes) {
+  WorkerEntry& d = Add(v1::ROLE_DECODE, true);
+  d.hello.set_sequences_max(2);
+  d.attempts = 1;
+  EXPECT_TRUE(Choose().has_value());
+  d.attempts = 2;
+
+  EXPECT_FALSE(Choose().has_value());
+}
+
+TEST_F(PlacementTest, WorkerThatSaidFullIsLeftAlone) {
+  WorkerEntry& d = Add(v1::ROLE_DECODE, true);
+  d.full_until = now + std::chrono::milliseconds(10);
+  EXPECT_FALSE(Choose().has_value());
+  now = d.full_until;
+
+  EXPECT_TRUE(Choose().has_value());
+}
+
+TEST_F(PlacementTest, LeastQueuedPrefillWorkerByOwnAndReportedLoad) {
+  WorkerEntry& p1 = Add(v1::ROLE_PREFILL);
+  WorkerEntry& p2 = Add(v1::ROLE_PREFILL);
+  WorkerEntry& d = Add(v1::ROLE_DECODE);
+  Connect(p1, d);
+  Connect(p2, d);
+  p1.prefill_tokens = 10;
+  EXPECT_EQ(Choose()->prefill, p2.id);
+  p2.load.set_tokens_queued(20);
+
+  EXPECT_EQ(Choose()->prefill, p1.id);
+}
+
+TEST_F(PlacementTest, OnlyHealthyPairs) {
+  WorkerEntry& p = Add(v1::ROLE_PREFILL);
+  WorkerEntry& d1 = Add(v1::ROLE_DECODE, true);
+  WorkerEntry& d2 = Add(v1::ROLE_DECODE);
+  EXPECT_FALSE(Choose().has_value()) << "waits for the probe, although one could prefill itself";
+  Connect(p, d2);
+  d2.attempts = 5;
+  EXPECT_EQ(Choose()->decode, d2.id);
+  pairs.Failed(p.id, d1.id, "", now);
+  pairs.Failed(p.id, d2.id, "", now);
+
+  EXPECT_EQ(Choose()->decode, d1.id);
+  EXPECT_FALSE(Choose()->prefill.has_value());
+}
+
+TEST_F(PlacementTest, BusyPrefillWorkerIsWaitedFor) {
+  WorkerEntry& p = Add(v1::ROLE_PREFILL);
+  WorkerEntry& d = Add(v1::ROLE_DECODE, true);
+  Connect(p, d);
+  p.prefill_tokens = 950;
+  EXPECT_FALSE(Choose().has_value());
+  p.prefill_tokens = 900;
+
+  EXPECT_EQ(Choose()->prefill, p.id);
+}
+
+TEST_F(PlacementTest, AvoidedWorkersComeLast) {
+  WorkerEntry& d1 = Add(v1::ROLE_DECODE, true);
+  WorkerEntry& d2 = Add(v1::ROLE_DECODE, true);
+  d2.attempts = 9;
+  need.avoid = d1.id;
+  EXPECT_EQ(Choose()->decode, d2.id);
+  d2.state = WorkerState::kDraining;
+
+  EXPECT_EQ(Choose()->decode, d1.id);
+}
+
+TEST_F(PlacementTest, OneTokenNeedsOnlyAPrefillWorkerWhereThereIsOne) {
+  WorkerEntry& d = Add(v1::ROLE_DECODE, true);
+  need.first_token_only = true;
+  EXPECT_EQ(Choose()->decode, d.id);
+  WorkerEntry& p = Add(v1::ROLE_PREFILL);
+
+  EXPECT_FALSE(Choose()->decode.has_value());
+  EXPECT_EQ(Choose()->prefill, p.id);
+}
+
+}  // namespace
+}  // namespace baton

@@ -1,0 +1,459 @@
+// The whole router over real gRPC: clients on one side, scripted decode workers on the other.
+#include "router/router_service.h"
+
+#include <gmock/gmock.h>
+#include <grpcpp/generic/generic_stub.h>
+#include <gtest/gtest.h>
+
+#include <chrono>
+#include <thread>
+
+#include "absl/synchronization/notification.h"
+#include "common/rpc/channel.h"
+#include "common/rpc/status_codec.h"
+#include "router/fake_worker.h"
+#include "router/router.h"
+
+namespace baton {
+namespace {
+
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+using ::testing::AllOf;
+using ::testing::ElementsAreArray;
+using ::testing::HasSubstr;
+using ::testing::StartsWith;
+
+// A call and all that came of it.
+struct Reply {
+  grpc::Status status;
+  std::vector<v1::Started> started;
+  std::vector<TokenId> ids;
+  std::string text;
+  std::vector<v1::Finished> finished;
+  std::string request_id_header;
+  std::string retry_after;
+};
+
+class RouterServiceTest : public testing::Test {
+ protected:
+  void StartRouter(const std::vector<std::string>& decode, CoreOptions core = {}) {
+    RouterOptions options;
+    options.model = "deploy/demo_model/model";
+    options.workers.decode = decode;
+    options.loop.core = std::move(core);
+    options.loop.tick = milliseconds(5);
+    options.loop.session.backoff_max = milliseconds(200);
+    options.version = "test";
+    absl::StatusOr<std::unique_ptr<Router>> started = Router::Start(std::move(options), &metrics);
+    ASSERT_TRUE(started.ok()) << started.status();
+    router = *std::move(started);
+    channel = CreateChannel(router->address());
+    stub = v1::Inference::NewStub(channel);
+  }
+  static v1::GenerateRequest Ask(uint32_t max_tokens = 8) {
+    v1::GenerateRequest request;
+    for (const TokenId id : kPrompt) request.mutable_prompt_ids()->add_ids(id);
+    request.set_max_tokens(max_tokens);
+    return request;
+  }
+  // What every worker would answer.
+  static std::vector<TokenId> Expected(uint32_t max_tokens = 8) {
+    std::vector<TokenId> tokens = kPrompt;
+    for (uint32_t i = 0; i < max_tokens; ++i) tokens.push_back(HashToken(tokens));
+    return {tokens.begin() + static_cast<ptrdiff_t>(kPrompt.size()), tokens.end()};
+  }
+  using Reader = grpc::ClientReader<v1::GenerateResponse>;
+  // Reads until `ids_max` tokens came or the stream ended.
+  static void Read(Reader* reader, size_t ids_max, Reply* reply) {
+    v1::GenerateResponse response;
+    while (reply->ids.size() < ids_max && reader->Read(&response)) {
+      if (response.has_started()) reply->started.push_back(response.started());
+      if (response.has_finished()) reply->finished.push_back(response.finished());
+      for (const v1::Token& token : response.delta().tokens()) {
+        EXPECT_EQ(token.index(), reply->ids.size());
+        reply->ids.push_back(token.id());
+      }
+      reply->text += response.delta().text();
+    }
+  }
+  Reply Call(const v1::GenerateRequest& request, grpc::ClientContext* context) {
+    Reply reply;
+    const auto reader = stub->Generate(context, request);
+    Read(reader.get(), SIZE_MAX, &reply);
+    reply.status = reader->Finish();
+    const auto id = context->GetServerInitialMetadata().find("x-request-id");
+    if (id != context->GetServerInitialMetadata().end()) {
+      reply.request_id_header = std::string(id->second.data(), id->second.size());
+    }
+    const auto hint = context->GetServerTrailingMetadata().find("retry-after-ms");
+    if (hint != context->GetServerTrailingMetadata().end()) {
+      reply.retry_after = std::string(hint->second.data(), hint->second.size());
+    }
+    return reply;
+  }
+  Reply Call(const v1::GenerateRequest& request) {
+    grpc::ClientContext context;
+    return Call(request, &context);
+  }
+  v1::GetClusterResponse Cluster() {
+    grpc::ClientContext context;
+    v1::GetClusterResponse response;
+    EXPECT_TRUE(stub->GetCluster(&context, {}, &response).ok());
+    return response;
+  }
+  // Asks for the cluster until it is as wanted; each round waits for the router's thread.
+  template <typename Condition>
+  bool AwaitCluster(const Condition& condition) {
+    const Instant end = Now() + seconds(20);
+    while (Now() < end) {
+      if (condition(Cluster())) return true;
+    }
+    return false;
+  }
+
+  // What grpc.health.v1 says.
+  bool Serving() {
+    grpc::GenericStub health(channel);
+    grpc::ClientContext context;
+    grpc::ByteBuffer request;
+    grpc::ByteBuffer response;
+    grpc::Status status;
+    absl::Notification done;
+    health.UnaryCall(&context, "/grpc.health.v1.Health/Check", grpc::StubOptions(), &request,
+                     &response, [&](grpc::Status answer) {
+                       status = answer;
+                       done.Notify();
+                     });
+    done.WaitForNotification();
+    EXPECT_TRUE(status.ok()) << status.error_message();
+    grpc::Slice flat;
+    EXPECT_TRUE(response.DumpToSingleSlice(&flat).ok());
+    // HealthCheckResponse{status: SERVING = 1} on the wire.
+    return flat.size() == 2 && flat.begin()[1] == 1;
+  }
+
+  static const std::vector<TokenId> kPrompt;
+  MetricsRegistry metrics;
+  std::unique_ptr<Router> router;
+  std::shared_ptr<grpc::Channel> channel;
+  std::unique_ptr<v1::Inference::Stub> stub;
+};
+const std::vector<TokenId> RouterServiceTest::kPrompt = {310, 320, 330};
+
+TEST_F(RouterServiceTest, StreamIsStartedThenDeltasThenFinished) {
+  FakeWorker worker({});
+  StartRouter({worker.address()});
+  grpc::ClientContext context;
+  context.AddMetadata("x-request-id", "mine-1");
+  v1::GenerateRequest request = Ask();
+  request.mutable_sampling()->set_seed(99);
+
+  const Reply reply = Call(request, &context);
+
+  ASSERT_TRUE(reply.status.ok()) << reply.status.error_message();
+  ASSERT_EQ(reply.started.size(), 1u);
+  EXPECT_EQ(reply.started[0].request_id(), "mine-1");
+  EXPECT_EQ(reply.request_id_header, "mine-1");
+  EXPECT_EQ(reply.started[0].seed(), 99u);
+  EXPECT_EQ(reply.started[0].prompt_tokens(), 3u);
+  EXPECT_THAT(reply.ids, ElementsAreArray(Expected()));
+  const auto tokenizer = Tokenizer::Load("deploy/demo_model/model");
+  ASSERT_TRUE(tokenizer.ok());
+  EXPECT_EQ(reply.text, (*tokenizer)->Decode(reply.ids, true));
+  ASSERT_EQ(reply.finished.size(), 1u);
+  EXPECT_EQ(reply.finished[0].reason(), v1::FINISH_REASON_LENGTH);
+  EXPECT_EQ(reply.finished[0].usage().generated_tokens(), 8u);
+  EXPECT_EQ(reply.finished[0].decode_worker(), worker.address());
+  EXPECT_EQ(worker.seen().last.client_request_id(), "mine-1");
+  EXPECT_EQ(worker.seen().last.sampling().seed(), 99u);
+}
+
+TEST_F(RouterServiceTest, SeedAndRequestIdAreDrawnWhenAbsent) {
+  FakeWorker worker({});
+  StartRouter({worker.address()});
+
+  const Reply first = Call(Ask());
+  const Reply second = Call(Ask());
+
+  ASSERT_TRUE(first.status.ok() && second.status.ok());
+  EXPECT_EQ(first.started[0].request_id().size(), 16u);
+  EXPECT_NE(first.started[0].request_id(), second.started[0].request_id());
+  EXPECT_NE(first.started[0].seed(), second.started[0].seed());
+}
+
+TEST_F(RouterServiceTest, ManyCallsAtOnce) {
+  FakeWorker first({.incarnation = 1});
+  FakeWorker second({.incarnation = 2});
+  StartRouter({first.address(), second.address()});
+  ASSERT_TRUE(AwaitCluster([](const v1::GetClusterResponse& cluster) {
+    return cluster.workers_size() == 2 && cluster.workers(0).state() == "ready" &&
+           cluster.workers(1).state() == "ready";
+  }));
+  std::vector<std::thread> threads;
+  std::vector<Reply> replies(16);
+  for (Reply& reply : replies) threads.emplace_back([&] { reply = Call(Ask(40)); });
+  for (std::thread& thread : threads) thread.join();
+
+  for (const Reply& reply : replies) {
+    EXPECT_TRUE(reply.status.ok()) << reply.status.error_message();
+    EXPECT_THAT(reply.ids, ElementsAreArray(Expected(40)));
+  }
+}
+
+TEST_F(RouterServiceTest, BadInputNeverReachesAWorker) {
+  FakeWorker worker({});
+  StartRouter({worker.address()});
+  v1::GenerateRequest request = Ask();
+  request.mutable_sampling()->set_top_p(2);
+
+  const Reply reply = Call(request);
+
+  EXPECT_EQ(reply.status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(reply.status.error_message(), StartsWith("sampling.top_p:"));
+  EXPECT_TRUE(reply.started.empty());
+  EXPECT_FALSE(reply.request_id_header.empty());
+  EXPECT_EQ(worker.seen().admits, 0);
+}
+
+TEST_F(RouterServiceTest, BadRequestIdIsRefused) {
+  StartRouter({"127.0.0.1:1"});
+  grpc::ClientContext context;
+  context.AddMetadata("x-request-id", std::string(200, 'x'));
+
+  EXPECT_THAT(Call(Ask(), &context).status.error_message(), StartsWith("x-request-id:"));
+}
+
+TEST_F(RouterServiceTest, ClientsCancelReachesTheWorker) {
+  FakeWorker worker({.hold_after = 2});
+  StartRouter({worker.address()});
+  grpc::ClientContext context;
+  const auto reader = stub->Generate(&context, Ask());
+  Reply reply;
+  Read(reader.get(), 2, &reply);
+
+  context.TryCancel();
+
+  EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::CANCELLED);
+  EXPECT_TRUE(worker.Await([](const FakeWorker::Seen& seen) { return seen.cancels == 1; }));
+  EXPECT_TRUE(AwaitCluster([](const auto& cluster) { return cluster.requests_running() == 0; }));
+}
+
+TEST_F(RouterServiceTest, DeadlineEndsTheCallAndReachesTheWorker) {
+  FakeWorker worker({.hold_after = 2});
+  StartRouter({worker.address()});
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + milliseconds(500));
+
+  const Reply reply = Call(Ask(), &context);
+
+  EXPECT_EQ(reply.status.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
+  EXPECT_TRUE(worker.Await([](const FakeWorker::Seen& seen) { return seen.cancels == 1; }));
+  EXPECT_LE(worker.seen().last.deadline_ms(), 500u);
+  EXPECT_GT(worker.seen().last.deadline_ms(), 0u);
+}
+
+TEST_F(RouterServiceTest, StreamContinuesWhenItsWorkerDiesAndComesBack) {
+  FakeWorker first({.incarnation = 1, .hold_after = 3});
+  StartRouter({first.address()});
+  grpc::ClientContext context;
+  const auto reader = stub->Generate(&context, Ask());
+  Reply reply;
+  Read(reader.get(), 3, &reply);
+  first.Die();
+  ASSERT_TRUE(AwaitCluster([](const auto& cluster) { return cluster.requests_queued() == 1; }));
+  FakeWorker reborn({.listen = first.address(), .incarnation = 3});
+  Read(reader.get(), SIZE_MAX, &reply);
+  const grpc::Status status = reader->Finish();
+
+  ASSERT_TRUE(status.ok()) << status.error_message();
+  EXPECT_THAT(reply.ids, ElementsAreArray(Expected()));
+  ASSERT_EQ(reply.finished.size(), 1u);
+  EXPECT_EQ(reply.finished[0].retries(), 1u);
+  EXPECT_EQ(reborn.seen().last.tokens_size(), 6) << "what was shown is input";
+}
+
+TEST_F(RouterServiceTest, GeneratedIdsContinueAnEarlierCall) {
+  FakeWorker worker({});
+  StartRouter({worker.address()});
+  const Reply whole = Call(Ask());
+  v1::GenerateRequest rest = Ask();
+  for (size_t i = 0; i < 3; ++i) rest.add_generated_ids(whole.ids[i]);
+  grpc::ClientContext context;
+  const auto reader = stub->Generate(&context, rest);
+  v1::GenerateResponse response;
+  std::vector<TokenId> ids;
+  while (reader->Read(&response)) {
+    for (const v1::Token& token : response.delta().tokens()) ids.push_back(token.id());
+  }
+
+  ASSERT_TRUE(reader->Finish().ok());
+  EXPECT_THAT(ids, ElementsAreArray(whole.ids.begin() + 3, whole.ids.end()));
+}
+
+TEST_F(RouterServiceTest, WorkerOfAnotherModelIsRefusedAndSaysWhy) {
+  FakeWorker good({.incarnation = 1});
+  FakeWorker bad({.incarnation = 2, .vocab_size = 1000});
+  StartRouter({good.address(), bad.address()});
+
+  const auto refused = [&bad](const v1::GetClusterResponse& cluster) {
+    for (const v1::WorkerStatus& worker : cluster.workers()) {
+      if (worker.address() == bad.address() && worker.state() == "refused") {
+        EXPECT_THAT(worker.reason(), HasSubstr("vocabulary of 1000"));
+        return true;
+      }
+    }
+    return false;
+  };
+  EXPECT_TRUE(AwaitCluster(refused));
+  EXPECT_TRUE(Call(Ask()).status.ok());
+  EXPECT_EQ(bad.seen().admits, 0);
+}
+
+TEST_F(RouterServiceTest, FullQueueSaysWhenToComeBack) {
+  CoreOptions core;
+  core.queue.requests = 1;
+  StartRouter({"127.0.0.1:1"}, core);
+  grpc::ClientContext context;
+  const auto reader = stub->Generate(&context, Ask());
+  ASSERT_TRUE(AwaitCluster([](const auto& cluster) { return cluster.requests_queued() == 1; }));
+
+  const Reply reply = Call(Ask());
+
+  EXPECT_EQ(reply.status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_THAT(reply.status.error_message(), HasSubstr("queue is full"));
+  EXPECT_EQ(reply.retry_after, "1000");
+  context.TryCancel();
+  (void)reader->Finish();
+}
+
+TEST_F(RouterServiceTest, WorkerThatComesLateServesWhatWaits) {
+  std::string address;
+  {
+    FakeWorker early({.incarnation = 1});
+    address = early.address();
+  }
+  StartRouter({address});
+  grpc::ClientContext context;
+  const auto reader = stub->Generate(&context, Ask());
+  ASSERT_TRUE(AwaitCluster([](const auto& cluster) { return cluster.requests_queued() == 1; }));
+
+  FakeWorker worker({.listen = address, .incarnation = 2});
+  Reply reply;
+  Read(reader.get(), SIZE_MAX, &reply);
+
+  EXPECT_TRUE(reader->Finish().ok());
+  EXPECT_THAT(reply.ids, ElementsAreArray(Expected()));
+}
+
+TEST_F(RouterServiceTest, DrainFinishesStreamsAndRefusesNewOnes) {
+  FakeWorker worker({.hold_after = 2});
+  StartRouter({worker.address()});
+  EXPECT_TRUE(Serving());
+  grpc::ClientContext context;
+  const auto reader = stub->Generate(&context, Ask());
+  Reply reply;
+  Read(reader.get(), 2, &reply);
+
+  std::thread drain([this] { router->DrainAndStop(seconds(20)); });
+  while (Serving()) {
+  }
+  // Draining reaches the router's thread a moment after health.
+  Reply refused;
+  do {
+    grpc::ClientContext late;
+    late.set_deadline(std::chrono::system_clock::now() + milliseconds(50));
+    refused = Call(Ask(), &late);
+  } while (refused.status.error_code() == grpc::StatusCode::DEADLINE_EXCEEDED);
+  worker.Release();
+  Read(reader.get(), SIZE_MAX, &reply);
+  const grpc::Status status = reader->Finish();
+  drain.join();
+
+  EXPECT_EQ(refused.status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_TRUE(status.ok()) << status.error_message();
+  EXPECT_THAT(reply.ids, ElementsAreArray(Expected()));
+}
+
+TEST_F(RouterServiceTest, DrainEndsWhatTakesTooLong) {
+  FakeWorker worker({.hold_after = 2});
+  StartRouter({worker.address()});
+  grpc::ClientContext context;
+  const auto reader = stub->Generate(&context, Ask());
+  Reply reply;
+  Read(reader.get(), 2, &reply);
+
+  router->DrainAndStop(Duration::zero());
+  Read(reader.get(), SIZE_MAX, &reply);
+  const grpc::Status status = reader->Finish();
+
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_THAT(status.error_message(), AllOf(HasSubstr("shut down"), HasSubstr("generated_ids")));
+}
+
+TEST_F(RouterServiceTest, TextAndIdsConvert) {
+  StartRouter({"127.0.0.1:1"});
+  v1::TokenizeRequest text;
+  text.set_text("Once upon a time");
+  v1::TokenizeResponse ids;
+  grpc::ClientContext first;
+  ASSERT_TRUE(stub->Tokenize(&first, text, &ids).ok());
+  v1::DetokenizeRequest back;
+  back.mutable_ids()->CopyFrom(ids.ids());
+  v1::DetokenizeResponse response;
+  grpc::ClientContext second;
+  ASSERT_TRUE(stub->Detokenize(&second, back, &response).ok());
+  EXPECT_EQ(response.text(), "Once upon a time");
+
+  back.add_ids(-1);
+  grpc::ClientContext third;
+  EXPECT_EQ(stub->Detokenize(&third, back, &response).error_code(),
+            grpc::StatusCode::INVALID_ARGUMENT);
+  grpc::ClientContext fourth;
+  EXPECT_EQ(stub->Tokenize(&fourth, {}, &ids).error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+}
+
+TEST_F(RouterServiceTest, ModelIsThatOfTheFolderAndOfTheWorkers) {
+  FakeWorker worker({});
+  StartRouter({worker.address()});
+  ASSERT_TRUE(AwaitCluster([](const auto& cluster) {
+    return cluster.workers_size() == 1 && cluster.workers(0).state() == "ready";
+  }));
+  grpc::ClientContext context;
+  v1::GetModelResponse response;
+  ASSERT_TRUE(stub->GetModel(&context, {}, &response).ok());
+
+  EXPECT_EQ(response.model().architecture(), "LlamaForCausalLM");
+  EXPECT_EQ(response.model().context_tokens(), 2048u);
+  EXPECT_EQ(response.model().model_fingerprint(), "model");
+  EXPECT_EQ(response.chat_format(), "chatml");
+}
+
+TEST_F(RouterServiceTest, MetricsCountWhatEnded) {
+  FakeWorker worker({});
+  StartRouter({worker.address()});
+  ASSERT_TRUE(Call(Ask()).status.ok());
+  v1::GenerateRequest bad = Ask();
+  bad.set_n(3);
+  (void)Call(bad);
+
+  EXPECT_EQ(metrics.AddCounter(kRequestsTotal, "", {{"status", "OK"}}).Value(), 1);
+  EXPECT_EQ(metrics.AddCounter(kRequestsTotal, "", {{"status", "INVALID_ARGUMENT"}}).Value(), 1);
+  EXPECT_EQ(metrics.AddCounter(kTokensTotal, "", {{"phase", "generated"}}).Value(), 8);
+}
+
+TEST(RouterStartTest, SaysWhatIsWrong) {
+  MetricsRegistry metrics;
+  RouterOptions options;
+  options.model = "deploy/demo_model/model";
+  options.workers.decode = {"no port"};
+  EXPECT_THAT(Router::Start(options, &metrics).status().ToString(), HasSubstr("no port"));
+  options.workers.decode = {"127.0.0.1:1"};
+  options.rpc.receive_message_bytes_max = 1000;
+  EXPECT_THAT(Router::Start(options, &metrics).status().ToString(), HasSubstr("--message_limit"));
+  options.model = "";
+  EXPECT_THAT(Router::Start(options, &metrics).status().ToString(), HasSubstr("--model"));
+}
+
+}  // namespace
+}  // namespace baton
