@@ -16,18 +16,18 @@ namespace baton {
 
 #define BATON_CHECK(condition) BATON_CHECK_MSG(condition, "")
 
-#define BATON_CHECK_MSG(condition, message)                           \
-  do {                                                                \
-    if (!(condition)) [[unlikely]] {                                  \
-      ::baton::CheckFailed(__FILE__, __LINE__, #condition, message);  \
-    }                                                                 \
+#define BATON_CHECK_MSG(condition, message)                          \
+  do {                                                               \
+    if (!(condition)) [[unlikely]] {                                 \
+      ::baton::CheckFailed(__FILE__, __LINE__, #condition, message); \
+    }                                                                \
   } while (false)
 
-#define BATON_CHECK_OK(expression)                                                  \
-  do {                                                                              \
-    if (const absl::Status baton_status = (expression); !baton_status.ok()) {       \
+#define BATON_CHECK_OK(expression)                                                    \
+  do {                                                                                \
+    if (const absl::Status baton_status = (expression); !baton_status.ok()) {         \
       ::baton::CheckFailed(__FILE__, __LINE__, #expression, baton_status.ToString()); \
-    }                                                                               \
+    }                                                                                 \
   } while (false)
 
 #endif  // BATON_COMMON_BASE_CHECK_H_

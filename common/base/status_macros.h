@@ -7,11 +7,11 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 
-#define BATON_RETURN_IF_ERROR(expression)                                     \
-  do {                                                                        \
-    if (absl::Status baton_status = (expression); !baton_status.ok()) {       \
-      return baton_status;                                                    \
-    }                                                                         \
+#define BATON_RETURN_IF_ERROR(expression)                               \
+  do {                                                                  \
+    if (absl::Status baton_status = (expression); !baton_status.ok()) { \
+      return baton_status;                                              \
+    }                                                                   \
   } while (false)
 
 // BATON_ASSIGN_OR_RETURN(auto value, Compute());

@@ -10,7 +10,8 @@ namespace {
 constexpr char kCudaModule[] = "libbaton_cuda.so";
 constexpr char kCudaEntry[] = "BatonOpenCudaDevice";
 
-// Opens the GPU that `name` asks for. Returns nullptr and fills `error` (of `error_bytes`) on failure.
+// Opens the GPU that `name` asks for. Returns nullptr and fills `error` (of `error_bytes`) on
+// failure.
 using OpenCudaDevice = Device* (*)(const char* name, char* error, size_t error_bytes);
 
 absl::StatusOr<std::unique_ptr<Device>> LoadCudaDevice(const std::string& name) {

@@ -1,8 +1,8 @@
 // A device: memory and the copies into and out of it. Chosen once, at start.
 //
-// The CPU is always there. CUDA comes as a module (libbaton_cuda.so) that is loaded when it is asked
-// for, so that one binary serves machines with and without a GPU. See "The device is chosen once" in
-// DESIGN_NOTES.md.
+// The CPU is always there. CUDA comes as a module (libbaton_cuda.so) that is loaded when it is
+// asked for, so that one binary serves machines with and without a GPU. See "The device is chosen
+// once" in DESIGN_NOTES.md.
 #ifndef BATON_COMMON_DEVICE_DEVICE_H_
 #define BATON_COMMON_DEVICE_DEVICE_H_
 
@@ -70,7 +70,8 @@ class Device {
   virtual void Free(std::byte* data, size_t bytes) = 0;
 };
 
-// "cpu" or "cuda[:index]". kUnavailable says why a GPU cannot be had; kInvalidArgument an unknown name.
+// "cpu" or "cuda[:index]". kUnavailable says why a GPU cannot be had; kInvalidArgument an unknown
+// name.
 absl::StatusOr<std::unique_ptr<Device>> OpenDevice(const std::string& name);
 
 // The CPU.

@@ -14,6 +14,45 @@ absl::Status Malformed(const std::string& where, const char* key, const char* ex
   return absl::InvalidArgumentError(absl::StrCat(where, ".", key, ": expected ", expected));
 }
 
+// Reads a document without keeping it, to refuse one that would take too much memory to keep.
+class LimitChecker : public nlohmann::json_sax<Json> {
+ public:
+  bool exceeded() const { return exceeded_; }
+
+  bool null() override { return Count(); }
+  bool boolean(bool) override { return Count(); }
+  bool number_integer(number_integer_t) override { return Count(); }
+  bool number_unsigned(number_unsigned_t) override { return Count(); }
+  bool number_float(number_float_t, const string_t&) override { return Count(); }
+  bool string(string_t&) override { return Count(); }
+  bool binary(binary_t&) override { return Count(); }
+  bool key(string_t&) override { return true; }
+  bool start_object(size_t) override { return Enter(); }
+  bool start_array(size_t) override { return Enter(); }
+  bool end_object() override { return Leave(); }
+  bool end_array() override { return Leave(); }
+  // Malformed documents are left to the parser that names the place.
+  bool parse_error(size_t, const std::string&, const Json::exception&) override { return false; }
+
+ private:
+  bool Count() {
+    exceeded_ = exceeded_ || ++value_count_ > kJsonValueCountMax;
+    return !exceeded_;
+  }
+  bool Enter() {
+    exceeded_ = exceeded_ || ++depth_ > kJsonDepthMax;
+    return Count();
+  }
+  bool Leave() {
+    --depth_;
+    return true;
+  }
+
+  size_t value_count_ = 0;
+  int depth_ = 0;
+  bool exceeded_ = false;
+};
+
 }  // namespace
 
 absl::StatusOr<std::string> ReadTextFile(const std::string& path, size_t bytes_max) {
@@ -34,10 +73,20 @@ absl::StatusOr<std::string> ReadTextFile(const std::string& path, size_t bytes_m
 
 absl::StatusOr<Json> ReadJsonFile(const std::string& path, size_t bytes_max) {
   BATON_ASSIGN_OR_RETURN(const std::string text, ReadTextFile(path, bytes_max));
+  return ParseJson(text, path);
+}
+
+absl::StatusOr<Json> ParseJson(const std::string& text, const std::string& name) {
+  LimitChecker checker;
   try {
+    Json::sax_parse(text, &checker);
+    if (checker.exceeded()) {
+      return absl::InvalidArgumentError(absl::StrCat(name, ": more than ", kJsonValueCountMax,
+                                                     " values or ", kJsonDepthMax, " levels"));
+    }
     return Json::parse(text);
   } catch (const Json::exception& error) {
-    return absl::InvalidArgumentError(absl::StrCat(path, ": ", error.what()));
+    return absl::InvalidArgumentError(absl::StrCat(name, ": ", error.what()));
   }
 }
 

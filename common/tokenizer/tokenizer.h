@@ -31,7 +31,7 @@ namespace baton {
 
 class Tokenizer {
  public:
-  static constexpr size_t kFileBytesMax = size_t{256} << 20;
+  static constexpr size_t kFileBytesMax = size_t{128} << 20;
   static constexpr size_t kTextBytesMax = size_t{64} << 20;
 
   // kNotFound without tokenizer.json, kInvalidArgument when a file is malformed, kUnimplemented
