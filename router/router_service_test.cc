@@ -116,7 +116,8 @@ class RouterServiceTest : public testing::Test {
   bool Serving() {
     grpc::GenericStub health(channel);
     grpc::ClientContext context;
-    grpc::ByteBuffer request;
+    const grpc::Slice empty(std::string{});  // HealthCheckRequest for the whole server.
+    grpc::ByteBuffer request(&empty, 1);
     grpc::ByteBuffer response;
     grpc::Status status;
     absl::Notification done;

@@ -26,8 +26,8 @@ class WorkerTableTest : public testing::Test {
     second = table.Add("second:1", v1::ROLE_DECODE);
     table.Up(first, Hello(v1::ROLE_DECODE, 1));
   }
-  void ExpectRefused(const v1::WorkerHello& hello, const std::string& reason) {
-    table.Up(second, hello);
+  void ExpectRefused(const v1::WorkerHello& refused, const std::string& reason) {
+    table.Up(second, refused);
     EXPECT_EQ(table.Find(second)->state, WorkerState::kRefused);
     EXPECT_FALSE(table.Find(second)->serving());
     EXPECT_THAT(table.Find(second)->reason, HasSubstr(reason));
