@@ -98,7 +98,7 @@ fi
 step "Starting one router, one prefill worker and one decode worker"
 cluster_started=true
 run "$root/deploy/local_cluster.sh" start --prefill 1 --decode 1 --model "$model" --port 0 \
-  --bin "$bin" --logs "$logs"
+  --bin "$bin" --logs "$logs" -- --kv_memory 64MiB
 router=$(< "$logs/router.address")
 readonly router
 

@@ -15,7 +15,7 @@
 #                       free one)
 #   --bin DIR           where the binaries are (default $BATON_BIN_DIR, else build/release/bin, else
 #                       build/dev/bin)
-#   --ready_seconds N   how long all of it may take to become ready (default 60)
+#   --ready_seconds N   how long all of it may take to become ready (default 120)
 #   --router_flags "…"  more flags for the router
 #   --prefill_flags "…" more flags for every prefill worker
 #   --decode_flags "…"  more flags for every decode worker
@@ -53,7 +53,7 @@ model=$root/deploy/demo_model/model
 logs=$root/build/local_cluster
 port=7000
 bin=${BATON_BIN_DIR:-}
-ready_seconds=60
+ready_seconds=120
 stop_seconds=20
 router_flags=()
 prefill_flags=()

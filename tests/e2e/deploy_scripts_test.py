@@ -16,7 +16,7 @@ import unittest
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 LOCAL_CLUSTER = ROOT / "deploy/local_cluster.sh"
 DEMO = ROOT / "deploy/demo.sh"
-WAIT_SECONDS_MAX = 30
+WAIT_SECONDS_MAX = 120
 
 SERVER = """#!/bin/bash
 # The folder in $0 makes the process recognizable.
@@ -93,7 +93,7 @@ class DeployScriptsTest(unittest.TestCase):
     def command(self, verb, *flags):
         command = [str(LOCAL_CLUSTER), verb, "--logs", str(self.logs)]
         if verb == "start":
-            command += ["--model", str(self.model), "--port", "0", "--ready_seconds", "20"]
+            command += ["--model", str(self.model), "--port", "0", "--ready_seconds", "60"]
         return command + list(flags)
 
     def cluster(self, verb, *flags, **environment):
