@@ -5,9 +5,9 @@
 #include "absl/flags/flag.h"
 #include "absl/strings/str_cat.h"
 #include "common/base/command_line.h"
+#include "common/base/secure_random.h"
 #include "common/base/version.h"
 #include "common/telemetry/log.h"
-#include "common/worker/random.h"
 #include "common/worker/worker.h"
 #include "decode_worker/decode_engine.h"
 
@@ -43,10 +43,7 @@ int main(int argc, char** argv) {
   const absl::StatusOr<baton::LocalPrefill> local_prefill = LocalPrefillFromFlag();
   if (!local_prefill.ok()) return baton::ReportFailure(local_prefill.status());
   return baton::RunWorkerProcess(
-      {.role = baton::v1::ROLE_DECODE,
-       .local_prefill = *local_prefill != baton::LocalPrefill::kRefused,
-       .rpc = {},
-       .version = baton::Version()},
+      baton::v1::ROLE_DECODE, *local_prefill != baton::LocalPrefill::kRefused,
       [local_prefill](const baton::EngineContext& context) {
         const baton::EngineOptions& options = context.parts->options;
         return std::make_unique<baton::DecodeEngine>(

@@ -12,13 +12,13 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "common/base/command_line.h"
+#include "common/base/secure_random.h"
 #include "common/base/status_macros.h"
 #include "common/base/version.h"
 #include "common/tokenizer/incremental_decoder.h"
 #include "common/tokenizer/stop_strings.h"
 #include "common/tokenizer/tokenizer.h"
 #include "common/worker/engine_parts.h"
-#include "common/worker/random.h"
 #include "decode_worker/local_runner.h"
 
 ABSL_FLAG(std::optional<std::string>, prompt, std::nullopt, "The prompt's text.");

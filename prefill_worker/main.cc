@@ -17,11 +17,7 @@ int main(int argc, char** argv) {
     return baton::ReportFailure(status);
   }
   return baton::RunWorkerProcess(
-      {.role = baton::v1::ROLE_PREFILL,
-       .local_prefill = false,
-       .rpc = {},
-       .version = baton::Version()},
-      [](const baton::EngineContext& context) {
+      baton::v1::ROLE_PREFILL, /*local_prefill=*/false, [](const baton::EngineContext& context) {
         return std::make_unique<baton::PrefillEngine>(
             baton::PrefillEngineOptions{.chunk_tokens = context.parts->options.chunk_tokens},
             context.parts->executor.get(), context.parts->pool.get(), context.events,

@@ -9,6 +9,7 @@
 #include "common/rpc/status_codec.h"
 #include "common/telemetry/log.h"
 #include "router/request_reader.h"
+#include "router/wire_request.h"
 
 namespace baton {
 namespace {
@@ -30,7 +31,7 @@ GenerateStream::GenerateStream(grpc::CallbackServerContext* context, RouterLoop*
                                RouterMetrics* metrics)
     : context_(context), loop_(loop), metrics_(metrics), id_(loop->NewRequestId()) {}
 
-void GenerateStream::Begin(const v1::GenerateRequest& request, const RouterModel& model,
+void GenerateStream::Begin(const grpc::ByteBuffer& request, const RouterModel& model,
                            const std::function<uint64_t()>& random) {
   const absl::Status status = TryBegin(request, model, random);
   if (status.ok()) return;
@@ -51,19 +52,22 @@ absl::Status GenerateStream::TakeRequestId(uint64_t drawn) {
   return status;
 }
 
-absl::Status GenerateStream::TryBegin(const v1::GenerateRequest& request, const RouterModel& model,
+absl::Status GenerateStream::TryBegin(const grpc::ByteBuffer& bytes, const RouterModel& model,
                                       const std::function<uint64_t()>& random) {
   const Instant now = Now();
   BATON_RETURN_IF_ERROR(TakeRequestId(random()));
+  v1::GenerateRequest request;
+  BATON_RETURN_IF_ERROR(ParseWireRequest(bytes, &request));
   BATON_ASSIGN_OR_RETURN(NewRequest work, ReadRequest(request, model, random()));
   work.id = id_;
   work.client_request_id = request_id_;
   work.received = now;
   work.deadline = DeadlineOf(*context_, now);
-  Message started;
-  started.response.mutable_started()->set_request_id(request_id_);
-  started.response.mutable_started()->set_seed(work.sampling.seed());
-  started.response.mutable_started()->set_prompt_tokens(work.prompt_tokens);
+  v1::GenerateResponse response;
+  response.mutable_started()->set_request_id(request_id_);
+  response.mutable_started()->set_seed(work.sampling.seed());
+  response.mutable_started()->set_prompt_tokens(work.prompt_tokens);
+  Message started{.response = ToWire(response)};
   {
     // Not written before the request is accepted: a refused call has no messages.
     absl::MutexLock lock(&mutex_);
@@ -75,7 +79,7 @@ absl::Status GenerateStream::TryBegin(const v1::GenerateRequest& request, const 
     outbox_.clear();
     return submitted;
   }
-  const v1::GenerateResponse* first = nullptr;
+  const grpc::ByteBuffer* first = nullptr;
   {
     absl::MutexLock lock(&mutex_);
     first = &outbox_.front().response;
@@ -85,7 +89,7 @@ absl::Status GenerateStream::TryBegin(const v1::GenerateRequest& request, const 
 }
 
 bool GenerateStream::Post(Message message) {
-  const v1::GenerateResponse* next = nullptr;
+  const grpc::ByteBuffer* next = nullptr;
   {
     absl::MutexLock lock(&mutex_);
     if (broken_) return false;
@@ -98,10 +102,9 @@ bool GenerateStream::Post(Message message) {
 }
 
 bool GenerateStream::Write(v1::Delta delta, uint64_t bytes) {
-  Message message;
-  *message.response.mutable_delta() = std::move(delta);
-  message.bytes = bytes;
-  return Post(std::move(message));
+  v1::GenerateResponse response;
+  *response.mutable_delta() = std::move(delta);
+  return Post({.response = ToWire(response), .bytes = bytes});
 }
 
 uint64_t GenerateStream::TakeWrittenBytes() {
@@ -125,9 +128,9 @@ void GenerateStream::End(const absl::Status& status, const v1::Finished& finishe
     context_->AddTrailingMetadata(kRetryAfterKey, absl::StrCat(retry_after_ms));
   }
   if (status.ok()) {
-    Message message;
-    *message.response.mutable_finished() = finished;
-    (void)Post(std::move(message));
+    v1::GenerateResponse response;
+    *response.mutable_finished() = finished;
+    (void)Post({.response = ToWire(response)});
   }
   {
     absl::MutexLock lock(&mutex_);
@@ -140,7 +143,7 @@ void GenerateStream::End(const absl::Status& status, const v1::Finished& finishe
 }
 
 void GenerateStream::OnWriteDone(bool ok) {
-  const v1::GenerateResponse* next = nullptr;
+  const grpc::ByteBuffer* next = nullptr;
   std::optional<absl::Status> end;
   {
     absl::MutexLock lock(&mutex_);

@@ -21,14 +21,14 @@
 
 namespace baton {
 
-class GenerateStream final : public grpc::ServerWriteReactor<v1::GenerateResponse>,
+class GenerateStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
                              public ClientStream {
  public:
   // All outlive the call.
   GenerateStream(grpc::CallbackServerContext* context, RouterLoop* loop, RouterMetrics* metrics);
 
   // Checks the request and hands it to the router's thread, or ends the call. Called once, first.
-  void Begin(const v1::GenerateRequest& request, const RouterModel& model,
+  void Begin(const grpc::ByteBuffer& request, const RouterModel& model,
              const std::function<uint64_t()>& random);
 
   bool Write(v1::Delta delta, uint64_t bytes) override;
@@ -42,11 +42,11 @@ class GenerateStream final : public grpc::ServerWriteReactor<v1::GenerateRespons
 
  private:
   struct Message {
-    v1::GenerateResponse response;
+    grpc::ByteBuffer response;
     uint64_t bytes = 0;  // What it counts for against the client's buffer.
   };
 
-  absl::Status TryBegin(const v1::GenerateRequest& request, const RouterModel& model,
+  absl::Status TryBegin(const grpc::ByteBuffer& bytes, const RouterModel& model,
                         const std::function<uint64_t()>& random);
   absl::Status TakeRequestId(uint64_t drawn);
   // False: the client is gone.

@@ -83,11 +83,19 @@ absl::Status CheckSampling(const v1::SamplingOptions& options, const RouterModel
   return absl::OkStatus();
 }
 
+absl::Status CheckTextSize(const std::string& field, const std::string& text,
+                           const RouterModel& model) {
+  if (text.size() <= model.text_bytes_max) return absl::OkStatus();
+  return Bad(field, text.size(), " bytes are more than the ", model.context_tokens,
+             " tokens of the context can hold");
+}
+
 absl::StatusOr<std::vector<TokenId>> PromptTokens(const v1::GenerateRequest& request,
                                                   const RouterModel& model) {
   switch (request.input_case()) {
     case v1::GenerateRequest::kPrompt: {
       if (request.prompt().empty()) return Bad("prompt", "it is empty");
+      BATON_RETURN_IF_ERROR(CheckTextSize("prompt", request.prompt(), model));
       absl::StatusOr<std::vector<TokenId>> tokens =
           model.tokenizer->Encode(request.prompt(), /*add_special_tokens=*/true);
       if (!tokens.ok()) return InField("prompt", tokens.status());
@@ -170,6 +178,7 @@ absl::StatusOr<std::vector<TokenId>> ChatTokens(const v1::Chat& chat, const Rout
   }
   const absl::StatusOr<std::string> text = model.chat->Render(messages);
   if (!text.ok()) return InField("chat", text.status());
+  BATON_RETURN_IF_ERROR(CheckTextSize("chat", *text, model));
   absl::StatusOr<std::vector<TokenId>> tokens =
       model.tokenizer->Encode(*text, /*add_special_tokens=*/false);
   if (!tokens.ok()) return InField("chat", tokens.status());

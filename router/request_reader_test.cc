@@ -64,6 +64,7 @@ INSTANTIATE_TEST_SUITE_P(
         BadCase{"prompt", [](Request* r) { r->set_prompt(""); }},
         BadCase{"prompt", [](Request* r) { r->set_prompt("\xff"); }},
         BadCase{"prompt", [](Request* r) { r->set_prompt(std::string(20000, 'x')); }},
+        BadCase{"prompt", [](Request* r) { r->set_prompt(std::string(10 << 20, 'x')); }},
         BadCase{"prompt_ids", [](Request* r) { r->mutable_prompt_ids()->clear_ids(); }},
         BadCase{"prompt_ids[1]", [](Request* r) { r->mutable_prompt_ids()->set_ids(1, -1); }},
         BadCase{"prompt_ids[1]", [](Request* r) { r->mutable_prompt_ids()->set_ids(1, 1 << 20); }},

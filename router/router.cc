@@ -1,10 +1,10 @@
 #include "router/router.h"
 
 #include <algorithm>
-#include <random>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/base/secure_random.h"
 #include "common/base/status_macros.h"
 #include "common/telemetry/log.h"
 
@@ -13,11 +13,6 @@ namespace {
 
 // How long calls that have ended may take to be flushed to their clients.
 constexpr Duration kFlushGrace = std::chrono::seconds(2);
-
-uint64_t SystemRandom() {
-  std::random_device device;
-  return (static_cast<uint64_t>(device()) << 32) | device();
-}
 
 // The largest command is Admit or Prefill of a full context: a token takes up to 5 bytes, the other
 // fields (logit bias, stop ids, addresses) stay within the overhead.
@@ -46,11 +41,11 @@ absl::StatusOr<std::unique_ptr<Router>> Router::Start(RouterOptions options,
                     {"architecture", model.architecture},
                     {"context_tokens", model.context_tokens}});
   std::unique_ptr<Router> router(new Router(std::move(model), metrics));
-  const Incarnation incarnation{SystemRandom() | 1};
+  const Incarnation incarnation = RandomIncarnation();
   options.loop.core.cluster.vocab_size = router->model_.vocab_size;
   options.loop.session.router_incarnation = incarnation;
   options.loop.session.version = options.version;
-  options.loop.session.seed = SystemRandom();
+  options.loop.session.seed = SecureRandom();
   router->loop_ = std::make_unique<RouterLoop>(std::move(options.loop), &router->metrics_);
   router->service_ = std::make_unique<RouterService>(RouterService::Options{
       .model = &router->model_,
@@ -58,7 +53,7 @@ absl::StatusOr<std::unique_ptr<Router>> Router::Start(RouterOptions options,
       .metrics = &router->metrics_,
       .incarnation = incarnation,
       .version = options.version,
-      .random = SystemRandom,
+      .random = SecureRandom,
   });
   BATON_ASSIGN_OR_RETURN(router->server_, RpcServer::Start(options.rpc, {router->service_.get()}));
   BATON_ASSIGN_OR_RETURN(

@@ -341,6 +341,7 @@ void RouterCore::EndExpired(Instant now) {
 }
 
 void RouterCore::EndOverdueInQueue(Instant now) {
+  if (queue_.size() == 0) return;
   std::vector<RequestId> overdue;
   for (const auto& [id, request] : requests_.all()) {
     if (request->state == RequestState::kQueued &&

@@ -1,6 +1,8 @@
 #include "router/router_model.h"
 
+#include <algorithm>
 #include <filesystem>
+#include <nlohmann/json.hpp>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -12,6 +14,8 @@ namespace {
 
 constexpr size_t kConfigBytesMax = 1 << 20;
 constexpr int kVocabSizeMax = 1 << 24;
+// A token may stand for more text than its own where the tokenizer strips or composes characters.
+constexpr size_t kTextSlack = 4;
 
 // "eos_token_id": a number or a list of numbers; empty if absent.
 absl::StatusOr<std::vector<TokenId>> EosTokenIds(const Json& config, const std::string& file,
@@ -72,6 +76,11 @@ absl::StatusOr<RouterModel> RouterModel::Load(const std::string& directory) {
   model.name = (path.has_filename() ? path : path.parent_path()).filename().string();
   BATON_RETURN_IF_ERROR(LoadConfig(directory, &model));
   BATON_ASSIGN_OR_RETURN(model.tokenizer, Tokenizer::Load(directory));
+  size_t token_bytes_max = 1;
+  for (TokenId id = 0; id < model.tokenizer->vocab_size(); ++id) {
+    token_bytes_max = std::max(token_bytes_max, model.tokenizer->TokenBytes(id).size());
+  }
+  model.text_bytes_max = kTextSlack * token_bytes_max * model.context_tokens;
   model.chat = ChatFormat::Load(directory);
   return model;
 }

@@ -27,6 +27,8 @@ struct RouterModel {
   uint32_t vocab_size = 0;
   uint32_t context_tokens = 0;
   std::vector<TokenId> eos_token_ids;
+  // A longer text cannot fit the context; it is refused before the time to tokenize it is spent.
+  size_t text_bytes_max = 0;
   std::unique_ptr<Tokenizer> tokenizer;
   absl::StatusOr<ChatFormat> chat = absl::UnimplementedError("no chat format was loaded");
 

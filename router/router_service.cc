@@ -8,11 +8,12 @@
 #include "common/rpc/status_codec.h"
 #include "router/generate_stream.h"
 #include "router/request_reader.h"
+#include "router/wire_request.h"
 
 namespace baton {
 
-grpc::ServerWriteReactor<v1::GenerateResponse>* RouterService::Generate(
-    grpc::CallbackServerContext* context, const v1::GenerateRequest* request) {
+grpc::ServerWriteReactor<grpc::ByteBuffer>* RouterService::Generate(
+    grpc::CallbackServerContext* context, const grpc::ByteBuffer* request) {
   // Deletes itself when the call is over.
   auto* stream = new GenerateStream(context, options_.loop, options_.metrics);
   stream->Begin(*request, *options_.model, options_.random);
@@ -20,15 +21,17 @@ grpc::ServerWriteReactor<v1::GenerateResponse>* RouterService::Generate(
 }
 
 grpc::ServerUnaryReactor* RouterService::Tokenize(grpc::CallbackServerContext* context,
-                                                  const v1::TokenizeRequest* request,
-                                                  v1::TokenizeResponse* response) {
+                                                  const grpc::ByteBuffer* request,
+                                                  grpc::ByteBuffer* response) {
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
   reactor->Finish(ToGrpcStatus(DoTokenize(*request, response)));
   return reactor;
 }
 
-absl::Status RouterService::DoTokenize(const v1::TokenizeRequest& request,
-                                       v1::TokenizeResponse* response) const {
+absl::Status RouterService::DoTokenize(const grpc::ByteBuffer& bytes,
+                                       grpc::ByteBuffer* response) const {
+  v1::TokenizeRequest request;
+  BATON_RETURN_IF_ERROR(ParseWireRequest(bytes, &request));
   std::vector<TokenId> ids;
   if (request.has_chat()) {
     BATON_ASSIGN_OR_RETURN(ids, ChatTokens(request.chat(), *options_.model));
@@ -38,7 +41,9 @@ absl::Status RouterService::DoTokenize(const v1::TokenizeRequest& request,
   } else {
     return absl::InvalidArgumentError("text: one of text and chat must be given");
   }
-  response->mutable_ids()->Add(ids.begin(), ids.end());
+  v1::TokenizeResponse answer;
+  answer.mutable_ids()->Add(ids.begin(), ids.end());
+  *response = ToWire(answer);
   return absl::OkStatus();
 }
 

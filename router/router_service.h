@@ -12,7 +12,13 @@
 
 namespace baton {
 
-class RouterService final : public v1::Inference::CallbackService {
+// Generate and Tokenize carry text, so they take the call's bytes: see wire_request.h.
+using RouterServiceBase =
+    v1::Inference::WithRawCallbackMethod_Generate<v1::Inference::WithRawCallbackMethod_Tokenize<
+        v1::Inference::WithCallbackMethod_Detokenize<v1::Inference::WithCallbackMethod_GetModel<
+            v1::Inference::WithCallbackMethod_GetCluster<v1::Inference::Service>>>>>;
+
+class RouterService final : public RouterServiceBase {
  public:
   struct Options {
     const RouterModel* model = nullptr;  // Borrowed.
@@ -25,11 +31,11 @@ class RouterService final : public v1::Inference::CallbackService {
   };
   explicit RouterService(Options options) : options_(std::move(options)) {}
 
-  grpc::ServerWriteReactor<v1::GenerateResponse>* Generate(
-      grpc::CallbackServerContext* context, const v1::GenerateRequest* request) override;
+  grpc::ServerWriteReactor<grpc::ByteBuffer>* Generate(grpc::CallbackServerContext* context,
+                                                       const grpc::ByteBuffer* request) override;
   grpc::ServerUnaryReactor* Tokenize(grpc::CallbackServerContext* context,
-                                     const v1::TokenizeRequest* request,
-                                     v1::TokenizeResponse* response) override;
+                                     const grpc::ByteBuffer* request,
+                                     grpc::ByteBuffer* response) override;
   grpc::ServerUnaryReactor* Detokenize(grpc::CallbackServerContext* context,
                                        const v1::DetokenizeRequest* request,
                                        v1::DetokenizeResponse* response) override;
@@ -41,7 +47,7 @@ class RouterService final : public v1::Inference::CallbackService {
                                        v1::GetClusterResponse* response) override;
 
  private:
-  absl::Status DoTokenize(const v1::TokenizeRequest& request, v1::TokenizeResponse* response) const;
+  absl::Status DoTokenize(const grpc::ByteBuffer& bytes, grpc::ByteBuffer* response) const;
   absl::Status DoDetokenize(const v1::DetokenizeRequest& request,
                             v1::DetokenizeResponse* response) const;
 

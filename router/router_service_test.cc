@@ -217,6 +217,35 @@ TEST_F(RouterServiceTest, BadInputNeverReachesAWorker) {
   EXPECT_EQ(worker.seen().admits, 0);
 }
 
+TEST_F(RouterServiceTest, TextThatIsNotUtf8IsRefusedByName) {
+  StartRouter({"127.0.0.1:1"});
+  const auto refusal = [this](const std::string& method, const std::string& bytes) {
+    grpc::GenericStub raw(channel);
+    grpc::ClientContext context;
+    const grpc::Slice slice(bytes);
+    grpc::ByteBuffer request(&slice, 1);
+    grpc::ByteBuffer response;
+    grpc::Status status;
+    absl::Notification done;
+    // A call that is refused has no messages, so that a streaming method looks like a unary one.
+    raw.UnaryCall(&context, "/baton.v1.Inference/" + method, grpc::StubOptions(), &request,
+                  &response, [&](grpc::Status answer) {
+                    status = answer;
+                    done.Notify();
+                  });
+    done.WaitForNotification();
+    return FromGrpcStatus(status).ToString();
+  };
+
+  EXPECT_THAT(refusal("Generate", "\x0a\x03hi\xff"), HasSubstr("INVALID_ARGUMENT: prompt: "));
+  EXPECT_THAT(refusal("Generate", "\x1a\x05\x0a\x03\x12\x01\xff"),
+              HasSubstr("INVALID_ARGUMENT: chat.messages[0].content: "));
+  EXPECT_THAT(refusal("Generate", "\x32\x01x\x32\x01\xff"),
+              HasSubstr("INVALID_ARGUMENT: stop[1]: "));
+  EXPECT_THAT(refusal("Generate", "\x0a\x7f"), HasSubstr("INVALID_ARGUMENT: the call's bytes"));
+  EXPECT_THAT(refusal("Tokenize", "\x0a\x01\xff"), HasSubstr("INVALID_ARGUMENT: text: "));
+}
+
 TEST_F(RouterServiceTest, BadRequestIdIsRefused) {
   StartRouter({"127.0.0.1:1"});
   grpc::ClientContext context;

@@ -80,7 +80,11 @@ void WorkerTable::Up(WorkerId id, const v1::WorkerHello& hello) {
 void WorkerTable::Down(WorkerId id, const absl::Status& why) {
   WorkerEntry* worker = Find(id);
   BATON_CHECK(worker != nullptr);
-  worker->state = WorkerState::kLost;
+  if (absl::IsFailedPrecondition(why)) {
+    worker->state = WorkerState::kRefused;  // It refused this router.
+  } else if (worker->state != WorkerState::kConnecting) {
+    worker->state = WorkerState::kLost;
+  }
   worker->reason = std::string(why.message());
   worker->load.Clear();
 }

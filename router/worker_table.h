@@ -76,6 +76,7 @@ class WorkerTable {
 
   // Takes the hello of a new session and decides: kReady or kRefused with its reason.
   void Up(WorkerId id, const v1::WorkerHello& hello);
+  // A session broke or could not be had. kFailedPrecondition: the worker refused this router.
   void Down(WorkerId id, const absl::Status& why);
 
   const std::map<WorkerId, WorkerEntry>& all() const { return workers_; }

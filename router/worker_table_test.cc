@@ -75,6 +75,17 @@ TEST_F(WorkerTableTest, TheSameProcessTwiceIsRefused) {
   ExpectRefused(hello, "the same process as first:1");
 }
 
+TEST_F(WorkerTableTest, NeverReachedIsConnectingAndSaysWhy) {
+  table.Down(second, absl::UnavailableError("connection refused"));
+  EXPECT_EQ(table.Find(second)->state, WorkerState::kConnecting);
+  EXPECT_EQ(table.Find(second)->reason, "connection refused");
+}
+
+TEST_F(WorkerTableTest, RefusedByTheWorkerIsRefused) {
+  table.Down(second, absl::FailedPreconditionError("another protocol"));
+  EXPECT_EQ(table.Find(second)->state, WorkerState::kRefused);
+}
+
 TEST_F(WorkerTableTest, WithNobodyConnectedAnotherModelMayCome) {
   table.Down(first, absl::UnavailableError("gone"));
   hello.mutable_model()->set_model_fingerprint("model b");

@@ -10,9 +10,11 @@
 #ifndef BATON_COMMON_KERNELS_KERNELS_H_
 #define BATON_COMMON_KERNELS_KERNELS_H_
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "common/base/ids.h"

@@ -353,6 +353,7 @@ absl::StatusOr<std::unique_ptr<TransferAgent>> TransferAgent::Create(const Trans
                                                                      const KvArena& arena,
                                                                      TransferEventSink sink) {
   UcxTransportOptions transport_options;
+  transport_options.listen_host = options.listen_host;
   transport_options.eager_bytes_max = options.eager_bytes_max;
   BATON_ASSIGN_OR_RETURN(std::unique_ptr<Transport> transport, OpenUcxTransport(transport_options));
   return CreateOver(std::move(transport), options, arena, std::move(sink));

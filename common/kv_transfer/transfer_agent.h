@@ -30,6 +30,9 @@ namespace baton {
 class Transport;
 
 struct TransferOptions {
+  // The numeric IP address on which other workers reach this one, at any free port. Empty: every
+  // IPv4 address of the machine; the others find the best way.
+  std::string listen_host;
   // A payload of at most so many bytes is copied through the transport's own buffers; a larger one
   // goes straight into the receiver's blocks.
   size_t eager_bytes_max = 2048;

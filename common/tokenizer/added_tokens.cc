@@ -1,6 +1,7 @@
 #include "common/tokenizer/added_tokens.h"
 
 #include <algorithm>
+#include <nlohmann/json.hpp>
 #include <utility>
 
 #include "absl/strings/str_cat.h"

@@ -1,5 +1,6 @@
 #include "common/tokenizer/chat_format.h"
 
+#include <nlohmann/json.hpp>
 #include <string_view>
 #include <utility>
 

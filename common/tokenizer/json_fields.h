@@ -5,7 +5,7 @@
 #define BATON_COMMON_TOKENIZER_JSON_FIELDS_H_
 
 #include <cstddef>
-#include <nlohmann/json.hpp>
+#include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <string>
 

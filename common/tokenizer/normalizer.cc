@@ -1,5 +1,6 @@
 #include "common/tokenizer/normalizer.h"
 
+#include <nlohmann/json.hpp>
 #include <utility>
 
 #include "absl/strings/str_cat.h"

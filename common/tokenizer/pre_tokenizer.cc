@@ -1,6 +1,7 @@
 #include "common/tokenizer/pre_tokenizer.h"
 
 #include <algorithm>
+#include <nlohmann/json.hpp>
 #include <utility>
 
 #include "absl/strings/str_cat.h"

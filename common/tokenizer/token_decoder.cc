@@ -1,5 +1,6 @@
 #include "common/tokenizer/token_decoder.h"
 
+#include <nlohmann/json.hpp>
 #include <optional>
 
 #include "absl/strings/str_cat.h"

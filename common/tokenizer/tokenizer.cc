@@ -1,5 +1,6 @@
 #include "common/tokenizer/tokenizer.h"
 
+#include <nlohmann/json.hpp>
 #include <utility>
 
 #include "absl/strings/str_cat.h"

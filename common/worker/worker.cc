@@ -11,11 +11,11 @@
 #include "absl/synchronization/notification.h"
 #include "common/base/bounded_queue.h"
 #include "common/base/check.h"
+#include "common/base/secure_random.h"
 #include "common/base/status_macros.h"
 #include "common/rpc/session_server.h"
 #include "common/telemetry/log.h"
 #include "common/worker/agent_port.h"
-#include "common/worker/random.h"
 #include "common/worker/worker_metrics.h"
 
 namespace baton {
@@ -204,7 +204,6 @@ class Worker::Impl final : public SessionHandler, public EventPort {
     if (auto* opened = std::get_if<SessionOpened>(&item)) {
       session_of_[opened->router] = opened->session;
       router_of_[opened->session] = opened->router;
-      LogInfo("session opened", {{"router", Raw(opened->router)}});
       SendLoad(opened->session);
       if (draining_) SendTo(opened->session, DrainingEvent());
     } else if (auto* command = std::get_if<SessionCommand>(&item)) {
@@ -228,7 +227,6 @@ class Worker::Impl final : public SessionHandler, public EventPort {
     const Incarnation router = it->second;
     router_of_.erase(it);
     session_of_.erase(router);
-    LogInfo("session closed", {{"router", Raw(router)}});
     engine_->OnSessionClosed(router);
   }
 

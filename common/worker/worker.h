@@ -69,9 +69,9 @@ class Worker {
 // Prints one line that says what is wrong, and returns main()'s exit code.
 int ReportFailure(const absl::Status& status);
 
-// The whole of a worker's main(): parts from flags, a worker, SIGTERM. Returns the process's exit
-// code.
-int RunWorkerProcess(WorkerOptions options, const EngineFactory& make_engine);
+// The whole of a worker's main() after the command line: parts and addresses from flags, a worker,
+// SIGTERM. Returns the process's exit code.
+int RunWorkerProcess(v1::Role role, bool local_prefill, const EngineFactory& make_engine);
 
 }  // namespace baton
 

@@ -7,6 +7,7 @@
 #include "absl/time/time.h"
 #include "common/base/command_line.h"
 #include "common/base/status_macros.h"
+#include "common/base/version.h"
 #include "common/rpc/termination.h"
 #include "common/telemetry/log.h"
 #include "common/worker/worker.h"
@@ -17,10 +18,14 @@ ABSL_FLAG(uint32_t, drain_seconds, 30,
 namespace baton {
 namespace {
 
-absl::Status Serve(WorkerOptions options, const EngineFactory& make_engine) {
+absl::Status Serve(v1::Role role, bool local_prefill, const EngineFactory& make_engine) {
   // First, so that every later thread has the signals blocked.
   TerminationSignal termination;
+  WorkerOptions options;
+  options.role = role;
+  options.local_prefill = local_prefill;
   options.rpc = RpcServerOptionsFromFlags();
+  options.version = Version();
   BATON_ASSIGN_OR_RETURN(const EngineOptions engine_options, EngineOptionsFromFlags());
   LogInfo("loading model", {{"model", engine_options.model}});
   const Instant load_start = Now();
@@ -52,8 +57,8 @@ int ReportFailure(const absl::Status& status) {
   return 1;
 }
 
-int RunWorkerProcess(WorkerOptions options, const EngineFactory& make_engine) {
-  const absl::Status status = Serve(std::move(options), make_engine);
+int RunWorkerProcess(v1::Role role, bool local_prefill, const EngineFactory& make_engine) {
+  const absl::Status status = Serve(role, local_prefill, make_engine);
   return status.ok() ? 0 : ReportFailure(status);
 }
 

@@ -20,11 +20,14 @@ void Print(const std::string& text) {
 // Makes the call and shows it; returns the answer's text.
 absl::StatusOr<std::string> Ask(const Options& options, const v1::GenerateRequest& request,
                                 Client* client) {
-  const auto on_text = [&options](const std::string& text) {
-    if (!options.json) Print(text);
+  bool printed = false;
+  const auto on_text = [&options, &printed](const std::string& text) {
+    if (options.json || text.empty()) return;
+    Print(text);
+    printed = true;
   };
   const absl::StatusOr<Answer> answer = client->Generate(request, options.request_id, on_text);
-  if (!options.json) Print("\n");
+  if (printed) Print("\n");
   BATON_RETURN_IF_ERROR(answer.status());
   if (options.json) Print(AnswerJson(*answer, request.sampling().has_logprobs()));
   if (options.timings) std::fputs(TimingsTable(*answer).c_str(), stderr);

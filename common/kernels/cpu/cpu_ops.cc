@@ -15,7 +15,8 @@ const CpuOps* FindCpuOps(CpuIsa isa) {
       return &kCpuOpsBaseline;
     case CpuIsa::kAvx2:
 #if defined(__x86_64__)
-      if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c")) return &kCpuOpsAvx2;
+      // Every processor with AVX2 has F16C too, which not every compiler can ask for.
+      if (__builtin_cpu_supports("avx2")) return &kCpuOpsAvx2;
 #endif
       return nullptr;
     case CpuIsa::kAvx512:

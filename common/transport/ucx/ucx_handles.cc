@@ -22,16 +22,21 @@ void QuietUcxLog() {
 struct Setting {
   const char* name;
   const char* value;
+  // UCX 1.13 knows a transport's own settings without the transport's prefix, later releases with
+  // it.
+  size_t prefix_bytes = 0;
 };
+constexpr size_t kTcpPrefix = sizeof("TCP_") - 1;
 constexpr Setting kSettings[] = {
-    // Over TCP, UCX 1.13 completes a zero-copy fragment twice when the peer dies under it, which is
-    // an
-    // assertion failure in Debian's build: a dying peer would take this process with it. So
-    // fragments
-    // of active messages are copied into segments, made large enough to cost few system calls.
+    // Over TCP, UCX 1.13 completes a zero-copy fragment twice, and trips over a late
+    // acknowledgement of a put, when the peer dies under it: assertion failures in Debian's build,
+    // so a dying peer would take this process with it. So payloads travel as active messages,
+    // copied into segments that are large enough to cost few system calls. Without puts no peer
+    // names addresses in our memory either.
     {"ZCOPY_THRESH", "inf"},
-    {"TCP_TX_SEG_SIZE", "256k"},
-    {"TCP_RX_SEG_SIZE", "256k"},
+    {"TCP_PUT_ENABLE", "n", kTcpPrefix},
+    {"TCP_TX_SEG_SIZE", "256k", kTcpPrefix},
+    {"TCP_RX_SEG_SIZE", "256k", kTcpPrefix},
     // How soon an idle connection notices that its peer is gone; 20 s by default.
     {"KEEPALIVE_INTERVAL", "1s"},
 };
@@ -39,8 +44,10 @@ constexpr Setting kSettings[] = {
 absl::Status ApplySettings(ucp_config_t* config) {
   for (const Setting& setting : kSettings) {
     if (std::getenv(absl::StrCat("UCX_", setting.name).c_str()) != nullptr) continue;
-    BATON_RETURN_IF_ERROR(UcxStatus(ucp_config_modify(config, setting.name, setting.value),
-                                    absl::StrCat("setting UCX_", setting.name)));
+    for (const size_t skip : {size_t{0}, setting.prefix_bytes}) {
+      BATON_RETURN_IF_ERROR(UcxStatus(ucp_config_modify(config, setting.name + skip, setting.value),
+                                      absl::StrCat("setting UCX_", setting.name)));
+    }
   }
   return absl::OkStatus();
 }
@@ -101,12 +108,6 @@ absl::Status UcxWorker::Init() {
                                                attributes.max_am_header, " bytes, ",
                                                Transport::kHeaderBytesMax + 1, " are needed"));
   }
-  ucp_address_t* address = nullptr;
-  size_t bytes = 0;
-  BATON_RETURN_IF_ERROR(UcxStatus(ucp_worker_get_address(worker_, &address, &bytes),
-                                  "asking for the UCX worker address"));
-  address_.assign(reinterpret_cast<const char*>(address), bytes);
-  ucp_worker_release_address(worker_, address);
   return absl::OkStatus();
 }
 
@@ -115,12 +116,53 @@ UcxWorker::~UcxWorker() {
   if (context_ != nullptr) ucp_cleanup(context_);
 }
 
-absl::StatusOr<UcxEndpoint> UcxEndpoint::Create(const UcxWorker& worker, const std::string& address,
+absl::StatusOr<std::unique_ptr<UcxListener>> UcxListener::Create(
+    const UcxWorker& worker, const SocketAddress& address, ucp_listener_conn_callback_t wanted,
+    void* argument) {
+  ucp_listener_params_t params = {};
+  params.field_mask = UCP_LISTENER_PARAM_FIELD_SOCK_ADDR | UCP_LISTENER_PARAM_FIELD_CONN_HANDLER;
+  params.sockaddr = {address.get(), address.length};
+  params.conn_handler = {wanted, argument};
+  ucp_listener_h handle = nullptr;
+  BATON_RETURN_IF_ERROR(
+      UcxStatus(ucp_listener_create(worker.get(), &params, &handle), "listening for peers"));
+  auto listener = absl::WrapUnique(new UcxListener(handle));
+  ucp_listener_attr_t attributes = {};
+  attributes.field_mask = UCP_LISTENER_ATTR_FIELD_SOCKADDR;
+  BATON_RETURN_IF_ERROR(
+      UcxStatus(ucp_listener_query(handle, &attributes), "querying the UCX listener"));
+  listener->port_ = PortOf({attributes.sockaddr, sizeof(attributes.sockaddr)});
+  return listener;
+}
+
+UcxListener::~UcxListener() { ucp_listener_destroy(listener_); }
+
+void UcxListener::Reject(ucp_conn_request_h request) const {
+  // An error would say that the requester is gone already.
+  static_cast<void>(ucp_listener_reject(listener_, request));
+}
+
+absl::StatusOr<UcxEndpoint> UcxEndpoint::Connect(const UcxWorker& worker,
+                                                 const SocketAddress& address,
+                                                 ucp_err_handler_cb_t failed, void* argument) {
+  ucp_ep_params_t params = {};
+  params.field_mask = UCP_EP_PARAM_FIELD_FLAGS | UCP_EP_PARAM_FIELD_SOCK_ADDR;
+  params.flags = UCP_EP_PARAMS_FLAGS_CLIENT_SERVER;
+  params.sockaddr = {address.get(), address.length};
+  return Create(worker, params, failed, argument);
+}
+
+absl::StatusOr<UcxEndpoint> UcxEndpoint::Accept(const UcxWorker& worker, ucp_conn_request_h request,
                                                 ucp_err_handler_cb_t failed, void* argument) {
   ucp_ep_params_t params = {};
-  params.field_mask = UCP_EP_PARAM_FIELD_REMOTE_ADDRESS | UCP_EP_PARAM_FIELD_ERR_HANDLING_MODE |
-                      UCP_EP_PARAM_FIELD_ERR_HANDLER;
-  params.address = reinterpret_cast<const ucp_address_t*>(address.data());
+  params.field_mask = UCP_EP_PARAM_FIELD_CONN_REQUEST;
+  params.conn_request = request;
+  return Create(worker, params, failed, argument);
+}
+
+absl::StatusOr<UcxEndpoint> UcxEndpoint::Create(const UcxWorker& worker, ucp_ep_params_t params,
+                                                ucp_err_handler_cb_t failed, void* argument) {
+  params.field_mask |= UCP_EP_PARAM_FIELD_ERR_HANDLING_MODE | UCP_EP_PARAM_FIELD_ERR_HANDLER;
   params.err_mode = UCP_ERR_HANDLING_MODE_PEER;
   params.err_handler = {failed, argument};
   ucp_ep_h endpoint = nullptr;

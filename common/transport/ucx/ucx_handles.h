@@ -1,4 +1,9 @@
-// Owners of UCX's handles: one context with one worker, and endpoints.
+// Owners of UCX's handles: one context with one worker, its listener, and endpoints.
+//
+// Connections are made by socket address and listener. Endpoints made from worker addresses would
+// do without a listener, but in UCX 1.13 a peer that dies while such a connection comes up trips an
+// assertion in the survivor (a wireup reply that is purged while pending); Debian builds UCX with
+// assertions on.
 //
 // Everything that Baton sets in UCX is set here. Used by one thread at a time.
 #ifndef BATON_COMMON_TRANSPORT_UCX_UCX_HANDLES_H_
@@ -12,6 +17,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "common/transport/ucx/ucx_address.h"
 
 namespace baton {
 
@@ -30,8 +36,6 @@ class UcxWorker {
 
   ucp_worker_h get() const { return worker_; }
   int event_fd() const { return event_fd_; }
-  // UCX's own worker address.
-  const std::string& address() const { return address_; }
 
  private:
   UcxWorker() = default;
@@ -40,28 +44,60 @@ class UcxWorker {
   ucp_context_h context_ = nullptr;
   ucp_worker_h worker_ = nullptr;
   int event_fd_ = -1;
-  std::string address_;
+};
+
+// Accepts connections for a worker.
+class UcxListener {
+ public:
+  // `wanted` is called with `argument` from the worker's progress for every connection request,
+  // which UcxEndpoint::Accept or Reject then answers. kUnavailable: the address cannot be listened
+  // on.
+  static absl::StatusOr<std::unique_ptr<UcxListener>> Create(const UcxWorker& worker,
+                                                             const SocketAddress& address,
+                                                             ucp_listener_conn_callback_t wanted,
+                                                             void* argument);
+
+  UcxListener(const UcxListener&) = delete;
+  UcxListener& operator=(const UcxListener&) = delete;
+  ~UcxListener();
+
+  uint16_t port() const { return port_; }
+  void Reject(ucp_conn_request_h request) const;
+
+ private:
+  explicit UcxListener(ucp_listener_h listener) : listener_(listener) {}
+
+  const ucp_listener_h listener_;
+  uint16_t port_ = 0;
 };
 
 // An endpoint with peer error handling. Closed by force when it goes, so that nothing lands after.
 class UcxEndpoint {
  public:
-  // `failed` is called with `argument` from the worker's progress when the peer is lost.
-  // REQUIRES: `address` came from UcxWorker::address(): UCX reads it without checking.
-  static absl::StatusOr<UcxEndpoint> Create(const UcxWorker& worker, const std::string& address,
+  // `failed` is called with `argument` from the worker's progress when the peer is lost. Whether
+  // anybody is there shows later.
+  static absl::StatusOr<UcxEndpoint> Connect(const UcxWorker& worker, const SocketAddress& address,
+                                             ucp_err_handler_cb_t failed, void* argument);
+  static absl::StatusOr<UcxEndpoint> Accept(const UcxWorker& worker, ucp_conn_request_h request,
                                             ucp_err_handler_cb_t failed, void* argument);
 
   UcxEndpoint(UcxEndpoint&& other) noexcept
       : worker_(other.worker_), endpoint_(std::exchange(other.endpoint_, nullptr)) {}
-  UcxEndpoint& operator=(UcxEndpoint&&) = delete;
+  UcxEndpoint& operator=(UcxEndpoint&& other) noexcept {
+    std::swap(worker_, other.worker_);
+    std::swap(endpoint_, other.endpoint_);
+    return *this;
+  }
   ~UcxEndpoint();
 
   ucp_ep_h get() const { return endpoint_; }
 
  private:
+  static absl::StatusOr<UcxEndpoint> Create(const UcxWorker& worker, ucp_ep_params_t params,
+                                            ucp_err_handler_cb_t failed, void* argument);
   UcxEndpoint(ucp_worker_h worker, ucp_ep_h endpoint) : worker_(worker), endpoint_(endpoint) {}
 
-  const ucp_worker_h worker_;
+  ucp_worker_h worker_;
   ucp_ep_h endpoint_;
 };
 

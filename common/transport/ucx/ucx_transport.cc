@@ -12,7 +12,9 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/base/check.h"
+#include "common/base/secure_random.h"
 #include "common/base/status_macros.h"
+#include "common/transport/ucx/ucx_address.h"
 #include "common/transport/ucx/ucx_handles.h"
 #include "common/transport/ucx/ucx_wire.h"
 
@@ -24,8 +26,6 @@ constexpr unsigned kGreetingId = 0;
 constexpr unsigned kMessageId = 1;
 // One Poll() makes UCX progress at most so often before it runs callbacks.
 constexpr int kProgressMax = 64;
-// After a broken connection the two ends may have counted connections differently; see Adopt().
-constexpr int kAdoptTriesMax = 8;
 // Bounds the wait for completions when the transport is destroyed.
 constexpr int kFinalProgressMax = 1 << 20;
 
@@ -34,11 +34,12 @@ class UcxTransport final : public Transport {
   UcxTransport(const UcxTransportOptions& options, std::unique_ptr<UcxWorker> worker)
       : options_(options),
         worker_(std::move(worker)),
-        address_(EncodeUcxAddress(worker_->address())),
-        identity_(DecodeUcxAddress(address_).value().identity) {}
+        identity_(SecureRandom()),
+        machine_(LocalMachine()) {}
   ~UcxTransport() override;
 
-  absl::Status TakeMessages();
+  // Registers the message handlers and listens.
+  absl::Status Start();
 
   const std::string& address() const override { return address_; }
   const std::string& name() const override { return name_; }
@@ -70,9 +71,11 @@ class UcxTransport final : public Transport {
   };
   struct Peer {
     UcxEndpoint endpoint;
-    std::string address;
-    bool open = false;   // The greeting is over.
-    bool named = false;  // The layer above knows the peer.
+    std::string address;  // Empty while a peer that connected has not said hello.
+    uint64_t identity = 0;
+    std::vector<SocketAddress> ways;  // To try when this one fails, the next one last.
+    bool open = false;                // The greeting is over.
+    bool named = false;               // The layer above knows the peer.
     std::deque<WaitingSend> waiting;
   };
   // A message that UCX has delivered and Poll() has yet to look at.
@@ -98,6 +101,9 @@ class UcxTransport final : public Transport {
                                        void* data, size_t bytes, const ucp_am_recv_param_t* param) {
     return OnArrival(kMessageId, argument, header, header_bytes, data, bytes, param);
   }
+  static void OnWanted(ucp_conn_request_h request, void* argument) {
+    static_cast<UcxTransport*>(argument)->wanted_.push_back(request);
+  }
   static void OnSent(void* request, ucs_status_t status, void* operation) {
     OnCompleted(request, status, operation);
   }
@@ -107,9 +113,11 @@ class UcxTransport final : public Transport {
   static void OnCompleted(void* request, ucs_status_t status, void* argument);
   static void OnFailed(void* argument, ucp_ep_h endpoint, ucs_status_t status);
 
-  PeerId AddPeer(UcxEndpoint endpoint, const std::string& address);
+  PeerId AddPeer(UcxEndpoint endpoint);
   Peer* Find(PeerId peer);
   void Lose(PeerId peer, const absl::Status& status);
+  void TryNextWay(PeerId peer, const absl::Status& status);
+  void AcceptPeer(ucp_conn_request_h request);
   void Greet(const Peer& peer, Greeting::Kind kind);
   void Submit(const Peer& peer, unsigned id, WaitingSend send);
   void Opened(PeerId peer);
@@ -119,15 +127,17 @@ class UcxTransport final : public Transport {
   bool RunDue();
   void Complete(Operation* operation);
   void TakeGreeting(const Arrival& arrival);
-  PeerId Adopt(ucp_ep_h endpoint, const UcxAddress& from, const std::string& address);
+  void TakeHello(PeerId peer, const Greeting& greeting, const Arrival& arrival);
   void TakeMessage(const Arrival& arrival);
   void Post(const Arrival& arrival, Landing landing);
   void Release(const Arrival& arrival);
 
   const UcxTransportOptions options_;
   std::unique_ptr<UcxWorker> worker_;
-  const std::string address_;
+  std::unique_ptr<UcxListener> listener_;
   const uint64_t identity_;
+  const uint64_t machine_;
+  std::string address_;  // Constant once started.
   const std::string name_ = "ucx";
 
   std::array<Accept, 256> accepts_;  // By message type.
@@ -142,14 +152,17 @@ class UcxTransport final : public Transport {
   std::vector<Arrival> arrivals_;
   std::vector<Operation*> completed_;
   std::vector<std::pair<PeerId, ucs_status_t>> failed_;
+  std::vector<ucp_conn_request_h> wanted_;
   std::vector<std::function<void()>> callbacks_;
 };
 
 UcxTransport::~UcxTransport() {
   lost_ = nullptr;
   const absl::Status closing = absl::CancelledError("the transport is closing");
-  while (!peers_.empty()) Lose(peers_.begin()->first, closing);
   accepts_ = {};
+  for (ucp_conn_request_h request : std::exchange(wanted_, {})) listener_->Reject(request);
+  listener_.reset();
+  while (!peers_.empty()) Lose(peers_.begin()->first, closing);
   for (int i = 0; i < kFinalProgressMax && !operations_.empty(); ++i) Poll();
   for (const Arrival& arrival : std::exchange(arrivals_, {})) Release(arrival);
   worker_.reset();
@@ -158,7 +171,7 @@ UcxTransport::~UcxTransport() {
   for (const std::function<void()>& callback : std::exchange(callbacks_, {})) callback();
 }
 
-absl::Status UcxTransport::TakeMessages() {
+absl::Status UcxTransport::Start() {
   for (const unsigned id : {kGreetingId, kMessageId}) {
     ucp_am_handler_param_t param = {};
     param.field_mask = UCP_AM_HANDLER_PARAM_FIELD_ID | UCP_AM_HANDLER_PARAM_FIELD_FLAGS |
@@ -170,6 +183,21 @@ absl::Status UcxTransport::TakeMessages() {
     BATON_RETURN_IF_ERROR(UcxStatus(ucp_worker_set_am_recv_handler(worker_->get(), &param),
                                     "registering a message handler"));
   }
+  UcxAddress own;
+  if (options_.listen_host.empty()) {
+    for (const LocalNetwork& network : LocalNetworks()) own.hosts.push_back(network.host);
+    if (own.hosts.empty()) return absl::UnavailableError("this machine has no IPv4 address");
+    own.hosts.resize(std::min(own.hosts.size(), UcxAddress::kHostsMax));
+  } else {
+    own.hosts = {options_.listen_host};
+  }
+  const std::string host = options_.listen_host.empty() ? "0.0.0.0" : options_.listen_host;
+  BATON_ASSIGN_OR_RETURN(const SocketAddress any_port, MakeSocketAddress(host, 0));
+  BATON_ASSIGN_OR_RETURN(listener_, UcxListener::Create(*worker_, any_port, OnWanted, this));
+  own.identity = identity_;
+  own.machine = machine_;
+  own.port = listener_->port();
+  address_ = EncodeUcxAddress(own);
   return absl::OkStatus();
 }
 
@@ -216,11 +244,11 @@ UcxTransport::Peer* UcxTransport::Find(PeerId peer) {
   return found == peers_.end() ? nullptr : &found->second;
 }
 
-PeerId UcxTransport::AddPeer(UcxEndpoint endpoint, const std::string& address) {
+PeerId UcxTransport::AddPeer(UcxEndpoint endpoint) {
   const PeerId id{++last_peer_};
   by_endpoint_[endpoint.get()] = id;
-  by_address_.emplace(address, id);
-  peers_.emplace(id, Peer{.endpoint = std::move(endpoint), .address = address, .waiting = {}});
+  peers_.emplace(id,
+                 Peer{.endpoint = std::move(endpoint), .address = {}, .ways = {}, .waiting = {}});
   return id;
 }
 
@@ -230,21 +258,35 @@ absl::StatusOr<PeerId> UcxTransport::Connect(const std::string& address) {
     return found->second;
   }
   BATON_ASSIGN_OR_RETURN(const UcxAddress to, DecodeUcxAddress(address));
+  if (peers_.size() >= options_.peers_max) {
+    return absl::ResourceExhaustedError(absl::StrCat(peers_.size(), " connections are open"));
+  }
+  std::vector<SocketAddress> ways = WaysTo(to, machine_, LocalNetworks());
+  if (ways.empty()) return absl::UnavailableError("no way leads to that address");
   BATON_ASSIGN_OR_RETURN(UcxEndpoint endpoint,
-                         UcxEndpoint::Create(*worker_, to.worker, OnFailed, this));
-  const PeerId id = AddPeer(std::move(endpoint), address);
-  Find(id)->named = true;
-  Greet(*Find(id), Greeting::Kind::kHello);
+                         UcxEndpoint::Connect(*worker_, ways[0], OnFailed, this));
+  const PeerId id = AddPeer(std::move(endpoint));
+  by_address_[address] = id;
+  Peer& peer = *Find(id);
+  peer.named = true;
+  peer.address = address;
+  peer.identity = to.identity;
+  peer.ways.assign(ways.rbegin(), ways.rend() - 1);
+  Greet(peer, Greeting::Kind::kHello);
   return id;
 }
 
+void UcxTransport::AcceptPeer(ucp_conn_request_h request) {
+  if (peers_.size() >= options_.peers_max) return listener_->Reject(request);
+  absl::StatusOr<UcxEndpoint> endpoint = UcxEndpoint::Accept(*worker_, request, OnFailed, this);
+  // An error says that the requester is gone already.
+  if (endpoint.ok()) AddPeer(*std::move(endpoint));
+}
+
 void UcxTransport::Greet(const Peer& peer, Greeting::Kind kind) {
-  const UcxAddress to = DecodeUcxAddress(peer.address).value();
   WaitingSend send;
-  send.header = EncodeGreeting({kind, to.identity});
-  if (kind == Greeting::Kind::kHello) {
-    send.payload = {std::as_bytes(std::span(address_))};
-  }
+  send.header = EncodeGreeting({kind, peer.identity});
+  if (kind == Greeting::Kind::kHello) send.payload = {std::as_bytes(std::span(address_))};
   // A greeting that does not arrive shows as a lost peer.
   send.done = [](const absl::Status&) {};
   Submit(peer, kGreetingId, std::move(send));
@@ -252,46 +294,37 @@ void UcxTransport::Greet(const Peer& peer, Greeting::Kind kind) {
 
 void UcxTransport::TakeGreeting(const Arrival& arrival) {
   const std::optional<Greeting> greeting = DecodeGreeting(std::as_bytes(std::span(arrival.header)));
-  if (!greeting || arrival.rendezvous) return;
   const auto known = by_endpoint_.find(arrival.endpoint);
-  PeerId peer{};
-  if (greeting->kind == Greeting::Kind::kHello) {
-    const char* bytes = arrival.held != nullptr
-                            ? static_cast<const char*>(arrival.held)
-                            : reinterpret_cast<const char*>(arrival.copied.data());
-    const std::string address(bytes, arrival.payload_bytes);
-    const absl::StatusOr<UcxAddress> from = DecodeUcxAddress(address);
-    if (!from.ok()) return;
-    peer = known != by_endpoint_.end() ? known->second : Adopt(arrival.endpoint, *from, address);
-    if (peer == PeerId{}) return;
-    const bool right_door = greeting->to_identity == identity_;
-    Greet(*Find(peer), right_door ? Greeting::Kind::kWelcome : Greeting::Kind::kWrongDoor);
-    if (!right_door) return;  // Whoever it is will close the connection.
-  } else {
-    if (known == by_endpoint_.end()) return;
-    peer = known->second;
-    if (greeting->kind == Greeting::Kind::kWrongDoor) {
-      Lose(peer, absl::UnavailableError("somebody else answers at the peer's address"));
-      return;
-    }
+  if (!greeting || arrival.rendezvous || known == by_endpoint_.end()) return;
+  const PeerId peer = known->second;
+  switch (greeting->kind) {
+    case Greeting::Kind::kHello:
+      return TakeHello(peer, *greeting, arrival);
+    case Greeting::Kind::kWelcome:
+      return Opened(peer);
+    case Greeting::Kind::kWrongDoor:
+      return TryNextWay(peer, absl::UnavailableError("somebody else answers at the address"));
   }
-  Opened(peer);
 }
 
-// Makes this side's own end of a connection that a peer has opened, so that its failure is reported
-// and it can be closed. UCX pairs the n-th end created towards a worker with the n-th end that
-// worker created; ends that were lost before their hello came make the counts differ, which a few
-// more creations even out. Returns PeerId{} if that fails.
-PeerId UcxTransport::Adopt(ucp_ep_h endpoint, const UcxAddress& from, const std::string& address) {
-  if (endpoint == nullptr) return PeerId{};
-  std::vector<UcxEndpoint> unpaired;
-  for (int i = 0; i < kAdoptTriesMax; ++i) {
-    absl::StatusOr<UcxEndpoint> own = UcxEndpoint::Create(*worker_, from.worker, OnFailed, this);
-    if (!own.ok()) return PeerId{};
-    if (own->get() == endpoint) return AddPeer(*std::move(own), address);
-    unpaired.push_back(*std::move(own));
+void UcxTransport::TakeHello(PeerId id, const Greeting& greeting, const Arrival& arrival) {
+  const char* bytes = arrival.held != nullptr
+                          ? static_cast<const char*>(arrival.held)
+                          : reinterpret_cast<const char*>(arrival.copied.data());
+  std::string address(bytes, arrival.payload_bytes);
+  const absl::StatusOr<UcxAddress> from = DecodeUcxAddress(address);
+  Peer& peer = *Find(id);
+  if (!from.ok() || !peer.address.empty()) {
+    return Lose(id, absl::UnavailableError("the peer does not keep to the protocol"));
   }
-  return PeerId{};
+  peer.identity = from->identity;
+  if (greeting.to_identity != identity_) {
+    return Greet(peer, Greeting::Kind::kWrongDoor);  // Whoever it is will close the connection.
+  }
+  by_address_.emplace(address, id);
+  peer.address = std::move(address);
+  Greet(peer, Greeting::Kind::kWelcome);
+  Opened(id);
 }
 
 void UcxTransport::Opened(PeerId id) {
@@ -300,6 +333,23 @@ void UcxTransport::Opened(PeerId id) {
   std::deque<WaitingSend> waiting;
   waiting.swap(peer.waiting);
   for (WaitingSend& send : waiting) Submit(peer, kMessageId, std::move(send));
+}
+
+// The connection failed: over another way it may work, unless it had come up.
+void UcxTransport::TryNextWay(PeerId id, const absl::Status& status) {
+  Peer* peer = Find(id);
+  if (peer == nullptr) return;
+  while (!peer->open && !peer->ways.empty()) {
+    const SocketAddress way = peer->ways.back();
+    peer->ways.pop_back();
+    absl::StatusOr<UcxEndpoint> endpoint = UcxEndpoint::Connect(*worker_, way, OnFailed, this);
+    if (!endpoint.ok()) continue;
+    by_endpoint_.erase(peer->endpoint.get());
+    peer->endpoint = *std::move(endpoint);
+    by_endpoint_[peer->endpoint.get()] = id;
+    return Greet(*peer, Greeting::Kind::kHello);
+  }
+  Lose(id, status);
 }
 
 void UcxTransport::Lose(PeerId id, const absl::Status& status) {
@@ -467,9 +517,11 @@ bool UcxTransport::Poll() {
 
 bool UcxTransport::RunDue() {
   const auto failed = std::exchange(failed_, {});
+  const auto wanted = std::exchange(wanted_, {});
   const auto arrivals = std::exchange(arrivals_, {});
   const auto completed = std::exchange(completed_, {});
   const auto callbacks = std::exchange(callbacks_, {});
+  for (ucp_conn_request_h request : wanted) AcceptPeer(request);
   for (const Arrival& arrival : arrivals) {
     if (arrival.id == kGreetingId) {
       TakeGreeting(arrival);
@@ -480,9 +532,12 @@ bool UcxTransport::RunDue() {
   }
   for (Operation* operation : completed) Complete(operation);
   // After the arrivals: what a peer said before it died still counts.
-  for (const auto& [peer, status] : failed) Lose(peer, UcxStatus(status, "the peer is lost"));
+  for (const auto& [peer, status] : failed) {
+    TryNextWay(peer, UcxStatus(status, "the peer is lost"));
+  }
   for (const std::function<void()>& callback : callbacks) callback();
-  return !failed.empty() || !arrivals.empty() || !completed.empty() || !callbacks.empty();
+  return !wanted.empty() || !failed.empty() || !arrivals.empty() || !completed.empty() ||
+         !callbacks.empty();
 }
 
 void UcxTransport::Complete(Operation* operation) {
@@ -492,7 +547,8 @@ void UcxTransport::Complete(Operation* operation) {
 }
 
 bool UcxTransport::Arm() {
-  if (!failed_.empty() || !arrivals_.empty() || !completed_.empty() || !callbacks_.empty()) {
+  if (!wanted_.empty() || !failed_.empty() || !arrivals_.empty() || !completed_.empty() ||
+      !callbacks_.empty()) {
     return false;
   }
   return ucp_worker_arm(worker_->get()) == UCS_OK;
@@ -503,7 +559,7 @@ bool UcxTransport::Arm() {
 absl::StatusOr<std::unique_ptr<Transport>> OpenUcxTransport(const UcxTransportOptions& options) {
   BATON_ASSIGN_OR_RETURN(std::unique_ptr<UcxWorker> worker, UcxWorker::Create());
   auto transport = std::make_unique<UcxTransport>(options, std::move(worker));
-  BATON_RETURN_IF_ERROR(transport->TakeMessages());
+  BATON_RETURN_IF_ERROR(transport->Start());
   return transport;
 }
 

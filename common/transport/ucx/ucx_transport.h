@@ -8,6 +8,7 @@
 
 #include <cstddef>
 #include <memory>
+#include <string>
 
 #include "absl/status/statusor.h"
 #include "common/transport/transport.h"
@@ -15,13 +16,18 @@
 namespace baton {
 
 struct UcxTransportOptions {
+  // The numeric IP address to listen on, at any free port. Empty: all IPv4 addresses of the
+  // machine.
+  std::string listen_host;
   // Payloads of at most so many bytes are sent eagerly.
   size_t eager_bytes_max = 2048;
   // Sends that wait for a connection to come up, per peer; the next one fails at once.
   size_t waiting_sends_max = 1u << 16;
+  // Connections; a further one is rejected.
+  size_t peers_max = 4096;
 };
 
-// kUnavailable when UCX cannot start.
+// kUnavailable when UCX cannot start or listen; kInvalidArgument for a bad listen_host.
 absl::StatusOr<std::unique_ptr<Transport>> OpenUcxTransport(const UcxTransportOptions& options);
 
 }  // namespace baton

@@ -7,25 +7,6 @@
 namespace baton {
 namespace {
 
-TEST(UcxWireTest, AnAddressSurvivesTheRoundTripAndNamesItsWorker) {
-  const std::string address = EncodeUcxAddress("some worker");
-
-  const absl::StatusOr<UcxAddress> decoded = DecodeUcxAddress(address);
-
-  ASSERT_TRUE(decoded.ok());
-  EXPECT_EQ(decoded->worker, "some worker");
-  EXPECT_NE(decoded->identity, DecodeUcxAddress(EncodeUcxAddress("another"))->identity);
-}
-
-TEST(UcxWireTest, EveryDamagedBitOfAnAddressIsNoticed) {
-  const std::string address = EncodeUcxAddress("some worker");
-  for (size_t bit = 0; bit < address.size() * 8; ++bit) {
-    std::string damaged = address;
-    damaged[bit / 8] = static_cast<char>(damaged[bit / 8] ^ (1 << (bit % 8)));
-    EXPECT_FALSE(DecodeUcxAddress(damaged).ok()) << bit;
-  }
-}
-
 TEST(UcxWireTest, AGreetingSurvivesTheRoundTrip) {
   const std::string bytes = EncodeGreeting({Greeting::Kind::kWelcome, 0x0123456789abcdefULL});
 

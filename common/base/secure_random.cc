@@ -1,4 +1,4 @@
-#include "common/worker/random.h"
+#include "common/base/secure_random.h"
 
 #include <sys/random.h>
 
