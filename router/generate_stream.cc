@@ -6,9 +6,9 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
+#include "common/request/request_reader.h"
 #include "common/rpc/status_codec.h"
 #include "common/telemetry/log.h"
-#include "router/request_reader.h"
 #include "router/wire_request.h"
 
 namespace baton {
@@ -31,7 +31,7 @@ GenerateStream::GenerateStream(grpc::CallbackServerContext* context, RouterLoop*
                                RouterMetrics* metrics)
     : context_(context), loop_(loop), metrics_(metrics), id_(loop->NewRequestId()) {}
 
-void GenerateStream::Begin(const grpc::ByteBuffer& request, const RouterModel& model,
+void GenerateStream::Begin(const grpc::ByteBuffer& request, const ModelProfile& model,
                            const std::function<uint64_t()>& random) {
   const absl::Status status = TryBegin(request, model, random);
   if (status.ok()) return;
@@ -52,13 +52,14 @@ absl::Status GenerateStream::TakeRequestId(uint64_t drawn) {
   return status;
 }
 
-absl::Status GenerateStream::TryBegin(const grpc::ByteBuffer& bytes, const RouterModel& model,
+absl::Status GenerateStream::TryBegin(const grpc::ByteBuffer& bytes, const ModelProfile& model,
                                       const std::function<uint64_t()>& random) {
   const Instant now = Now();
   BATON_RETURN_IF_ERROR(TakeRequestId(random()));
   v1::GenerateRequest request;
   BATON_RETURN_IF_ERROR(ParseWireRequest(bytes, &request));
-  BATON_ASSIGN_OR_RETURN(NewRequest work, ReadRequest(request, model, random()));
+  NewRequest work;
+  BATON_ASSIGN_OR_RETURN(static_cast<CheckedRequest&>(work), ReadRequest(request, model, random()));
   work.id = id_;
   work.client_request_id = request_id_;
   work.received = now;

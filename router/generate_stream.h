@@ -14,10 +14,10 @@
 #include "absl/status/status.h"
 #include "absl/synchronization/mutex.h"
 #include "common/base/clock.h"
+#include "common/request/model_profile.h"
 #include "proto/inference.grpc.pb.h"
 #include "router/client_stream.h"
 #include "router/router_loop.h"
-#include "router/router_model.h"
 
 namespace baton {
 
@@ -28,7 +28,7 @@ class GenerateStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   GenerateStream(grpc::CallbackServerContext* context, RouterLoop* loop, RouterMetrics* metrics);
 
   // Checks the request and hands it to the router's thread, or ends the call. Called once, first.
-  void Begin(const grpc::ByteBuffer& request, const RouterModel& model,
+  void Begin(const grpc::ByteBuffer& request, const ModelProfile& model,
              const std::function<uint64_t()>& random);
 
   bool Write(v1::Delta delta, uint64_t bytes) override;
@@ -46,7 +46,7 @@ class GenerateStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
     uint64_t bytes = 0;  // What it counts for against the client's buffer.
   };
 
-  absl::Status TryBegin(const grpc::ByteBuffer& bytes, const RouterModel& model,
+  absl::Status TryBegin(const grpc::ByteBuffer& bytes, const ModelProfile& model,
                         const std::function<uint64_t()>& random);
   absl::Status TakeRequestId(uint64_t drawn);
   // False: the client is gone.

@@ -1,21 +1,8 @@
 #include "router/request_table.h"
 
-#include <algorithm>
-
 #include "common/base/check.h"
 
 namespace baton {
-
-bool Request::is_stop_token(TokenId token) const {
-  const auto& ids = spec.stopping.stop_token_ids();
-  return std::find(ids.begin(), ids.end(), token) != ids.end();
-}
-
-std::optional<v1::FinishReason> Request::end_reached() const {
-  if (next_index() > 0 && is_stop_token(spec.tokens.back())) return v1::FINISH_REASON_STOP;
-  if (tokens_left() == 0) return v1::FINISH_REASON_LENGTH;
-  return std::nullopt;
-}
 
 Request* RequestTable::Find(RequestId id) {
   const auto it = requests_.find(id);

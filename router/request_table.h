@@ -16,9 +16,9 @@
 
 #include "common/base/clock.h"
 #include "common/base/ids.h"
+#include "common/request/checked_request.h"
 #include "proto/types.pb.h"
 #include "proto/worker.pb.h"
-#include "router/text_stream.h"
 #include "router/worker_table.h"
 
 namespace baton {
@@ -28,18 +28,11 @@ namespace baton {
 enum class AttemptId : uint64_t {};
 
 // A validated request as its shell hands it in.
-struct NewRequest {
+struct NewRequest : CheckedRequest {
   RequestId id{};  // Unique; drawn by the shell.
   std::string client_request_id;
-  std::vector<TokenId> tokens;  // The prompt, then what earlier calls generated.
-  uint32_t prompt_tokens = 0;
-  uint32_t total_tokens_max = 0;  // Prompt and generated together.
-  v1::SamplingOptions sampling;   // With a seed.
-  v1::StopOptions stopping;       // With the EOS ids unless they are ignored.
-  int32_t priority = 0;
   Instant received{};
   Instant deadline = kNever;
-  std::unique_ptr<TextStream> text;  // Has been fed nothing.
 };
 
 enum class RequestState {
@@ -87,10 +80,6 @@ struct Request {
   uint32_t tokens_left() const {
     return spec.total_tokens_max - static_cast<uint32_t>(spec.tokens.size());
   }
-  bool is_stop_token(TokenId token) const;
-  // Why nothing can be generated after the tokens shown so far, if so: a worker's word on it may be
-  // lost.
-  std::optional<v1::FinishReason> end_reached() const;
 };
 
 class RequestTable {

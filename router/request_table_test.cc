@@ -56,11 +56,11 @@ TEST(RequestTableTest, CountsIndicesAndTokensLeft) {
 TEST(RequestTableTest, KnowsWhenNothingCanFollow) {
   RequestTable table;
   Request& request = table.Insert(Make(1));
-  EXPECT_EQ(request.end_reached(), std::nullopt);
+  EXPECT_EQ(request.spec.end_reached(), std::nullopt);
   request.spec.stopping.add_stop_token_ids(3);
-  EXPECT_EQ(request.end_reached(), v1::FINISH_REASON_STOP);
+  EXPECT_EQ(request.spec.end_reached(), v1::FINISH_REASON_STOP);
   request.spec.tokens.push_back(9);
-  EXPECT_EQ(request.end_reached(), v1::FINISH_REASON_LENGTH);
+  EXPECT_EQ(request.spec.end_reached(), v1::FINISH_REASON_LENGTH);
 }
 
 }  // namespace

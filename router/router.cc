@@ -30,7 +30,7 @@ absl::Status CheckMessageLimit(uint32_t context_tokens, int message_bytes_max) {
 
 absl::StatusOr<std::unique_ptr<Router>> Router::Start(RouterOptions options,
                                                       MetricsRegistry* metrics) {
-  BATON_ASSIGN_OR_RETURN(RouterModel model, RouterModel::Load(options.model));
+  BATON_ASSIGN_OR_RETURN(ModelProfile model, ModelProfile::Load(options.model));
   BATON_RETURN_IF_ERROR(CheckMessageLimit(
       model.context_tokens, std::min(options.rpc.receive_message_bytes_max,
                                      options.loop.session.channel.message_bytes_max)));
@@ -67,7 +67,7 @@ absl::StatusOr<std::unique_ptr<Router>> Router::Start(RouterOptions options,
   return router;
 }
 
-Router::Router(RouterModel model, MetricsRegistry* metrics)
+Router::Router(ModelProfile model, MetricsRegistry* metrics)
     : model_(std::move(model)), metrics_(metrics) {}
 
 Router::~Router() { DrainAndStop(Duration::zero()); }

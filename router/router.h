@@ -8,11 +8,11 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "common/base/clock.h"
+#include "common/request/model_profile.h"
 #include "common/rpc/server.h"
 #include "common/telemetry/metrics.h"
 #include "router/router_loop.h"
 #include "router/router_metrics.h"
-#include "router/router_model.h"
 #include "router/router_service.h"
 #include "router/worker_directory.h"
 
@@ -42,9 +42,9 @@ class Router {
   void DrainAndStop(Duration grace);
 
  private:
-  Router(RouterModel model, MetricsRegistry* metrics);
+  Router(ModelProfile model, MetricsRegistry* metrics);
 
-  const RouterModel model_;
+  const ModelProfile model_;
   RouterMetrics metrics_;
   std::unique_ptr<RouterLoop> loop_;
   std::unique_ptr<RouterService> service_;

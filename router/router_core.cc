@@ -96,7 +96,7 @@ void RouterCore::OnRequest(NewRequest spec, Instant now) {
     End(request, {.reason = v1::FINISH_REASON_STOP, .stop_string = step.stop_string}, now);
     return;
   }
-  if (const std::optional<v1::FinishReason> reason = request.end_reached()) {
+  if (const std::optional<v1::FinishReason> reason = request.spec.end_reached()) {
     End(request, {.reason = *reason}, now);
     return;
   }
@@ -276,7 +276,7 @@ v1::Finished RouterCore::MakeFinished(const Request& request, const Ending& endi
   finished.set_reason(ending.reason);
   if (ending.stop_string.has_value()) finished.set_stop_string(*ending.stop_string);
   if (ending.reason == v1::FINISH_REASON_STOP && !ending.stop_string.has_value() &&
-      request.next_index() > 0 && request.is_stop_token(request.spec.tokens.back())) {
+      request.next_index() > 0 && request.spec.is_stop_token(request.spec.tokens.back())) {
     finished.set_stop_token_id(request.spec.tokens.back());
   }
   finished.mutable_usage()->set_prompt_tokens(request.spec.prompt_tokens);

@@ -321,7 +321,7 @@ RouterCore::Shown RouterCore::Show(Request& request,
     request.spec.tokens.push_back(token.id());
     *delta.add_tokens() = token;
     // The text ends before a stop token.
-    if (request.is_stop_token(token.id())) continue;
+    if (request.spec.is_stop_token(token.id())) continue;
     TextStream::Step step = request.spec.text->Feed(token.id());
     delta.mutable_text()->append(step.text);
     stop_string = std::move(step.stop_string);

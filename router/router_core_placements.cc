@@ -136,7 +136,7 @@ void RouterCore::PrefillGone(Request& request, RetryCause cause, const std::stri
 
 void RouterCore::PlacementGone(Request& request, RetryCause cause, const std::string& why,
                                std::optional<WorkerId> knows, Instant now) {
-  if (const std::optional<v1::FinishReason> reason = request.end_reached()) {
+  if (const std::optional<v1::FinishReason> reason = request.spec.end_reached()) {
     End(request, {.reason = *reason, .knows = knows}, now);
     return;
   }

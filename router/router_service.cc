@@ -5,9 +5,9 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
+#include "common/request/request_reader.h"
 #include "common/rpc/status_codec.h"
 #include "router/generate_stream.h"
-#include "router/request_reader.h"
 #include "router/wire_request.h"
 
 namespace baton {
@@ -74,7 +74,7 @@ grpc::ServerUnaryReactor* RouterService::GetModel(grpc::CallbackServerContext* c
                                                   const v1::GetModelRequest*,
                                                   v1::GetModelResponse* response) {
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-  const RouterModel& model = *options_.model;
+  const ModelProfile& model = *options_.model;
   if (model.chat.ok()) response->set_chat_format(model.chat->name());
   v1::ModelInfo* info = response->mutable_model();
   const bool asked = options_.loop->Query([reactor, info, &model](const RouterCore& core) {

@@ -6,9 +6,9 @@
 #include <functional>
 
 #include "common/base/ids.h"
+#include "common/request/model_profile.h"
 #include "proto/inference.grpc.pb.h"
 #include "router/router_loop.h"
-#include "router/router_model.h"
 
 namespace baton {
 
@@ -21,9 +21,9 @@ using RouterServiceBase =
 class RouterService final : public RouterServiceBase {
  public:
   struct Options {
-    const RouterModel* model = nullptr;  // Borrowed.
-    RouterLoop* loop = nullptr;          // Borrowed.
-    RouterMetrics* metrics = nullptr;    // Borrowed.
+    const ModelProfile* model = nullptr;  // Borrowed.
+    RouterLoop* loop = nullptr;           // Borrowed.
+    RouterMetrics* metrics = nullptr;     // Borrowed.
     Incarnation incarnation{};
     std::string version;
     // 64 random bits, for seeds and request ids; any thread.

@@ -2,7 +2,9 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
+#include <filesystem>
 #include <fstream>
 #include <map>
 
@@ -34,14 +36,19 @@ class CommandLineTest : public testing::Test {
   }
 
   std::string FlagFile(const std::string& name, const std::string& text) {
-    const std::string path = absl::StrCat(testing::TempDir(), "/command_line_test_", name);
-    std::ofstream(path) << text;
-    return path;
+    files_.push_back(absl::StrCat(testing::TempDir(), "/command_line_test_", getpid(), "_", name));
+    std::ofstream(files_.back()) << text;
+    return files_.back();
+  }
+
+  ~CommandLineTest() override {
+    for (const std::string& file : files_) std::filesystem::remove(file);
   }
 
   std::map<std::string, std::string> environment_;
 
  private:
+  std::vector<std::string> files_;
   absl::FlagSaver saver_;
 };
 

@@ -60,10 +60,10 @@ class Worker::Impl final : public SessionHandler, public EventPort {
   ~Impl() override { Stop(absl::UnavailableError("the worker stopped")); }
 
   absl::Status Start(const EngineFactory& make_engine) {
-    BATON_ASSIGN_OR_RETURN(std::unique_ptr<TransferAgent> agent,
-                           TransferAgent::Create({}, *parts_.arena, [this](TransferEvent event) {
-                             OnTransferEvent(std::move(event));
-                           }));
+    BATON_ASSIGN_OR_RETURN(
+        std::unique_ptr<TransferAgent> agent,
+        TransferAgent::Create(options_.transfers, *parts_.arena,
+                              [this](TransferEvent event) { OnTransferEvent(std::move(event)); }));
     transfers_ = std::make_unique<AgentPort>(std::move(agent));
     hello_ = MakeHello();
     engine_ = make_engine({.parts = &parts_,
@@ -208,7 +208,9 @@ class Worker::Impl final : public SessionHandler, public EventPort {
       if (draining_) SendTo(opened->session, DrainingEvent());
     } else if (auto* command = std::get_if<SessionCommand>(&item)) {
       const auto router = router_of_.find(command->session);
-      if (router != router_of_.end()) engine_->OnCommand(router->second, command->command, now);
+      if (router == router_of_.end()) return;
+      LogWork(command->command);
+      engine_->OnCommand(router->second, command->command, now);
     } else if (auto* closed = std::get_if<SessionClosed>(&item)) {
       OnClosed(closed->session);
     } else if (auto* transfer = std::get_if<TransferEvent>(&item)) {
@@ -219,6 +221,16 @@ class Worker::Impl final : public SessionHandler, public EventPort {
       engine_->BeginDrain();
       for (const auto& [session, router] : router_of_) SendTo(session, DrainingEvent());
     }
+  }
+
+  // Leads from the client's name of a request to the number that other messages carry.
+  static void LogWork(const v1::Command& command) {
+    const bool prefill = command.has_prefill();
+    if (!prefill && !command.has_admit()) return;
+    const v1::Work& work = prefill ? command.prefill().work() : command.admit().work();
+    LogInfo(prefill ? "prefill" : "admit", {{"request", work.client_request_id()},
+                                            {"number", work.request()},
+                                            {"tokens", work.tokens_size()}});
   }
 
   void OnClosed(SessionId session) {

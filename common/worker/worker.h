@@ -17,6 +17,7 @@
 #include "common/base/ids.h"
 #include "common/engine/ports.h"
 #include "common/engine/worker_engine.h"
+#include "common/kv_transfer/transfer_agent.h"
 #include "common/rpc/server.h"
 #include "common/telemetry/metrics.h"
 #include "common/worker/engine_parts.h"
@@ -37,6 +38,7 @@ struct WorkerOptions {
   v1::Role role = v1::ROLE_UNSPECIFIED;
   bool local_prefill = false;  // Decode workers: told to routers.
   RpcServerOptions rpc;
+  TransferOptions transfers;
   std::string version;
 };
 

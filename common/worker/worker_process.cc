@@ -15,6 +15,11 @@
 ABSL_FLAG(uint32_t, drain_seconds, 30,
           "After SIGTERM, how long running sequences may take to finish before they are ended.");
 
+ABSL_FLAG(
+    std::string, transfer_host, "",
+    "The IP address at which other workers reach this one for KV transfers, at any free port. "
+    "Empty: every IPv4 address of this machine; the others find the best way.");
+
 namespace baton {
 namespace {
 
@@ -25,6 +30,7 @@ absl::Status Serve(v1::Role role, bool local_prefill, const EngineFactory& make_
   options.role = role;
   options.local_prefill = local_prefill;
   options.rpc = RpcServerOptionsFromFlags();
+  options.transfers.listen_host = absl::GetFlag(FLAGS_transfer_host);
   options.version = Version();
   BATON_ASSIGN_OR_RETURN(const EngineOptions engine_options, EngineOptionsFromFlags());
   LogInfo("loading model", {{"model", engine_options.model}});

@@ -15,17 +15,10 @@
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "common/base/clock.h"
+#include "common/request/answer.h"
 #include "proto/inference.grpc.pb.h"
 
 namespace baton::cli {
-
-// Everything that a Generate call gave.
-struct Answer {
-  v1::Started started;
-  std::vector<v1::Token> tokens;
-  std::string text;
-  v1::Finished finished;
-};
 
 class Client {
  public:

@@ -22,40 +22,35 @@ absl::StatusOr<std::string> Ask(const Options& options, const v1::GenerateReques
                                 Client* client) {
   bool printed = false;
   const auto on_text = [&options, &printed](const std::string& text) {
-    if (options.json || text.empty()) return;
+    if (options.typed.json || text.empty()) return;
     Print(text);
     printed = true;
   };
   const absl::StatusOr<Answer> answer = client->Generate(request, options.request_id, on_text);
   if (printed) Print("\n");
   BATON_RETURN_IF_ERROR(answer.status());
-  if (options.json) Print(AnswerJson(*answer, request.sampling().has_logprobs()));
-  if (options.timings) std::fputs(TimingsTable(*answer).c_str(), stderr);
+  if (options.typed.json) Print(AnswerJson(*answer, request.sampling().has_logprobs()));
+  if (options.typed.timings) std::fputs(TimingsTable(*answer).c_str(), stderr);
   return answer->text;
 }
 
 absl::Status Generate(const Options& options, Client* client) {
-  v1::GenerateRequest request = options.generate;
-  if (options.text.has_value()) {
-    request.set_prompt(*options.text);
+  v1::GenerateRequest request = options.typed.options;
+  if (options.typed.text.has_value()) {
+    request.set_prompt(*options.typed.text);
   } else {
-    request.mutable_prompt_ids()->mutable_ids()->Add(options.ids.begin(), options.ids.end());
+    request.mutable_prompt_ids()->mutable_ids()->Add(options.typed.ids.begin(),
+                                                     options.typed.ids.end());
   }
   return Ask(options, request, client).status();
 }
 
-void AddMessage(const std::string& role, const std::string& content, v1::Chat* chat) {
-  v1::ChatMessage* message = chat->add_messages();
-  message->set_role(role);
-  message->set_content(content);
-}
-
 absl::Status Chat(const Options& options, Client* client) {
-  v1::GenerateRequest request = options.generate;
+  v1::GenerateRequest request = options.typed.options;
   v1::Chat* chat = request.mutable_chat();
-  if (!options.system.empty()) AddMessage("system", options.system, chat);
-  if (options.text.has_value()) {
-    AddMessage("user", *options.text, chat);
+  if (!options.typed.system.empty()) AddMessage("system", options.typed.system, chat);
+  if (options.typed.text.has_value()) {
+    AddMessage("user", *options.typed.text, chat);
     return Ask(options, request, client).status();
   }
   const bool interactive = isatty(STDIN_FILENO) == 1;
@@ -75,29 +70,30 @@ absl::Status Chat(const Options& options, Client* client) {
 
 absl::Status Tokenize(const Options& options, Client* client) {
   v1::TokenizeRequest request;
-  request.set_text(*options.text);
+  request.set_text(*options.typed.text);
   BATON_ASSIGN_OR_RETURN(const v1::TokenizeResponse response, client->Tokenize(request));
   std::string ids;
   for (const TokenId id : response.ids()) {
     if (!ids.empty()) ids += ",";
     ids += std::to_string(id);
   }
-  Print(options.json ? "{\"ids\":[" + ids + "]}\n" : ids + "\n");
+  Print(options.typed.json ? "{\"ids\":[" + ids + "]}\n" : ids + "\n");
   return absl::OkStatus();
 }
 
 absl::Status Detokenize(const Options& options, Client* client) {
   v1::DetokenizeRequest request;
-  request.mutable_ids()->Add(options.ids.begin(), options.ids.end());
+  request.mutable_ids()->Add(options.typed.ids.begin(), options.typed.ids.end());
   BATON_ASSIGN_OR_RETURN(const v1::DetokenizeResponse response, client->Detokenize(request));
-  Print(options.json ? TextJson(response.text()) : response.text() + "\n");
+  Print(options.typed.json ? TextJson(response.text()) : response.text() + "\n");
   return absl::OkStatus();
 }
 
 absl::Status Status(const Options& options, Client* client) {
   BATON_ASSIGN_OR_RETURN(const v1::GetClusterResponse cluster, client->GetCluster());
   BATON_ASSIGN_OR_RETURN(const v1::GetModelResponse model, client->GetModel());
-  Print(options.json ? ClusterJson(cluster, model.model()) : ClusterTable(cluster, model.model()));
+  Print(options.typed.json ? ClusterJson(cluster, model.model())
+                           : ClusterTable(cluster, model.model()));
   return absl::OkStatus();
 }
 

@@ -8,9 +8,7 @@
 
 #include "absl/status/statusor.h"
 #include "common/base/clock.h"
-#include "common/base/ids.h"
-#include "proto/inference.pb.h"
-#include "router/cli/input.h"
+#include "common/request/request_flags.h"
 
 namespace baton::cli {
 
@@ -20,13 +18,8 @@ struct Options {
   Command command = Command::kGenerate;
   std::string router;               // host:port
   std::optional<Duration> timeout;  // Of one call.
-  bool json = false;
-  bool timings = false;
-  std::optional<std::string> text;  // --prompt or the content of --prompt_file.
-  std::vector<TokenId> ids;         // --prompt_ids.
-  std::string system;               // chat: --system.
-  v1::GenerateRequest generate;     // All options; the input is not set.
   std::string request_id;           // Empty: the router draws one.
+  TypedRequest typed;               // With an input that the command can take.
 };
 
 // From the flags and the positional arguments. kInvalidArgument: what is wrong and what to give

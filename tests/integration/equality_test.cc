@@ -23,14 +23,14 @@ namespace {
 constexpr int kClients = 8;
 
 const std::string& ModelFolder() {
-  static const std::string* const folder = [] {
-    auto* name = new std::string(MakeTemporaryFolder());
+  static const TemporaryFolder folder;
+  static const bool written = [] {
     TinyModelOptions options;
     options.layers = 3;
-    EXPECT_TRUE(WriteTinyModel(*name, options).ok());
-    return name;
+    return WriteTinyModel(folder.path(), options).ok();
   }();
-  return *folder;
+  EXPECT_TRUE(written);
+  return folder.path();
 }
 
 const std::vector<v1::GenerateRequest>& Requests() {

@@ -37,14 +37,15 @@ std::vector<v1::GenerateRequest> LongRequests() {
 class WorkerDeathTest : public testing::Test {
  protected:
   static void SetUpTestSuite() {
-    folder_ = new std::string(MakeTemporaryFolder());
+    folder_ = new TemporaryFolder;
     TinyModelOptions options;
     options.layers = 3;
     options.context_tokens = 2048;
-    ASSERT_TRUE(WriteTinyModel(*folder_, options).ok());
+    ASSERT_TRUE(WriteTinyModel(folder_->path(), options).ok());
     oracle_ = new std::vector<std::vector<TokenId>>();
     EngineParts parts =
-        EngineParts::Create({.model = *folder_, .threads = 1, .kv_memory_bytes = 16 << 20}).value();
+        EngineParts::Create({.model = folder_->path(), .threads = 1, .kv_memory_bytes = 16 << 20})
+            .value();
     LocalRunner runner(&parts);
     for (const v1::GenerateRequest& request : LongRequests()) {
       oracle_->emplace_back();
@@ -54,8 +55,13 @@ class WorkerDeathTest : public testing::Test {
     }
   }
 
+  static void TearDownTestSuite() {
+    delete oracle_;
+    delete folder_;
+  }
+
   void StartCluster(int prefill, int decode) {
-    auto cluster = Cluster::Start({.model = *folder_,
+    auto cluster = Cluster::Start({.model = folder_->path(),
                                    .prefill = prefill,
                                    .decode = decode,
                                    .worker_flags = {},
@@ -129,12 +135,12 @@ class WorkerDeathTest : public testing::Test {
     EXPECT_TRUE(cluster_->WaitUntil(Cluster::AtRest)) << cluster_->Status()->DebugString();
   }
 
-  static std::string* folder_;
+  static TemporaryFolder* folder_;
   static std::vector<std::vector<TokenId>>* oracle_;
   std::unique_ptr<Cluster> cluster_;
 };
 
-std::string* WorkerDeathTest::folder_ = nullptr;
+TemporaryFolder* WorkerDeathTest::folder_ = nullptr;
 std::vector<std::vector<TokenId>>* WorkerDeathTest::oracle_ = nullptr;
 
 TEST_F(WorkerDeathTest, PrefillWorkerDiesUnderRunningStreams) {

@@ -1,6 +1,7 @@
 #include "tests/support/cluster.h"
 
 #include <grpcpp/grpcpp.h>
+#include <gtest/gtest.h>
 
 #include <cstdlib>
 #include <filesystem>
@@ -31,14 +32,18 @@ std::string BinaryFolder() {
   return folder;
 }
 
-std::string MakeTemporaryFolder() {
-  std::string name = (std::filesystem::temp_directory_path() / "baton_test_XXXXXX").string();
-  BATON_CHECK(mkdtemp(name.data()) != nullptr);
-  return name;
+TemporaryFolder::TemporaryFolder()
+    : path_((std::filesystem::temp_directory_path() / "baton_test_XXXXXX").string()) {
+  BATON_CHECK(mkdtemp(path_.data()) != nullptr);
 }
 
-Cluster::Cluster(const ClusterOptions& options)
-    : options_(options), folder_(MakeTemporaryFolder()) {}
+TemporaryFolder::~TemporaryFolder() {
+  if (testing::UnitTest::GetInstance()->Failed()) return;
+  std::error_code ignored;  // A folder that is left behind harms nobody.
+  std::filesystem::remove_all(path_, ignored);
+}
+
+Cluster::Cluster(const ClusterOptions& options) : options_(options) {}
 Cluster::~Cluster() = default;
 
 absl::StatusOr<std::unique_ptr<Cluster>> Cluster::Start(const ClusterOptions& options) {
@@ -81,7 +86,7 @@ absl::Status Cluster::StartWorker(const char* role, const std::string& listen,
   }
   BATON_ASSIGN_OR_RETURN(
       worker->process,
-      Process::Start(command, absl::StrCat(folder_, "/", role, "-", starts_++, ".log")));
+      Process::Start(command, absl::StrCat(folder_.path(), "/", role, "-", starts_++, ".log")));
   BATON_ASSIGN_OR_RETURN(worker->address,
                          worker->process->WaitForLine("listening on ", kStartTimeout));
   return absl::OkStatus();
@@ -101,7 +106,7 @@ absl::Status Cluster::StartRouter() {
                                       absl::StrCat("--decode=", addresses(decode_))};
   if (!prefill_.empty()) command.push_back(absl::StrCat("--prefill=", addresses(prefill_)));
   command.insert(command.end(), options_.router_flags.begin(), options_.router_flags.end());
-  BATON_ASSIGN_OR_RETURN(router_, Process::Start(command, folder_ + "/router.log"));
+  BATON_ASSIGN_OR_RETURN(router_, Process::Start(command, folder_.path() + "/router.log"));
   BATON_ASSIGN_OR_RETURN(router_address_, router_->WaitForLine("listening on ", kStartTimeout));
   stub_ = v1::Inference::NewStub(
       grpc::CreateChannel(router_address_, grpc::InsecureChannelCredentials()));

@@ -35,6 +35,23 @@ struct Answer {
   bool has_finished = false;
 };
 
+// The folder of the binaries under test: $BATON_BIN_DIR.
+std::string BinaryFolder();
+
+// A fresh folder. It goes with its owner, unless a test failed: then its logs are worth reading.
+class TemporaryFolder {
+ public:
+  TemporaryFolder();
+  ~TemporaryFolder();
+  TemporaryFolder(const TemporaryFolder&) = delete;
+  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
+
+  const std::string& path() const { return path_; }
+
+ private:
+  std::string path_;
+};
+
 class Cluster {
  public:
   // Starts the processes and waits until every worker is ready at the router.
@@ -76,7 +93,7 @@ class Cluster {
   absl::Status StartRouter();
 
   const ClusterOptions options_;
-  std::string folder_;  // Logs.
+  const TemporaryFolder folder_;  // Logs. Outlives the processes.
   std::vector<WorkerProcess> prefill_;
   std::vector<WorkerProcess> decode_;
   std::unique_ptr<Process> router_;
@@ -84,11 +101,6 @@ class Cluster {
   std::unique_ptr<v1::Inference::Stub> stub_;
   int starts_ = 0;
 };
-
-// The folder of the binaries under test: $BATON_BIN_DIR.
-std::string BinaryFolder();
-// A fresh temporary folder; removed by nobody, so that logs outlive a failed test.
-std::string MakeTemporaryFolder();
 
 }  // namespace baton
 

@@ -135,6 +135,7 @@ class UcxTransport final : public Transport {
   const UcxTransportOptions options_;
   std::unique_ptr<UcxWorker> worker_;
   std::unique_ptr<UcxListener> listener_;
+  bool closing_ = false;
   const uint64_t identity_;
   const uint64_t machine_;
   std::string address_;  // Constant once started.
@@ -160,11 +161,14 @@ UcxTransport::~UcxTransport() {
   lost_ = nullptr;
   const absl::Status closing = absl::CancelledError("the transport is closing");
   accepts_ = {};
-  for (ucp_conn_request_h request : std::exchange(wanted_, {})) listener_->Reject(request);
-  listener_.reset();
+  closing_ = true;
   while (!peers_.empty()) Lose(peers_.begin()->first, closing);
   for (int i = 0; i < kFinalProgressMax && !operations_.empty(); ++i) Poll();
   for (const Arrival& arrival : std::exchange(arrivals_, {})) Release(arrival);
+  for (ucp_conn_request_h request : std::exchange(wanted_, {})) listener_->Reject(request);
+  // Next to each other: UCX 1.13's own thread hands a connection that is still coming up to its
+  // listener, even to one that is gone. The worker's end stops that thread's part in it.
+  listener_.reset();
   worker_.reset();
   // UCX reads and writes nothing any more for what it has not completed so far.
   for (auto& [unused, operation] : std::exchange(operations_, {})) operation->done(closing);
@@ -277,7 +281,7 @@ absl::StatusOr<PeerId> UcxTransport::Connect(const std::string& address) {
 }
 
 void UcxTransport::AcceptPeer(ucp_conn_request_h request) {
-  if (peers_.size() >= options_.peers_max) return listener_->Reject(request);
+  if (closing_ || peers_.size() >= options_.peers_max) return listener_->Reject(request);
   absl::StatusOr<UcxEndpoint> endpoint = UcxEndpoint::Accept(*worker_, request, OnFailed, this);
   // An error says that the requester is gone already.
   if (endpoint.ok()) AddPeer(*std::move(endpoint));

@@ -1,4 +1,4 @@
-#include "router/model_text.h"
+#include "common/request/model_text.h"
 
 #include <utility>
 

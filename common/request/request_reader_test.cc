@@ -1,6 +1,6 @@
 // Every way in which a request can be bad is refused with the field's name; what is absent gets its
 // value.
-#include "router/request_reader.h"
+#include "common/request/request_reader.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -16,11 +16,11 @@ using ::testing::ElementsAre;
 using ::testing::StartsWith;
 
 // The committed demo model: 2048 tokens of context.
-const RouterModel& Model() {
-  static const RouterModel* const model = [] {
-    absl::StatusOr<RouterModel> loaded = RouterModel::Load("deploy/demo_model/model");
+const ModelProfile& Model() {
+  static const ModelProfile* const model = [] {
+    absl::StatusOr<ModelProfile> loaded = ModelProfile::Load("deploy/demo_model/model");
     EXPECT_TRUE(loaded.ok()) << loaded.status();
-    return new RouterModel(*std::move(loaded));
+    return new ModelProfile(*std::move(loaded));
   }();
   return *model;
 }
@@ -121,7 +121,7 @@ INSTANTIATE_TEST_SUITE_P(
                                                                          }}));
 
 TEST(RequestReaderTest, AbsentMaxTokensReachesToTheEndOfTheContext) {
-  const absl::StatusOr<NewRequest> request = ReadRequest(Good(), Model(), 1);
+  const absl::StatusOr<CheckedRequest> request = ReadRequest(Good(), Model(), 1);
   ASSERT_TRUE(request.ok()) << request.status();
   EXPECT_EQ(request->total_tokens_max, 2048u);
   EXPECT_EQ(request->prompt_tokens, 2u);
@@ -130,7 +130,7 @@ TEST(RequestReaderTest, AbsentMaxTokensReachesToTheEndOfTheContext) {
 TEST(RequestReaderTest, LargestMaxTokensFits) {
   v1::GenerateRequest asked = Good();
   asked.set_max_tokens(2046);
-  const absl::StatusOr<NewRequest> request = ReadRequest(asked, Model(), 1);
+  const absl::StatusOr<CheckedRequest> request = ReadRequest(asked, Model(), 1);
   ASSERT_TRUE(request.ok()) << request.status();
   EXPECT_EQ(request->total_tokens_max, 2048u);
 }
@@ -147,7 +147,7 @@ TEST(RequestReaderTest, EosIdsAreStopTokensUnlessIgnored) {
   ASSERT_FALSE(Model().eos_token_ids.empty());
   const TokenId eos = Model().eos_token_ids.front();
   asked.mutable_stopping()->add_stop_token_ids(eos);
-  const absl::StatusOr<NewRequest> with_eos = ReadRequest(asked, Model(), 1);
+  const absl::StatusOr<CheckedRequest> with_eos = ReadRequest(asked, Model(), 1);
   ASSERT_TRUE(with_eos.ok());
   EXPECT_EQ(with_eos->stopping.stop_token_ids_size(),
             static_cast<int>(Model().eos_token_ids.size()));
@@ -159,7 +159,7 @@ TEST(RequestReaderTest, EosIdsAreStopTokensUnlessIgnored) {
 TEST(RequestReaderTest, GeneratedIdsFollowThePrompt) {
   v1::GenerateRequest asked = Good();
   asked.add_generated_ids(7);
-  const absl::StatusOr<NewRequest> request = ReadRequest(asked, Model(), 1);
+  const absl::StatusOr<CheckedRequest> request = ReadRequest(asked, Model(), 1);
   ASSERT_TRUE(request.ok());
   EXPECT_THAT(request->tokens, ElementsAre(5, 6, 7));
   EXPECT_EQ(request->prompt_tokens, 2u);
@@ -168,7 +168,7 @@ TEST(RequestReaderTest, GeneratedIdsFollowThePrompt) {
 TEST(RequestReaderTest, PromptTextIsTokenized) {
   v1::GenerateRequest asked;
   asked.set_prompt("Once upon a time");
-  const absl::StatusOr<NewRequest> request = ReadRequest(asked, Model(), 1);
+  const absl::StatusOr<CheckedRequest> request = ReadRequest(asked, Model(), 1);
   ASSERT_TRUE(request.ok());
   EXPECT_EQ(Model().tokenizer->Decode(request->tokens, true), "Once upon a time");
 }
@@ -176,7 +176,7 @@ TEST(RequestReaderTest, PromptTextIsTokenized) {
 TEST(RequestReaderTest, ChatIsRenderedByTheModelsFormat) {
   v1::GenerateRequest asked;
   AddMessage(&asked, "user");
-  const absl::StatusOr<NewRequest> request = ReadRequest(asked, Model(), 1);
+  const absl::StatusOr<CheckedRequest> request = ReadRequest(asked, Model(), 1);
   ASSERT_TRUE(request.ok()) << request.status();
   const std::string text = Model().tokenizer->Decode(request->tokens, false);
   EXPECT_EQ(text, "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n");
@@ -190,8 +190,8 @@ TEST(RequestReaderTest, RequestIdsAreShortAndPrintable) {
   EXPECT_FALSE(CheckRequestId(std::string(129, 'a')).ok());
 }
 
-TEST(RouterModelTest, MissingFolderIsNamed) {
-  const absl::Status status = RouterModel::Load("/nowhere/at/all").status();
+TEST(ModelProfileTest, MissingFolderIsNamed) {
+  const absl::Status status = ModelProfile::Load("/nowhere/at/all").status();
   EXPECT_FALSE(status.ok());
   EXPECT_THAT(std::string(status.message()), testing::HasSubstr("/nowhere/at/all"));
 }

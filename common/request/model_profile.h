@@ -1,9 +1,9 @@
-// What the router knows of the model that its workers serve: tokenizer, chat format, and the few
-// figures of config.json that a request is checked against. No weights.
+// What must be known of a model to read requests to it: tokenizer, chat format, and the few figures
+// of config.json that a request is checked against. No weights.
 //
 // Immutable after Load; any thread.
-#ifndef BATON_ROUTER_ROUTER_MODEL_H_
-#define BATON_ROUTER_ROUTER_MODEL_H_
+#ifndef BATON_COMMON_REQUEST_MODEL_PROFILE_H_
+#define BATON_COMMON_REQUEST_MODEL_PROFILE_H_
 
 #include <cstdint>
 #include <memory>
@@ -18,7 +18,7 @@
 
 namespace baton {
 
-struct RouterModel {
+struct ModelProfile {
   // A request may name so many tokens at most, whatever config.json claims.
   static constexpr uint32_t kContextTokensMax = 1u << 24;
 
@@ -34,9 +34,9 @@ struct RouterModel {
 
   // Reads config.json, generation_config.json, tokenizer.json and tokenizer_config.json. A chat
   // template that is not known is no error here: chat calls get it.
-  static absl::StatusOr<RouterModel> Load(const std::string& directory);
+  static absl::StatusOr<ModelProfile> Load(const std::string& directory);
 };
 
 }  // namespace baton
 
-#endif  // BATON_ROUTER_ROUTER_MODEL_H_
+#endif  // BATON_COMMON_REQUEST_MODEL_PROFILE_H_

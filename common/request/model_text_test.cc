@@ -1,8 +1,8 @@
-#include "router/model_text.h"
+#include "common/request/model_text.h"
 
 #include <gtest/gtest.h>
 
-#include "router/router_model.h"
+#include "common/request/model_profile.h"
 
 namespace baton {
 namespace {

@@ -1,19 +1,19 @@
 // The text of a request made with the model's tokenizer: whole characters, ended by the first stop
 // string.
 //
-// Made on the thread that takes the call, then used by the router's thread only.
-#ifndef BATON_ROUTER_MODEL_TEXT_H_
-#define BATON_ROUTER_MODEL_TEXT_H_
+// Used by one thread at a time.
+#ifndef BATON_COMMON_REQUEST_MODEL_TEXT_H_
+#define BATON_COMMON_REQUEST_MODEL_TEXT_H_
 
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "common/request/text_stream.h"
 #include "common/tokenizer/incremental_decoder.h"
 #include "common/tokenizer/stop_strings.h"
 #include "common/tokenizer/tokenizer.h"
-#include "router/text_stream.h"
 
 namespace baton {
 
@@ -40,4 +40,4 @@ class ModelText final : public TextStream {
 
 }  // namespace baton
 
-#endif  // BATON_ROUTER_MODEL_TEXT_H_
+#endif  // BATON_COMMON_REQUEST_MODEL_TEXT_H_

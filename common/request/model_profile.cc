@@ -1,4 +1,4 @@
-#include "router/router_model.h"
+#include "common/request/model_profile.h"
 
 #include <algorithm>
 #include <filesystem>
@@ -34,14 +34,15 @@ absl::StatusOr<std::vector<TokenId>> EosTokenIds(const Json& config, const std::
   return ids;
 }
 
-absl::Status LoadConfig(const std::string& directory, RouterModel* model) {
+absl::Status LoadConfig(const std::string& directory, ModelProfile* model) {
   BATON_ASSIGN_OR_RETURN(const Json config,
                          ReadJsonFile(directory + "/config.json", kConfigBytesMax));
   BATON_ASSIGN_OR_RETURN(const int vocab_size,
                          IntField(config, "vocab_size", kVocabSizeMax, "config.json"));
-  BATON_ASSIGN_OR_RETURN(const int context,
-                         IntField(config, "max_position_embeddings",
-                                  static_cast<int>(RouterModel::kContextTokensMax), "config.json"));
+  BATON_ASSIGN_OR_RETURN(
+      const int context,
+      IntField(config, "max_position_embeddings", static_cast<int>(ModelProfile::kContextTokensMax),
+               "config.json"));
   if (vocab_size == 0 || context < 2) {
     return absl::InvalidArgumentError(
         "config.json: vocab_size and max_position_embeddings must be at least 1 and 2");
@@ -67,11 +68,11 @@ absl::Status LoadConfig(const std::string& directory, RouterModel* model) {
 
 }  // namespace
 
-absl::StatusOr<RouterModel> RouterModel::Load(const std::string& directory) {
+absl::StatusOr<ModelProfile> ModelProfile::Load(const std::string& directory) {
   if (directory.empty()) {
     return absl::InvalidArgumentError("--model is required: the model's folder");
   }
-  RouterModel model;
+  ModelProfile model;
   const std::filesystem::path path = std::filesystem::path(directory).lexically_normal();
   model.name = (path.has_filename() ? path : path.parent_path()).filename().string();
   BATON_RETURN_IF_ERROR(LoadConfig(directory, &model));

@@ -1,9 +1,9 @@
-// The text of one request, made from its tokens one by one. The core's view of detokenization and
-// stop strings: it only feeds tokens and passes on what comes out.
+// The text of one request, made from its tokens one by one: all that a core needs to know of
+// detokenization and stop strings.
 //
-// Used from the router's thread only.
-#ifndef BATON_ROUTER_TEXT_STREAM_H_
-#define BATON_ROUTER_TEXT_STREAM_H_
+// Used by one thread at a time.
+#ifndef BATON_COMMON_REQUEST_TEXT_STREAM_H_
+#define BATON_COMMON_REQUEST_TEXT_STREAM_H_
 
 #include <optional>
 #include <string>
@@ -30,4 +30,4 @@ class TextStream {
 
 }  // namespace baton
 
-#endif  // BATON_ROUTER_TEXT_STREAM_H_
+#endif  // BATON_COMMON_REQUEST_TEXT_STREAM_H_

@@ -1,4 +1,4 @@
-#include "router/request_reader.h"
+#include "common/request/request_reader.h"
 
 #include <algorithm>
 #include <cmath>
@@ -7,7 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
-#include "router/model_text.h"
+#include "common/request/model_text.h"
 
 namespace baton {
 namespace {
@@ -26,7 +26,7 @@ absl::Status InField(const std::string& field, const absl::Status& status) {
 }
 
 absl::Status CheckIds(const std::string& field, const google::protobuf::RepeatedField<int32_t>& ids,
-                      const RouterModel& model) {
+                      const ModelProfile& model) {
   for (int i = 0; i < ids.size(); ++i) {
     if (ids[i] < 0 || static_cast<uint32_t>(ids[i]) >= model.vocab_size) {
       return Bad(absl::StrCat(field, "[", i, "]"), "token ", ids[i],
@@ -53,7 +53,7 @@ absl::Status CheckRange(const Range& range, bool present, float value) {
              range.low_open ? "greater than " : "at least ", range.low, upper);
 }
 
-absl::Status CheckSampling(const v1::SamplingOptions& options, const RouterModel& model) {
+absl::Status CheckSampling(const v1::SamplingOptions& options, const ModelProfile& model) {
   BATON_RETURN_IF_ERROR(CheckRange({"sampling.temperature", 0, INFINITY}, options.has_temperature(),
                                    options.temperature()));
   BATON_RETURN_IF_ERROR(
@@ -84,14 +84,14 @@ absl::Status CheckSampling(const v1::SamplingOptions& options, const RouterModel
 }
 
 absl::Status CheckTextSize(const std::string& field, const std::string& text,
-                           const RouterModel& model) {
+                           const ModelProfile& model) {
   if (text.size() <= model.text_bytes_max) return absl::OkStatus();
   return Bad(field, text.size(), " bytes are more than the ", model.context_tokens,
              " tokens of the context can hold");
 }
 
 absl::StatusOr<std::vector<TokenId>> PromptTokens(const v1::GenerateRequest& request,
-                                                  const RouterModel& model) {
+                                                  const ModelProfile& model) {
   switch (request.input_case()) {
     case v1::GenerateRequest::kPrompt: {
       if (request.prompt().empty()) return Bad("prompt", "it is empty");
@@ -131,7 +131,7 @@ const char* InputField(const v1::GenerateRequest& request) {
 
 // How many tokens prompt and answer may have together.
 absl::StatusOr<uint32_t> TotalTokens(const v1::GenerateRequest& request, size_t prompt_tokens,
-                                     const RouterModel& model) {
+                                     const ModelProfile& model) {
   const uint32_t context = model.context_tokens;
   if (prompt_tokens >= context) {
     return Bad(InputField(request), prompt_tokens, " tokens; the context holds ", context,
@@ -147,7 +147,7 @@ absl::StatusOr<uint32_t> TotalTokens(const v1::GenerateRequest& request, size_t 
   return static_cast<uint32_t>(prompt_tokens) + request.max_tokens();
 }
 
-absl::StatusOr<v1::StopOptions> Stopping(const v1::StopOptions& asked, const RouterModel& model,
+absl::StatusOr<v1::StopOptions> Stopping(const v1::StopOptions& asked, const ModelProfile& model,
                                          uint32_t answer_tokens_max) {
   if (asked.stop_token_ids_size() > RequestLimits::kStopTokenIdsMax) {
     return Bad("stopping.stop_token_ids", asked.stop_token_ids_size(), " ids, at most ",
@@ -169,7 +169,7 @@ absl::StatusOr<v1::StopOptions> Stopping(const v1::StopOptions& asked, const Rou
 
 }  // namespace
 
-absl::StatusOr<std::vector<TokenId>> ChatTokens(const v1::Chat& chat, const RouterModel& model) {
+absl::StatusOr<std::vector<TokenId>> ChatTokens(const v1::Chat& chat, const ModelProfile& model) {
   if (chat.messages().empty()) return Bad("chat.messages", "it is empty");
   BATON_RETURN_IF_ERROR(model.chat.status());
   std::vector<ChatMessage> messages;
@@ -193,8 +193,8 @@ absl::Status CheckRequestId(const std::string& id) {
              " printable ASCII characters without spaces");
 }
 
-absl::StatusOr<NewRequest> ReadRequest(const v1::GenerateRequest& request, const RouterModel& model,
-                                       uint64_t drawn_seed) {
+absl::StatusOr<CheckedRequest> ReadRequest(const v1::GenerateRequest& request,
+                                           const ModelProfile& model, uint64_t drawn_seed) {
   if (request.has_n() && request.n() != 1) {
     return Bad("n", request.n(), " answers in one call are not supported; only 1 is");
   }
@@ -203,7 +203,7 @@ absl::StatusOr<NewRequest> ReadRequest(const v1::GenerateRequest& request, const
                RequestLimits::kPriorityMax, " and ", RequestLimits::kPriorityMax);
   }
   BATON_RETURN_IF_ERROR(CheckSampling(request.sampling(), model));
-  NewRequest result;
+  CheckedRequest result;
   BATON_ASSIGN_OR_RETURN(result.tokens, PromptTokens(request, model));
   BATON_ASSIGN_OR_RETURN(result.total_tokens_max,
                          TotalTokens(request, result.tokens.size(), model));
