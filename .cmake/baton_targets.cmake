@@ -1,6 +1,7 @@
 # The few words that Baton's CMakeLists.txt files are written in:
 #   baton_library(name SOURCES … DEPS … PRIVATE_DEPS …)   a static library baton::name
 #   baton_binary(name SOURCES … DEPS …)                   a program in build/<preset>/bin
+#   baton_cuda_module(SOURCES … DEPS …)                   libbaton_cuda.so beside the programs
 #   baton_test(name DEPS … LABELS … SOURCES …)            a GoogleTest program, registered with ctest
 # A dependency must already be a target; otherwise configuration stops.
 
@@ -14,6 +15,9 @@ if(BATON_SANITIZE)
   target_compile_options(baton_flags INTERFACE -fsanitize=${BATON_SANITIZE} -fno-omit-frame-pointer
                                                -fno-sanitize-recover=all)
   target_link_options(baton_flags INTERFACE -fsanitize=${BATON_SANITIZE})
+  if(BATON_SANITIZE MATCHES "thread" AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+    target_compile_options(baton_flags INTERFACE -Wno-tsan)  # Abseil's flags have a fence, which g++ then warns of.
+  endif()
 endif()
 if(BATON_TIDY)
   find_program(CLANG_TIDY clang-tidy REQUIRED)
@@ -56,6 +60,17 @@ function(baton_binary name)
   add_executable(${name} ${arg_SOURCES})
   target_link_libraries(${name} PRIVATE ${arg_DEPS} baton_flags)
   _baton_tidy(${name})
+endfunction()
+
+# Has one entry, is loaded when a GPU is asked for, and shares nothing else with the program that loads it.
+function(baton_cuda_module)
+  cmake_parse_arguments(PARSE_ARGV 0 arg "" "" "SOURCES;DEPS")
+  _baton_check_deps(baton_cuda ${arg_DEPS})
+  add_library(baton_cuda MODULE ${arg_SOURCES})
+  target_link_libraries(baton_cuda PRIVATE ${arg_DEPS} CUDA::cudart_static baton_flags)
+  target_compile_options(baton_cuda PRIVATE -fvisibility=hidden)
+  set_target_properties(baton_cuda PROPERTIES LIBRARY_OUTPUT_DIRECTORY ${CMAKE_RUNTIME_OUTPUT_DIRECTORY})
+  _baton_tidy(baton_cuda)
 endfunction()
 
 # `name`.cc is the test's source; SOURCES adds others.

@@ -52,6 +52,7 @@ TEST(DeviceTest, MissingGpuIsUnavailableNotACrash) {
   const absl::Status status = OpenDevice("cuda:99").status();
 
   EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(std::string(status.message()), testing::HasSubstr("cuda:99"));
 }
 
 }  // namespace
