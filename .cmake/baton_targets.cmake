@@ -16,7 +16,9 @@ if(BATON_SANITIZE)
                                                -fno-sanitize-recover=all)
   target_link_options(baton_flags INTERFACE -fsanitize=${BATON_SANITIZE})
   if(BATON_SANITIZE MATCHES "thread" AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
-    target_compile_options(baton_flags INTERFACE -Wno-tsan)  # Abseil's flags have a fence, which g++ then warns of.
+    # Abseil's flags have a fence, which g++ then warns of. Protobuf's maps have another layout where the macro is
+    # defined, and the installed library is built without.
+    target_compile_options(baton_flags INTERFACE -Wno-tsan -U__SANITIZE_THREAD__)
   endif()
 endif()
 if(BATON_TIDY)

@@ -19,8 +19,8 @@ absl::Status CudaStatus(cudaError_t error, const std::string& what) {
   if (error == cudaSuccess) return absl::OkStatus();
   // The runtime keeps the last error until somebody reads it.
   static_cast<void>(cudaGetLastError());
-  const std::string message = absl::StrCat(what, ": ", cudaGetErrorName(error), ", ",
-                                           cudaGetErrorString(error));
+  const std::string message =
+      absl::StrCat(what, ": ", cudaGetErrorName(error), ", ", cudaGetErrorString(error));
   return error == cudaErrorMemoryAllocation ? absl::ResourceExhaustedError(message)
                                             : absl::UnavailableError(message);
 }
