@@ -72,7 +72,7 @@ class FakeWorker final : public SessionHandler {
   template <typename Condition>
   bool Await(const Condition& condition) {
     absl::MutexLock lock(&mutex_);
-    const auto holds = [&] { return condition(seen_); };
+    const auto holds = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return condition(seen_); };
     return mutex_.AwaitWithTimeout(absl::Condition(&holds), absl::Seconds(20));
   }
   Seen seen() {

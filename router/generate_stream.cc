@@ -46,7 +46,7 @@ absl::Status GenerateStream::TakeRequestId(uint64_t drawn) {
   const bool given = it != metadata.end();
   const std::string drawn_id = absl::StrCat(absl::Hex(drawn, absl::kZeroPad16));
   request_id_ = given ? std::string(it->second.data(), it->second.size()) : drawn_id;
-  const absl::Status status = CheckRequestId(request_id_);
+  absl::Status status = CheckRequestId(request_id_);
   if (!status.ok()) request_id_ = drawn_id;
   context_->AddInitialMetadata(kRequestIdKey, request_id_);
   return status;
@@ -74,7 +74,7 @@ absl::Status GenerateStream::TryBegin(const grpc::ByteBuffer& bytes, const Model
     absl::MutexLock lock(&mutex_);
     outbox_.push_back(std::move(started));
   }
-  const absl::Status submitted = loop_->Submit(std::move(work), this);
+  absl::Status submitted = loop_->Submit(std::move(work), this);
   if (!submitted.ok()) {
     absl::MutexLock lock(&mutex_);
     outbox_.clear();

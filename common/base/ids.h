@@ -34,6 +34,7 @@ struct RequestKey {
   Incarnation router{};
   RequestId request{};
 
+  // NOLINTNEXTLINE(modernize-use-nullptr): clang-tidy 14 sees a null pointer in it.
   friend auto operator<=>(const RequestKey&, const RequestKey&) = default;
   template <typename H>
   friend H AbslHashValue(H h, const RequestKey& key) {

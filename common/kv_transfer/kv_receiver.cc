@@ -55,7 +55,7 @@ KvReceiver::KvReceiver(Transport& transport, const KvArena& arena, const KvRecei
   });
 }
 
-void KvReceiver::Open(LeaseGrant grant) {
+void KvReceiver::Open(const LeaseGrant& grant) {
   BATON_CHECK_OK(CheckGrant(arena_, grant));
   const EpochKey key{grant.lease, grant.epoch};
   for (auto it = epochs_.lower_bound({grant.lease, Epoch{0}});
@@ -63,7 +63,7 @@ void KvReceiver::Open(LeaseGrant grant) {
     BATON_CHECK_MSG(it->second.retired && it->first.second < grant.epoch,
                     absl::StrCat("lease ", Raw(grant.lease), " epoch ", Raw(grant.epoch)));
   }
-  epochs_.try_emplace(key, arena_.layout(), std::move(grant));
+  epochs_.try_emplace(key, arena_.layout(), grant);
 }
 
 void KvReceiver::Retire(LeaseId lease, Epoch epoch, Instant now) {

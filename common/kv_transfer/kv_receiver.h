@@ -64,7 +64,7 @@ class KvReceiver {
   KvReceiver& operator=(const KvReceiver&) = delete;
 
   // REQUIRES: CheckGrant is OK; the lease's earlier epochs are lower and retired.
-  void Open(LeaseGrant grant);
+  void Open(const LeaseGrant& grant);
   // Posts no receive for this epoch any more; LeaseQuiesced follows, here or later.
   // REQUIRES: open and not retired.
   void Retire(LeaseId lease, Epoch epoch, Instant now);

@@ -185,8 +185,8 @@ void AddChatMl(std::vector<KnownTemplate>* known) {
   qwen3.hides_thinking = true;
   known->push_back(
       {qwen3,
-       {"'<|im_start|>'+message['role']+'\\n<think>\\n'+reasoning_content.strip('\\n')+"
-        "'\\n</think>\\n\\n'+content.lstrip('\\n')",
+       {("'<|im_start|>'+message['role']+'\\n<think>\\n'+reasoning_content.strip('\\n')+"
+         "'\\n</think>\\n\\n'+content.lstrip('\\n')"),
         "'<|im_start|>'+message['role']+'\\n'+content", kChatMlPrompt, kChatMlSystem,
         "'<|im_end|>\\n'", "'<think>\\n\\n</think>\\n\\n'"},
        {},

@@ -5,7 +5,6 @@
 #include <cstdio>
 #include <memory>
 #include <string>
-#include <utility>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
@@ -27,7 +26,7 @@ absl::Status CudaStatus(cudaError_t error, const std::string& what) {
 
 class CudaDevice final : public Device {
  public:
-  CudaDevice(int index, std::string model)
+  CudaDevice(int index, const std::string& model)
       : index_(index), name_(absl::StrCat("cuda:", index, " ", model)) {}
 
   DeviceKind kind() const override { return DeviceKind::kCuda; }
