@@ -1,5 +1,5 @@
-# CUDA and NCCL are optional. Where they are, baton_module() targets are built: modules that the programs load when
-# a GPU is asked for. Where they are not, the programs are the same and say so when a GPU is asked for.
+# CUDA is optional. Where its toolkit is, libbaton_cuda.so is built: a module that the programs load when a GPU is
+# asked for. Where it is not, the programs are the same, and say so when a GPU is asked for.
 set(BATON_CUDA AUTO CACHE STRING "Build the CUDA module: ON, OFF, or AUTO (if the toolkit is there)")
 set_property(CACHE BATON_CUDA PROPERTY STRINGS AUTO ON OFF)
 

@@ -274,7 +274,7 @@ void TransferAgent::Impl::RunCommands() {
   }
 }
 
-void TransferAgent::Impl::Apply(OpenCommand& command) { receiver_.Open(std::move(command.grant)); }
+void TransferAgent::Impl::Apply(OpenCommand& command) { receiver_.Open(command.grant); }
 void TransferAgent::Impl::Apply(RetireCommand& command) {
   receiver_.Retire(command.lease, command.epoch, Now());
 }

@@ -7,6 +7,7 @@ of the environment, so that a worker can die, hang or never become ready.
 
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import tempfile
@@ -76,15 +77,16 @@ class DeployScriptsTest(unittest.TestCase):
         (self.bin / name).chmod(0o755)
 
     def survivors(self):
-        """Process ids of stand-ins that live."""
-        found = []
+        """Process ids of stand-ins that live. A child that a stand-in has just forked looks like it: not counted."""
+        parents = {}
         for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
             try:
                 if f"{self.bin}/baton".encode() in path.read_bytes():
-                    found.append(int(path.parent.name))
+                    status = (path.parent / "status").read_text()
+                    parents[int(path.parent.name)] = int(re.search(r"^PPid:\s*(\d+)", status, re.MULTILINE).group(1))
             except OSError:
                 pass  # It ended meanwhile.
-        return found
+        return [process for process, parent in parents.items() if parent not in parents]
 
     def kill_survivors(self):
         for pid in self.survivors():
