@@ -22,13 +22,15 @@ namespace baton {
 namespace {
 
 constexpr int kStreams = 8;
+// Long enough that every stream runs when the fault comes.
+constexpr uint32_t kStreamTokens = 1500 / BATON_TEST_SLOWNESS;
 constexpr Duration kDeadline = std::chrono::seconds(60);
 
 std::vector<v1::GenerateRequest> LongRequests() {
   std::vector<v1::GenerateRequest> requests = MakeWorkload(
       {.requests = kStreams, .seed = 7, .vocab = 256, .prompt_max = 60, .output_max = 1});
   for (v1::GenerateRequest& request : requests) {
-    request.set_max_tokens(1500);
+    request.set_max_tokens(kStreamTokens);
     request.mutable_stopping()->set_ignore_eos(true);
   }
   return requests;

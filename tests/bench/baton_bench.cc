@@ -1,0 +1,291 @@
+// baton_bench: how fast a model runs on this machine, as a share of what the machine can do.
+//
+// The tests are named as users of other engines know them: pp512 is a prompt of 512 tokens, tg128
+// is 128 tokens generated one by one; tg128@4096 starts behind 4096 tokens, tg128x16 runs 16
+// sequences.
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <filesystem>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/flags/flag.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "common/base/clock.h"
+#include "common/base/command_line.h"
+#include "common/base/status_macros.h"
+#include "common/base/version.h"
+#include "common/model/model.h"
+#include "common/model/testing/tiny_model.h"
+#include "tests/bench/machine_limits.h"
+
+ABSL_FLAG(std::string, model, "", "A model folder; empty: random weights of --shape.");
+ABSL_FLAG(std::string, shape, "135m", "Of the random weights: 135m, 0.5b or 1b.");
+ABSL_FLAG(std::string, weights, "bf16", "f32, bf16 or f16.");
+ABSL_FLAG(std::string, kv_dtype, "bf16", "f32 or bf16.");
+ABSL_FLAG(std::string, threads, "1", "Comma-separated: one table for each.");
+ABSL_FLAG(std::string, tests, "pp512,tg64,tg64@2048,tg32x4,tg32x16",
+          "Comma-separated: ppN or tgN, then @DEPTH, xBATCH if wanted.");
+ABSL_FLAG(uint32_t, repeat, 3, "Runs of each test; the median is shown.");
+
+namespace baton {
+namespace {
+
+constexpr uint32_t kBlockTokens = 16;
+constexpr uint32_t kChunkTokens = 512;
+
+struct BenchTest {
+  std::string name;
+  bool prompt = false;
+  uint32_t tokens = 0;
+  uint32_t depth = 0;
+  uint32_t batch = 1;
+};
+
+absl::StatusOr<BenchTest> ParseTest(const std::string& text) {
+  BenchTest test{.name = text};
+  std::string rest = text;
+  const auto cut = [&rest](char mark, uint32_t* value) {
+    const size_t at = rest.find(mark);
+    if (at == std::string::npos) return true;
+    const bool good = absl::SimpleAtoi(rest.substr(at + 1), value) && *value > 0;
+    rest.resize(at);
+    return good;
+  };
+  if (rest.size() > 2 && cut('x', &test.batch) && cut('@', &test.depth)) {
+    test.prompt = rest.rfind("pp", 0) == 0;
+    const bool known = test.prompt || rest.rfind("tg", 0) == 0;
+    if (known && absl::SimpleAtoi(rest.substr(2), &test.tokens) && test.tokens > 0) return test;
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat("--tests: '", text, "' is none; give pp512, tg128, tg128@4096, tg32x16"));
+}
+
+absl::StatusOr<TinyModelOptions> ParseShape(const std::string& name) {
+  TinyModelOptions shape{.context_tokens = 1 << 16, .deviation = 0.02f, .tokenizer = false};
+  const auto set = [&shape](uint32_t layers, uint32_t hidden, uint32_t intermediate, uint32_t heads,
+                            uint32_t kv_heads, uint32_t vocab) {
+    shape.layers = layers;
+    shape.hidden = hidden;
+    shape.intermediate = intermediate;
+    shape.heads = heads;
+    shape.kv_heads = kv_heads;
+    shape.vocab = vocab;
+  };
+  if (name == "135m") {
+    set(30, 576, 1536, 9, 3, 49152);
+  } else if (name == "0.5b") {
+    set(24, 896, 4864, 14, 2, 32000);
+  } else if (name == "1b") {
+    set(16, 2048, 8192, 32, 8, 128256);
+  } else {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--shape=", name, " is unknown; choose 135m, 0.5b or 1b"));
+  }
+  shape.tied_embeddings = true;
+  BATON_ASSIGN_OR_RETURN(shape.dtype, ParseDType(absl::GetFlag(FLAGS_weights)));
+  return shape;
+}
+
+// What one token costs, from the model's shape.
+struct Costs {
+  double weight_bytes = 0;          // Read once a step.
+  double operations = 0;            // Of the matrix products of one token, without logits.
+  double logit_operations = 0;      // Of one token that wants logits.
+  double kv_bytes = 0;              // Of one token in the cache.
+  double attention_operations = 0;  // Of one token for each token that it sees.
+};
+
+Costs CostsOf(const ModelConfig& config, DType weights, DType kv) {
+  const double hidden = config.hidden_size;
+  const double q = static_cast<double>(config.heads) * config.head_dim;
+  const double kv_size = static_cast<double>(config.kv_heads) * config.head_dim;
+  const double layer = hidden * (2 * q + 2 * kv_size) + 3 * hidden * config.intermediate_size;
+  const double head = hidden * config.vocab_size;
+  return {.weight_bytes = (layer * config.layers + head) * static_cast<double>(DTypeBytes(weights)),
+          .operations = 2 * layer * config.layers,
+          .logit_operations = 2 * head,
+          .kv_bytes = 2 * kv_size * config.layers * static_cast<double>(DTypeBytes(kv)),
+          .attention_operations = 4 * q * config.layers};
+}
+
+class Bench {
+ public:
+  static absl::StatusOr<Bench> Create(Device& device, const std::string& directory,
+                                      uint32_t threads, uint32_t tokens_max, uint32_t batch_max) {
+    Bench bench;
+    BATON_ASSIGN_OR_RETURN(bench.model_,
+                           Model::Load(device, {.directory = directory,
+                                                .weights = absl::GetFlag(FLAGS_weights),
+                                                .threads = threads,
+                                                .batch_tokens_max = kChunkTokens}));
+    const ModelConfig& config = bench.model_->config();
+    BATON_ASSIGN_OR_RETURN(const DType kv, ParseDType(absl::GetFlag(FLAGS_kv_dtype)));
+    const uint32_t blocks = (tokens_max + kBlockTokens - 1) / kBlockTokens;
+    BATON_ASSIGN_OR_RETURN(bench.arena_, KvArena::Create(device,
+                                                         {.layers = config.layers,
+                                                          .kv_heads = config.kv_heads,
+                                                          .head_dim = config.head_dim,
+                                                          .block_tokens = kBlockTokens,
+                                                          .dtype = kv},
+                                                         blocks * batch_max));
+    BATON_ASSIGN_OR_RETURN(const DType weights, ParseDType(absl::GetFlag(FLAGS_weights)));
+    bench.costs_ = CostsOf(config, weights, kv);
+    for (uint32_t i = 0; i < batch_max; ++i) {
+      auto& own = bench.blocks_.emplace_back(blocks);
+      for (uint32_t block = 0; block < blocks; ++block) own[block] = BlockId{i * blocks + block};
+    }
+    return bench;
+  }
+
+  // Seconds that the test took. The cache behind `depth` holds whatever it held: the time does not
+  // depend on it.
+  absl::StatusOr<double> Run(const BenchTest& test) {
+    const Instant start = Now();
+    if (test.prompt) {
+      for (uint32_t sequence = 0; sequence < test.batch; ++sequence) {
+        for (uint32_t done = 0; done < test.tokens; done += kChunkTokens) {
+          const uint32_t count = std::min(kChunkTokens, test.tokens - done);
+          BATON_RETURN_IF_ERROR(
+              Step(sequence, 1, test.depth + done, count, done + count == test.tokens));
+        }
+      }
+    } else {
+      for (uint32_t done = 0; done < test.tokens; ++done) {
+        BATON_RETURN_IF_ERROR(Step(0, test.batch, test.depth + done, 1, true));
+      }
+    }
+    return std::chrono::duration<double>(Now() - start).count();
+  }
+
+  double Operations(const BenchTest& test) const {
+    const double tokens = static_cast<double>(test.tokens) * test.batch;
+    const double seen = test.depth + (test.tokens + 1) / 2.0;
+    return tokens * (costs_.operations + seen * costs_.attention_operations) +
+           (test.prompt ? test.batch : tokens) * costs_.logit_operations;
+  }
+  // Of generating.
+  double Bytes(const BenchTest& test) const {
+    const double seen = test.depth + (test.tokens + 1) / 2.0;
+    return test.tokens * (costs_.weight_bytes + test.batch * seen * costs_.kv_bytes);
+  }
+
+ private:
+  absl::Status Step(uint32_t first, uint32_t batch, uint32_t position, uint32_t count,
+                    bool logits) {
+    std::vector<TokenId> tokens(count);
+    for (uint32_t i = 0; i < count; ++i) {
+      tokens[i] = static_cast<TokenId>((position + i) * 7919 % model_->config().vocab_size);
+    }
+    std::vector<BatchRow> rows;
+    for (uint32_t i = 0; i < batch; ++i) {
+      rows.push_back({.tokens = tokens,
+                      .start = position,
+                      .blocks = blocks_[first + i],
+                      .logit_count = logits ? 1u : 0u});
+    }
+    logits_.resize(logits ? size_t{batch} * model_->config().vocab_size : 0);
+    return model_->Forward(rows, *arena_, logits_, nullptr);
+  }
+
+  std::unique_ptr<Model> model_;
+  std::unique_ptr<KvArena> arena_;
+  std::vector<std::vector<BlockId>> blocks_;
+  std::vector<float> logits_;
+  Costs costs_;
+};
+
+absl::Status RunTable(Device& device, const std::string& directory,
+                      const std::vector<BenchTest>& tests, uint32_t threads) {
+  uint32_t tokens_max = 1;
+  uint32_t batch_max = 1;
+  for (const BenchTest& test : tests) {
+    tokens_max = std::max(tokens_max, test.depth + test.tokens);
+    batch_max = std::max(batch_max, test.batch);
+  }
+  BATON_ASSIGN_OR_RETURN(Bench bench,
+                         Bench::Create(device, directory, threads, tokens_max, batch_max));
+  const MachineLimits limits = MeasureMachine(threads);
+  std::printf("threads %u: reads %.1f GB/s, float32 multiply-add %.0f Gop/s\n", threads,
+              limits.read_bytes_per_second / 1e9, limits.float_operations_per_second / 1e9);
+  std::printf("%-14s %12s %10s %9s %10s %9s\n", "test", "tokens/s", "GB/s", "of limit", "Gop/s",
+              "of limit");
+  for (const BenchTest& test : tests) {
+    std::vector<double> seconds;
+    for (uint32_t i = 0; i < std::max(1u, absl::GetFlag(FLAGS_repeat)); ++i) {
+      BATON_ASSIGN_OR_RETURN(seconds.emplace_back(), bench.Run(test));
+    }
+    std::nth_element(seconds.begin(), seconds.begin() + static_cast<long>(seconds.size() / 2),
+                     seconds.end());
+    const double median = seconds[seconds.size() / 2];
+    const double tokens = static_cast<double>(test.tokens) * test.batch / median;
+    const double operations = bench.Operations(test) / median;
+    std::printf("%-14s %12.1f ", test.name.c_str(), tokens);
+    if (test.prompt) {
+      std::printf("%10s %9s ", "", "");
+    } else {
+      const double bytes = bench.Bytes(test) / median;
+      std::printf("%10.1f %8.0f%% ", bytes / 1e9, 100 * bytes / limits.read_bytes_per_second);
+    }
+    std::printf("%10.0f %8.0f%%\n", operations / 1e9,
+                100 * operations / limits.float_operations_per_second);
+    std::fflush(stdout);
+  }
+  return absl::OkStatus();
+}
+
+// A folder that goes with its owner.
+struct ScratchFolder {
+  std::string path = (std::filesystem::temp_directory_path() / "baton_bench_XXXXXX").string();
+  ScratchFolder() { static_cast<void>(mkdtemp(path.data())); }
+  ~ScratchFolder() {
+    std::error_code ignored;
+    std::filesystem::remove_all(path, ignored);
+  }
+};
+
+absl::Status RunAll() {
+  std::vector<BenchTest> tests;
+  for (const absl::string_view text : absl::StrSplit(absl::GetFlag(FLAGS_tests), ',')) {
+    BATON_ASSIGN_OR_RETURN(tests.emplace_back(), ParseTest(std::string(text)));
+  }
+  std::string directory = absl::GetFlag(FLAGS_model);
+  ScratchFolder folder;
+  if (directory.empty()) {
+    BATON_ASSIGN_OR_RETURN(const TinyModelOptions shape, ParseShape(absl::GetFlag(FLAGS_shape)));
+    std::fprintf(stderr, "writing random weights of shape %s ...\n",
+                 absl::GetFlag(FLAGS_shape).c_str());
+    BATON_RETURN_IF_ERROR(WriteTinyModel(folder.path, shape));
+    directory = folder.path;
+  }
+  BATON_ASSIGN_OR_RETURN(const std::unique_ptr<Device> device, OpenDevice("cpu"));
+  for (const absl::string_view text : absl::StrSplit(absl::GetFlag(FLAGS_threads), ',')) {
+    uint32_t threads = 0;
+    if (!absl::SimpleAtoi(text, &threads) || threads == 0) {
+      return absl::InvalidArgumentError(absl::StrCat("--threads: '", text, "' is no number"));
+    }
+    BATON_RETURN_IF_ERROR(RunTable(*device, directory, tests, threads));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+}  // namespace baton
+
+int main(int argc, char** argv) {
+  baton::ParseCommandLine(
+      argc, argv,
+      {.name = "baton_bench",
+       .summary = "Measures how fast a model runs here, as a share of what the machine can do.",
+       .usage =
+           "Usage: baton_bench [--shape 135m | --model DIR] [--threads 1,2] [--tests pp512,tg64]",
+       .version = baton::Version()});
+  const absl::Status status = baton::RunAll();
+  if (status.ok()) return 0;
+  std::fprintf(stderr, "error: %s\n", std::string(status.message()).c_str());
+  return 1;
+}
