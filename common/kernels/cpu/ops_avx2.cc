@@ -28,6 +28,13 @@ BATON_TARGET __attribute__((always_inline)) inline Vector<float, 8>::Type LoadF1
       _mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
 }
 
+BATON_TARGET __attribute__((always_inline)) inline Vector<float, 8>::Type LoadBf16(
+    const uint16_t* from) {
+  const __m256i wide =
+      _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+  return (Vector<float, 8>::Type)((Vector<uint32_t, 8>::Type)wide << 16);
+}
+
 #include "common/kernels/cpu/ops.inc"
 
 }  // namespace

@@ -29,6 +29,14 @@ BATON_TARGET __attribute__((always_inline)) inline Vector<float, 16>::Type LoadF
       0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
 }
 
+// g++ 12 widens a vector of 16 bits in two halves if it is left to itself.
+BATON_TARGET __attribute__((always_inline)) inline Vector<float, 16>::Type LoadBf16(
+    const uint16_t* from) {
+  const __m512i wide = _mm512_maskz_cvtepu16_epi32(
+      0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+  return (Vector<float, 16>::Type)((Vector<uint32_t, 16>::Type)wide << 16);
+}
+
 #include "common/kernels/cpu/ops.inc"
 
 }  // namespace

@@ -24,6 +24,11 @@ inline Vector<float, 4>::Type LoadF16(const uint16_t* from) {
                                 F16ToF32(from[3])};
 }
 
+inline Vector<float, 4>::Type LoadBf16(const uint16_t* from) {
+  return Vector<float, 4>::Type{Bf16ToF32(from[0]), Bf16ToF32(from[1]), Bf16ToF32(from[2]),
+                                Bf16ToF32(from[3])};
+}
+
 #include "common/kernels/cpu/ops.inc"
 
 }  // namespace
