@@ -36,8 +36,7 @@ DecodeEngine::~DecodeEngine() {
   while (!slots_.empty()) Drop(slots_.begin()->first);
 }
 
-// --- Commands
-// -------------------------------------------------------------------------------------
+// --- Commands -----------------------------------------------------------------------------------
 
 void DecodeEngine::OnCommand(Incarnation router, const v1::Command& command, Instant now) {
   if (command.has_admit()) OnAdmit(router, command.admit(), now);
@@ -51,7 +50,6 @@ void DecodeEngine::OnAdmit(Incarnation router, const v1::Admit& admit, Instant n
   absl::StatusOr<Sequence> sequence =
       SequenceFromWork(router, admit.work(), executor_->model().config(), now);
   if (!sequence.ok()) return Reject(key, sequence.status());
-  if (absl::Status room = CheckRoom(*sequence); !room.ok()) return Reject(key, room);
 
   auto owned = std::make_unique<Slot>();
   Slot& slot = *owned;
@@ -62,6 +60,7 @@ void DecodeEngine::OnAdmit(Incarnation router, const v1::Admit& admit, Instant n
   slot.state = State::kBroken;  // Until the first epoch is open.
   TakeCachedPrefix(*pool_, block_tokens_, slot.sequence);
   slot.held_blocks = slot.sequence.blocks.size();
+  if (absl::Status room = CheckRoom(slot.sequence); !room.ok()) return Reject(key, room);
   slots_[key] = std::move(owned);
   lease_owner_[slot.lease] = key;
   const absl::Status opened = Open(slot, admit.local_prefill());
@@ -86,9 +85,15 @@ absl::Status DecodeEngine::CheckRoom(const Sequence& sequence) const {
     return absl::ResourceExhaustedError(
         absl::StrCat("the decode worker runs ", slots_.size(), " sequences already"));
   }
-  // Everybody here grows: one block for each is kept for that.
-  const uint32_t needed =
-      layout.BlocksFor(sequence.token_count() + 1) + static_cast<uint32_t>(slots_.size());
+  // Everybody here grows: one block for each is kept for that. And who gave up all blocks comes
+  // first, lest newcomers take what becomes free for ever.
+  uint32_t needed = layout.BlocksFor(sequence.token_count() + 1) - sequence.blocks.size() +
+                    static_cast<uint32_t>(slots_.size());
+  for (const auto& [key, slot] : slots_) {
+    if (slot->state == State::kPrefilling && slot->sequence.blocks.size() == 0) {
+      needed += layout.BlocksFor(slot->sequence.token_count());
+    }
+  }
   const bool alone = slots_.empty();
   if (!alone && needed > counts.available()) {
     return absl::ResourceExhaustedError(absl::StrCat("needs ", needed, " KV blocks with growth, ",
@@ -184,8 +189,7 @@ void DecodeEngine::OnTick(Instant now) {
   }
 }
 
-// --- The lease
-// ------------------------------------------------------------------------------------
+// --- The lease ----------------------------------------------------------------------------------
 
 void DecodeEngine::OnTransferEvent(const TransferEvent& event, Instant now) {
   if (const auto* filled = std::get_if<LeaseFilled>(&event)) {
@@ -284,8 +288,7 @@ void DecodeEngine::Fail(RequestKey key, const absl::Status& status, bool retryab
   Drop(key);
 }
 
-// --- The step
-// -------------------------------------------------------------------------------------
+// --- The step -----------------------------------------------------------------------------------
 
 bool DecodeEngine::Step(Instant now) {
   std::vector<StepItem> items = PlanDecodeRows();
@@ -299,7 +302,10 @@ bool DecodeEngine::Step(Instant now) {
   const auto sampled = executor_->Run(items, nullptr);
   const Instant end = clock_();
   if (!sampled.ok()) {
-    for (const StepItem& item : items) Fail(item.sequence->key, sampled.status(), false);
+    // Another worker may be able to go on.
+    for (const StepItem& item : items) {
+      Fail(item.sequence->key, sampled.status(), /*retryable=*/true);
+    }
     return true;
   }
   uint32_t prompt_tokens = 0;
@@ -336,20 +342,29 @@ std::vector<StepItem> DecodeEngine::PlanDecodeRows() {
   });
   std::vector<StepItem> items;
   for (Slot* slot : running) {
-    Sequence& sequence = slot->sequence;
-    while (slot->state == State::kRunning &&
-           !ReserveBlocks(*pool_, block_tokens_, sequence.token_count(), sequence).ok()) {
-      Preempt(*ChooseVictim());
-    }
-    if (slot->state == State::kRunning) items.push_back({.sequence = &sequence, .count = 1});
+    if (slot->state != State::kRunning || !Grow(*slot)) continue;
+    items.push_back({.sequence = &slot->sequence, .count = 1});
   }
   return items;
+}
+
+bool DecodeEngine::Grow(Slot& slot) {
+  Sequence& sequence = slot.sequence;
+  while (!ReserveBlocks(*pool_, block_tokens_, sequence.token_count(), sequence).ok()) {
+    Slot* victim = ChooseVictim();
+    // The others keep their blocks by right, or blocks are about to come back: it waits.
+    if (victim == &slot) return false;
+    Preempt(*victim);
+  }
+  return true;
 }
 
 DecodeEngine::Slot* DecodeEngine::ChooseVictim() {
   Slot* victim = nullptr;
   for (const auto& [key, slot] : slots_) {
-    if (slot->state != State::kRunning) continue;
+    const bool holds = slot->sequence.blocks.size() > 0 &&
+                       (slot->state == State::kRunning || slot->state == State::kPrefilling);
+    if (!holds) continue;
     if (victim == nullptr || slot->sequence.priority < victim->sequence.priority ||
         (slot->sequence.priority == victim->sequence.priority &&
          slot->sequence.arrival > victim->sequence.arrival)) {
@@ -362,34 +377,33 @@ DecodeEngine::Slot* DecodeEngine::ChooseVictim() {
 
 void DecodeEngine::Preempt(Slot& slot) {
   ++stats_.preempted;
-  Sequence& sequence = slot.sequence;
-  sequence.blocks.Clear();
-  sequence.computed = 0;
-  sequence.published_blocks = 0;
-  sequence.published_hash = {};
+  slot.sequence.GiveUpBlocks();
   slot.held_blocks = 0;
+  if (slot.state == State::kPrefilling) return;
   SetState(slot, State::kPrefilling);
-  scheduler_.Add(&sequence);
+  scheduler_.Add(&slot.sequence);
 }
 
 bool DecodeEngine::ReserveForPrefill(Slot& slot, Instant now) {
   Sequence& sequence = slot.sequence;
-  if (sequence.started == Instant{}) sequence.started = now;
-  if (sequence.blocks.size() > 0) {
-    return ReserveBlocks(*pool_, block_tokens_, sequence.token_count(), sequence).ok();
-  }
-  // A replay starts only with room to grow, lest it be preempted again at once.
-  const uint32_t wanted =
-      executor_->arena().layout().BlocksFor(sequence.token_count()) + running_count_;
-  if (running_count_ > 0 && wanted > pool_->counts().available()) return false;
+  if (sequence.blocks.size() == 0 && !ReserveReplay(sequence)) return false;
+  // The stages of a replay are not the request's.
+  if (sequence.started == Instant{} && slot.first_token_at == Instant{}) sequence.started = now;
+  return true;
+}
+
+bool DecodeEngine::ReserveReplay(Sequence& sequence) {
   const uint32_t cached_at_admission = sequence.cached_tokens;
   TakeCachedPrefix(*pool_, block_tokens_, sequence);
   sequence.cached_tokens = cached_at_admission;
-  if (ReserveBlocks(*pool_, block_tokens_, sequence.token_count(), sequence).ok()) return true;
-  sequence.blocks.Clear();
-  sequence.computed = 0;
-  sequence.published_blocks = 0;
-  sequence.published_hash = {};
+  // It starts only with room to grow, lest it be preempted again at once.
+  const uint32_t wanted = executor_->arena().layout().BlocksFor(sequence.token_count()) -
+                          sequence.blocks.size() + running_count_;
+  const bool room = running_count_ == 0 || wanted <= pool_->counts().available();
+  if (room && ReserveBlocks(*pool_, block_tokens_, sequence.token_count(), sequence).ok()) {
+    return true;
+  }
+  sequence.GiveUpBlocks();
   return false;
 }
 

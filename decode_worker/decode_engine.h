@@ -101,9 +101,13 @@ class DecodeEngine final : public WorkerEngine {
 
   // Gives every running sequence room for its next token, preempting others where there is none.
   std::vector<StepItem> PlanDecodeRows();
+  // Makes room for the sequence's next token, if need be by preempting others.
+  bool Grow(Slot& slot);
+  // Of those that hold blocks and could give them up: the lowest priority, then the youngest.
   Slot* ChooseVictim();
   void Preempt(Slot& slot);
   bool ReserveForPrefill(Slot& slot, Instant now);
+  bool ReserveReplay(Sequence& sequence);
 
   void OnSampled(Slot& slot, const SampledToken& token, Instant now);
   void EmitToken(const Slot& slot, v1::Token token);

@@ -406,6 +406,41 @@ TEST(DecodeEngineTest, PreemptedSequencesContinueWithTheSameTokens) {
   EXPECT_TRUE(harness.engine.idle());
 }
 
+// Goal: under any pressure on the pool everybody who was let in gets everything.
+// Method: random arrivals of local prompts of random priority at a pool that holds a few of them.
+class PressureTest : public testing::TestWithParam<uint32_t> {};
+
+TEST_P(PressureTest, NobodyStarves) {
+  std::mt19937 random(GetParam());
+  const auto below = [&random](uint32_t bound) { return static_cast<uint32_t>(random() % bound); };
+  Harness harness(/*blocks=*/14, /*sequences_max=*/6);
+  std::map<uint64_t, v1::Work> admitted;
+  for (uint64_t request = 1; request <= 30; ++request) {
+    v1::Work work = GreedyWork(
+        request, CountingPrompt(1 + below(20), static_cast<TokenId>(request)), 1 + below(30));
+    work.set_priority(static_cast<int>(below(3)));
+    harness.Admit(work, /*local_prefill=*/true);
+    if (harness.last.has_admitted()) admitted[request] = work;
+    for (uint32_t step = below(12); step > 0 && harness.engine.HasWork(); --step) {
+      ASSERT_TRUE(harness.engine.Step(harness.fixture.now)) << "nobody can go on";
+      harness.Listen();
+    }
+  }
+
+  harness.RunAll();
+
+  for (const auto& [request, work] : admitted) {
+    const std::vector<TokenId> prompt(work.tokens().begin(), work.tokens().end());
+    EXPECT_TRUE(harness.requests[request].finished) << "request " << request;
+    EXPECT_THAT(
+        harness.requests[request].tokens,
+        ElementsAreArray(FakeContinuation(prompt, work.total_tokens_max() - work.prompt_tokens())));
+  }
+  EXPECT_TRUE(harness.engine.idle());
+}
+
+INSTANTIATE_TEST_SUITE_P(Seeds, PressureTest, testing::Range(0u, 100u));
+
 // Goal: whatever mix of local and remote prompts, cancels, lost epochs and reopens comes, every
 // request that is left to finish gives the oracle's tokens once, and every block comes home.
 class DecodeEngineRandomTest : public testing::TestWithParam<uint32_t> {};
@@ -477,6 +512,9 @@ TEST_P(DecodeEngineRandomTest, StreamsEqualTheOracle) {
   harness.RunAll();
   harness.QuiesceAll();
 
+  for (const auto& [request, is_live] : live) {
+    EXPECT_TRUE(harness.requests[request].finished || !is_live) << "request " << request;
+  }
   for (const auto& [request, heard] : harness.requests) {
     const auto oracle =
         FakeContinuation(prompts[request], static_cast<uint32_t>(heard.tokens.size()));

@@ -41,6 +41,13 @@ void PrefillEngine::OnPrefill(Incarnation router, const v1::Prefill& prefill, In
   if (!sequence.ok()) {
     return SendFailure(key, epoch, sequence.status(), /*retryable=*/false, /*transfer=*/false);
   }
+  if (prefill.has_ticket() && prefill.ticket().prompt_tokens() != sequence->token_count()) {
+    return SendFailure(key, epoch,
+                       absl::InvalidArgumentError(
+                           absl::StrCat("the ticket is for ", prefill.ticket().prompt_tokens(),
+                                        " tokens, not ", sequence->token_count())),
+                       /*retryable=*/false, /*transfer=*/false);
+  }
   const uint32_t needed = executor_->arena().layout().BlocksFor(sequence->token_count());
   if (needed > pool_->counts().total) {
     return SendFailure(key, epoch,
@@ -78,9 +85,8 @@ bool PrefillEngine::Start(Job& job, Instant now) {
   Sequence& sequence = job.sequence;
   TakeCachedPrefix(*pool_, block_tokens_, sequence);
   if (!ReserveBlocks(*pool_, block_tokens_, sequence.token_count(), sequence).ok()) {
-    sequence.blocks.Clear();
-    sequence.computed = sequence.cached_tokens = sequence.published_blocks = 0;
-    sequence.published_hash = {};
+    sequence.GiveUpBlocks();
+    sequence.cached_tokens = 0;
     return false;
   }
   job.started = true;
@@ -122,7 +128,7 @@ bool PrefillEngine::Step(Instant now) {
   const Instant end = clock_();
   if (!sampled.ok()) {
     for (const StepItem& item : items) {
-      Fail(item.sequence->key, sampled.status(), /*retryable=*/false, /*transfer=*/false);
+      Fail(item.sequence->key, sampled.status(), /*retryable=*/true, /*transfer=*/false);
     }
     return true;
   }
@@ -138,7 +144,9 @@ bool PrefillEngine::Step(Instant now) {
     PublishFullBlocks(*pool_, block_tokens_, sequence);
     if (!job.push_error.ok()) {
       const absl::Status error = job.push_error;
-      Fail(sequence.key, error, /*retryable=*/true, /*transfer=*/true);
+      // What is wrong with the ticket is wrong everywhere.
+      const bool retryable = !absl::IsInvalidArgument(error);
+      Fail(sequence.key, error, retryable, /*transfer=*/retryable);
     } else if ((*sampled)[i].has_value()) {
       FinishPrompt(job, *(*sampled)[i], end);
     }

@@ -257,5 +257,35 @@ TEST_F(PrefillEngineTest, ProbeIsAnswered) {
   EXPECT_TRUE(result.ok());
 }
 
+class SmallPoolTest : public PrefillEngineTest {
+ protected:
+  SmallPoolTest() : PrefillEngineTest(/*blocks=*/16) {}
+};
+
+// The urgent one must not stop the one whose blocks it waits for.
+TEST_F(SmallPoolTest, UrgentPromptWithoutRoomWaitsForTheStartedOne) {
+  const uint32_t tokens = 10 * fixture_.arena->layout().block_tokens;
+  Send(PrefillCommand(GreedyWork(1, CountingPrompt(tokens), 5), /*with_ticket=*/false));
+  ASSERT_TRUE(engine_.Step(fixture_.now));
+  v1::Work urgent = GreedyWork(2, CountingPrompt(tokens, 9), 5);
+  urgent.set_priority(5);
+  Send(PrefillCommand(urgent, /*with_ticket=*/false));
+
+  RunAll();
+
+  EXPECT_EQ(engine_.stats().finished, 2u);
+}
+
+TEST_F(PrefillEngineTest, TicketForAnotherPromptIsRefused) {
+  v1::Command command = PrefillCommand(GreedyWork(1, CountingPrompt(10), 5), /*with_ticket=*/true);
+  command.mutable_prefill()->mutable_ticket()->set_prompt_tokens(9);
+  Send(command);
+
+  const v1::Event event = fixture_.events.Take().back();
+  EXPECT_EQ(event.prefill_failed().code(), static_cast<int>(absl::StatusCode::kInvalidArgument));
+  EXPECT_FALSE(event.prefill_failed().retryable());
+  EXPECT_FALSE(engine_.HasWork());
+}
+
 }  // namespace
 }  // namespace baton

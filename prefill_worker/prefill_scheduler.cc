@@ -23,9 +23,15 @@ void PrefillScheduler::Remove(const Sequence* sequence) { std::erase(queue_, seq
 
 std::vector<StepItem> PrefillScheduler::Plan(uint32_t budget, const Reserve& reserve) const {
   std::vector<StepItem> items;
+  bool somebody_waits = false;
   for (Sequence* sequence : queue_) {
     if (budget == 0) break;
-    if (!reserve(*sequence)) break;
+    const bool has_blocks = sequence->blocks.size() > 0;
+    if (somebody_waits && !has_blocks) continue;
+    if (!reserve(*sequence)) {
+      somebody_waits = true;
+      continue;
+    }
     const uint32_t count = std::min(budget, sequence->pending());
     items.push_back({.sequence = sequence, .count = count});
     budget -= count;

@@ -25,7 +25,8 @@ class PrefillScheduler {
   void Remove(const Sequence* sequence);
 
   // The next chunks, at most `budget` tokens in all. A prompt is started only with all its blocks
-  // reserved; when the first in line cannot be, those behind it do not overtake.
+  // reserved; when one cannot be, none behind it is started either. Those that have their blocks go
+  // on: what the others wait for comes from their end.
   std::vector<StepItem> Plan(uint32_t budget, const Reserve& reserve) const;
 
   bool empty() const { return queue_.empty(); }

@@ -66,6 +66,22 @@ TEST(PrefillSchedulerTest, NobodyOvertakesAPromptThatWaitsForBlocks) {
   EXPECT_TRUE(plan.empty());
 }
 
+// What the first one waits for comes from the end of those that have started.
+TEST(PrefillSchedulerTest, StartedPromptsGoOnWhileTheFirstWaitsForBlocks) {
+  BlockPool pool(4);
+  Sequence big = Prompt(100, 1);
+  Sequence started = Prompt(8, 2);
+  ASSERT_TRUE(ReserveBlocks(pool, /*block_tokens=*/4, 8, started).ok());
+  Sequence small = Prompt(1, 3);
+  PrefillScheduler scheduler;
+  for (Sequence* sequence : {&big, &started, &small}) scheduler.Add(sequence);
+
+  const auto plan = scheduler.Plan(50, [&](Sequence& s) { return &s != &big; });
+
+  ASSERT_EQ(plan.size(), 1u);
+  EXPECT_EQ(plan[0].sequence, &started);
+}
+
 TEST(PrefillSchedulerTest, RemovedSequenceIsForgotten) {
   Sequence prompt = Prompt(3, 1);
   PrefillScheduler scheduler;

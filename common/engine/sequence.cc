@@ -20,6 +20,13 @@ void TakeCachedPrefix(BlockPool& pool, uint32_t block_tokens, Sequence& sequence
   sequence.computed = sequence.cached_tokens;
 }
 
+void Sequence::GiveUpBlocks() {
+  blocks.Clear();
+  computed = 0;
+  published_blocks = 0;
+  published_hash = {};
+}
+
 absl::Status ReserveBlocks(BlockPool& pool, uint32_t block_tokens, uint32_t token_count,
                            Sequence& sequence) {
   const uint32_t needed = (token_count + block_tokens - 1) / block_tokens;

@@ -9,7 +9,6 @@
 #define BATON_COMMON_ENGINE_SEQUENCE_H_
 
 #include <cstdint>
-#include <string>
 #include <vector>
 
 #include "common/base/clock.h"
@@ -21,7 +20,6 @@ namespace baton {
 
 struct Sequence {
   RequestKey key;
-  std::string client_request_id;
   std::vector<TokenId> tokens;
   uint32_t prompt_tokens = 0;     // Of the client's prompt; what follows in `tokens` was generated.
   uint32_t total_tokens_max = 0;  // `tokens` never grows beyond this.
@@ -42,6 +40,9 @@ struct Sequence {
   uint32_t token_count() const { return static_cast<uint32_t>(tokens.size()); }
   uint32_t pending() const { return token_count() - computed; }
   uint32_t generated() const { return token_count() - prompt_tokens; }
+
+  // Nothing is computed any more.
+  void GiveUpBlocks();
 };
 
 // Takes whatever leading whole blocks of `tokens` the cache holds, at most all but the last token,

@@ -58,7 +58,6 @@ absl::StatusOr<Sequence> SequenceFromWork(Incarnation router, const v1::Work& wo
   }
   Sequence sequence;
   sequence.key = {.router = router, .request = RequestId{work.request()}};
-  sequence.client_request_id = work.client_request_id();
   sequence.tokens.assign(work.tokens().begin(), work.tokens().end());
   sequence.tokens.reserve(work.total_tokens_max());
   sequence.prompt_tokens = work.prompt_tokens();

@@ -109,6 +109,7 @@ void KvSender::Push(TransferId id, IndexRange layers, IndexRange tokens, Instant
   for (const KvPiece& piece : SplitPush(arena_.layout(), push, options_.message_bytes_max)) {
     peer.queue.push_back({id, piece});
   }
+  transfer->deadline = now + options_.transfer_deadline;
   Pump(transfer->peer);
 }
 
@@ -119,6 +120,7 @@ void KvSender::Commit(TransferId id, CommittedToken first_token, Instant now) {
   BATON_CHECK_MSG(!transfer->first_token, absl::StrCat("transfer ", Raw(id)));
   transfer->first_token = std::move(first_token);
   transfer->committed_at = now;
+  transfer->deadline = now + options_.transfer_deadline;
   peers_[transfer->peer].queue.push_back({id, std::nullopt});
   Pump(transfer->peer);
 }
@@ -167,6 +169,8 @@ void KvSender::Tick(Instant now) {
     if (transfer.ended) {
       transfer.deadline = now + options_.force_close_after;
       stuck.push_back(transfer.peer);
+    } else if (!IsUnderWay(id, transfer)) {
+      transfer.deadline = now + options_.transfer_deadline;  // The prompt is being computed.
     } else {
       late.push_back(id);
     }
@@ -183,6 +187,15 @@ void KvSender::Tick(Instant now) {
     transport_.ForceClose(peer);
     ++counters_.force_closes;
   }
+}
+
+bool KvSender::IsUnderWay(TransferId id, const Transfer& transfer) const {
+  if (transfer.first_token || transfer.sends > 0) return true;
+  const auto peer = peers_.find(transfer.peer);
+  if (peer == peers_.end()) return false;
+  const auto& queue = peer->second.queue;
+  return std::any_of(queue.begin(), queue.end(),
+                     [id](const Waiting& waiting) { return waiting.id == id; });
 }
 
 Instant KvSender::next_deadline() const {
@@ -262,6 +275,10 @@ void KvSender::OnSent(TransferId id, PeerId peer_id, uint64_t bytes, const absl:
   peers_.at(peer_id).in_flight_bytes -= bytes;
   Transfer& transfer = transfers_.at(id);  // Sends keep it.
   --transfer.sends;
+  if (status.ok()) {  // D reads, if slowly.
+    transfer.deadline =
+        now_ + (transfer.ended ? options_.force_close_after : options_.transfer_deadline);
+  }
   if (!transfer.ended && !status.ok()) {
     Fail(id, transfer, status, /*retryable=*/true);
   } else {

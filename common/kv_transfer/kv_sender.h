@@ -32,7 +32,7 @@ namespace baton {
 struct KvSenderOptions {
   size_t in_flight_bytes_max = size_t{64} << 20;  // Per peer; one message always goes.
   size_t message_bytes_max = size_t{8} << 20;     // As far as one layer of one block allows.
-  Duration transfer_deadline = std::chrono::seconds(60);
+  Duration transfer_deadline = std::chrono::seconds(60);  // Without progress.
   // How long sends of an ended transfer may stay under way before the connection is closed.
   Duration force_close_after = std::chrono::seconds(2);
 };
@@ -115,6 +115,8 @@ class KvSender {
   static EpochName NameOf(const Transfer& transfer);
   static AnswerKey KeyOf(const EpochName& name);
   Transfer* FindActive(TransferId id);
+  // Something of it waits to be sent, is being sent, or has to be answered.
+  bool IsUnderWay(TransferId id, const Transfer& transfer) const;
 
   void Pump(PeerId peer);
   void SendPiece(TransferId id, Transfer& transfer, const KvPiece& piece);

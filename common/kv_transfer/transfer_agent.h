@@ -41,7 +41,7 @@ struct TransferOptions {
   // Of one KV message's payload; a push is split into so many messages as it needs. At least one
   // layer of one block, whatever it says.
   size_t message_bytes_max = size_t{8} << 20;
-  // From BeginTransfer to the acknowledgement.
+  // Without progress of what was pushed or committed; computing the prompt does not count.
   Duration transfer_deadline = std::chrono::seconds(60);
   // How long retired receives, or sends of an ended transfer, may stay under way before the
   // connection to that peer is closed by force.

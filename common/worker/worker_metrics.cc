@@ -24,6 +24,11 @@ Counter& ByteCounter(MetricsRegistry* registry, const char* direction) {
                               {{"direction", direction}});
 }
 
+Counter& RefusedCounter(MetricsRegistry* registry, const char* reason) {
+  return registry->AddCounter("baton_handoff_refused_total", "KV messages refused",
+                              {{"reason", reason}});
+}
+
 void CatchUp(Counter& counter, uint64_t total) {
   const double missing = static_cast<double>(total) - counter.Value();
   if (missing > 0) counter.Increment(missing);
@@ -52,11 +57,24 @@ WorkerMetrics::WorkerMetrics(MetricsRegistry* registry)
                                       "Running sequences that gave up their KV blocks")),
       bytes_sent_(ByteCounter(registry, "sent")),
       bytes_received_(ByteCounter(registry, "received")),
-      refused_(registry->AddCounter("baton_handoff_refused_total", "KV messages refused")),
+      refused_{.malformed = RefusedCounter(registry, "malformed"),
+               .unknown_lease = RefusedCounter(registry, "unknown_lease"),
+               .stale = RefusedCounter(registry, "stale"),
+               .range = RefusedCounter(registry, "range"),
+               .overlap = RefusedCounter(registry, "overlap"),
+               .size = RefusedCounter(registry, "size")},
       checksum_mismatches_(registry->AddCounter("baton_handoff_checksum_mismatches_total",
                                                 "KV messages whose bytes arrived damaged")),
       transfers_failed_(
-          registry->AddCounter("baton_handoff_failed_total", "Transfers that failed")) {}
+          registry->AddCounter("baton_handoff_failed_total", "Transfers that failed")),
+      force_closes_(registry->AddCounter("baton_handoff_force_closes_total",
+                                         "Connections closed because KV transfers hung")),
+      peers_lost_(registry->AddCounter("baton_handoff_peers_lost_total",
+                                       "Connections to other workers that broke")),
+      leases_open_(registry->AddGauge("baton_handoff_leases_open", "Leases that take KV")),
+      transfers_open_(registry->AddGauge("baton_handoff_transfers_open", "KV transfers under way")),
+      bytes_in_flight_(registry->AddGauge("baton_handoff_bytes_in_flight",
+                                          "KV bytes sent and not acknowledged")) {}
 
 void WorkerMetrics::ObserveStep(Duration duration) {
   step_seconds_.Observe(std::chrono::duration<double>(duration).count());
@@ -81,11 +99,19 @@ void WorkerMetrics::Update(const v1::WorkerLoad& load, const EngineStats& stats,
   CatchUp(preempted_, stats.preempted);
   CatchUp(bytes_sent_, transfer.bytes_sent);
   CatchUp(bytes_received_, transfer.bytes_received);
-  CatchUp(refused_, transfer.refused_malformed + transfer.refused_unknown_lease +
-                        transfer.refused_stale + transfer.refused_range + transfer.refused_overlap +
-                        transfer.refused_size);
+  CatchUp(refused_.malformed, transfer.refused_malformed);
+  CatchUp(refused_.unknown_lease, transfer.refused_unknown_lease);
+  CatchUp(refused_.stale, transfer.refused_stale);
+  CatchUp(refused_.range, transfer.refused_range);
+  CatchUp(refused_.overlap, transfer.refused_overlap);
+  CatchUp(refused_.size, transfer.refused_size);
   CatchUp(checksum_mismatches_, transfer.checksum_mismatches);
   CatchUp(transfers_failed_, transfer.transfers_failed + transfer.leases_failed);
+  CatchUp(force_closes_, transfer.force_closes);
+  CatchUp(peers_lost_, transfer.peers_lost);
+  leases_open_.Set(transfer.leases_open);
+  transfers_open_.Set(transfer.transfers_open);
+  bytes_in_flight_.Set(static_cast<double>(transfer.bytes_in_flight));
 }
 
 }  // namespace baton

@@ -42,9 +42,21 @@ class WorkerMetrics {
   Counter& preempted_;
   Counter& bytes_sent_;
   Counter& bytes_received_;
-  Counter& refused_;
+  struct {
+    Counter& malformed;
+    Counter& unknown_lease;
+    Counter& stale;
+    Counter& range;
+    Counter& overlap;
+    Counter& size;
+  } refused_;
   Counter& checksum_mismatches_;
   Counter& transfers_failed_;
+  Counter& force_closes_;
+  Counter& peers_lost_;
+  Gauge& leases_open_;
+  Gauge& transfers_open_;
+  Gauge& bytes_in_flight_;
 };
 
 }  // namespace baton

@@ -19,6 +19,8 @@ void QuietUcxLog() {
 
 // What Baton wants otherwise than UCX's defaults. What the environment says (UCX_<name>) goes
 // first.
+constexpr int kProgressAfterClose = 4;
+
 struct Setting {
   const char* name;
   const char* value;
@@ -179,6 +181,9 @@ UcxEndpoint::~UcxEndpoint() {
   const ucs_status_ptr_t request = ucp_ep_close_nbx(endpoint_, &param);
   // A forced close is over at once; if UCX keeps a request all the same, it frees that by itself.
   if (UCS_PTR_IS_PTR(request)) ucp_request_free(request);
+  // UCX's own thread keeps events that it could not deliver under the number of their descriptor,
+  // and would deliver them to whoever gets that number next. Progress throws them away.
+  for (int i = 0; i < kProgressAfterClose; ++i) ucp_worker_progress(worker_);
 }
 
 }  // namespace baton

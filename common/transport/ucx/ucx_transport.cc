@@ -12,6 +12,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/base/check.h"
+#include "common/base/clock.h"
 #include "common/base/secure_random.h"
 #include "common/base/status_macros.h"
 #include "common/transport/ucx/ucx_address.h"
@@ -26,6 +27,8 @@ constexpr unsigned kGreetingId = 0;
 constexpr unsigned kMessageId = 1;
 // One Poll() makes UCX progress at most so often before it runs callbacks.
 constexpr int kProgressMax = 64;
+// How long connections that are coming up may take to show, before they are closed.
+constexpr Duration kSettleTime = std::chrono::milliseconds(20);
 // Bounds the wait for completions when the transport is destroyed.
 constexpr int kFinalProgressMax = 1 << 20;
 
@@ -148,11 +151,18 @@ class UcxTransport final : public Transport {
   std::unordered_map<ucp_ep_h, PeerId> by_endpoint_;
   std::unordered_map<std::string, PeerId> by_address_;
   std::unordered_map<Operation*, std::unique_ptr<Operation>> operations_;
+  // UCX 1.13 does not bear that a connection is closed while it is coming up. Nothing but a
+  // greeting can come over one: it may as well be closed a little later.
+  struct ClosingEndpoint {
+    UcxEndpoint endpoint;
+    Instant close_at;
+  };
+  std::deque<ClosingEndpoint> closing_endpoints_;
 
   // Filled from inside UCX, emptied by Poll().
   std::vector<Arrival> arrivals_;
   std::vector<Operation*> completed_;
-  std::vector<std::pair<PeerId, ucs_status_t>> failed_;
+  std::vector<std::pair<ucp_ep_h, ucs_status_t>> failed_;
   std::vector<ucp_conn_request_h> wanted_;
   std::vector<std::function<void()>> callbacks_;
 };
@@ -164,6 +174,8 @@ UcxTransport::~UcxTransport() {
   closing_ = true;
   while (!peers_.empty()) Lose(peers_.begin()->first, closing);
   for (int i = 0; i < kFinalProgressMax && !operations_.empty(); ++i) Poll();
+  const Instant settled = Now() + kSettleTime;
+  while (Now() < settled || !closing_endpoints_.empty()) Poll();
   for (const Arrival& arrival : std::exchange(arrivals_, {})) Release(arrival);
   for (ucp_conn_request_h request : std::exchange(wanted_, {})) listener_->Reject(request);
   // Next to each other: UCX 1.13's own thread hands a connection that is still coming up to its
@@ -236,9 +248,7 @@ void UcxTransport::OnCompleted(void* request, ucs_status_t status, void* argumen
 }
 
 void UcxTransport::OnFailed(void* argument, ucp_ep_h endpoint, ucs_status_t status) {
-  auto* self = static_cast<UcxTransport*>(argument);
-  const auto found = self->by_endpoint_.find(endpoint);
-  if (found != self->by_endpoint_.end()) self->failed_.push_back({found->second, status});
+  static_cast<UcxTransport*>(argument)->failed_.push_back({endpoint, status});
 }
 
 // --- Connections ---------------------------------------------------------------------------------
@@ -372,6 +382,7 @@ void UcxTransport::Lose(PeerId id, const absl::Status& status) {
       found != by_address_.end() && found->second == id) {
     by_address_.erase(found);
   }
+  if (!peer->open) closing_endpoints_.push_back({std::move(peer->endpoint), Now() + kSettleTime});
   peers_.erase(id);  // Closes the endpoint by force.
 }
 
@@ -520,6 +531,9 @@ bool UcxTransport::Poll() {
 }
 
 bool UcxTransport::RunDue() {
+  while (!closing_endpoints_.empty() && closing_endpoints_.front().close_at <= Now()) {
+    closing_endpoints_.pop_front();
+  }
   const auto failed = std::exchange(failed_, {});
   const auto wanted = std::exchange(wanted_, {});
   const auto arrivals = std::exchange(arrivals_, {});
@@ -536,8 +550,11 @@ bool UcxTransport::RunDue() {
   }
   for (Operation* operation : completed) Complete(operation);
   // After the arrivals: what a peer said before it died still counts.
-  for (const auto& [peer, status] : failed) {
-    TryNextWay(peer, UcxStatus(status, "the peer is lost"));
+  for (const auto& [endpoint, status] : failed) {
+    // A peer may have another endpoint by now.
+    if (const auto known = by_endpoint_.find(endpoint); known != by_endpoint_.end()) {
+      TryNextWay(known->second, UcxStatus(status, "the peer is lost"));
+    }
   }
   for (const std::function<void()>& callback : callbacks) callback();
   return !wanted.empty() || !failed.empty() || !arrivals.empty() || !completed.empty() ||
