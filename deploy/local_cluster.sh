@@ -21,7 +21,7 @@
 #   --decode_flags "…"  more flags for every decode worker
 #   -- FLAG…            more flags for every worker
 # Option of stop:
-#   --stop_seconds N    how long the processes may drain before they are killed (default 20)
+#   --stop_seconds N    how long the processes may drain before they are killed (default 35)
 # Option of all three commands:
 #   --logs DIR          logs, pid files and addresses (default build/local_cluster); one cluster per
 #                       folder, so several can run side by side
@@ -54,7 +54,7 @@ logs=$root/build/local_cluster
 port=7000
 bin=${BATON_BIN_DIR:-}
 ready_seconds=120
-stop_seconds=20
+stop_seconds=35
 router_flags=()
 prefill_flags=()
 decode_flags=()

@@ -9,6 +9,11 @@ PairState PairTable::state(WorkerId prefill, WorkerId decode) const {
   return it == pairs_.end() ? PairState::kUnknown : it->second.state;
 }
 
+bool PairTable::broken(WorkerId prefill, WorkerId decode) const {
+  const auto it = pairs_.find(Key(prefill, decode));
+  return it != pairs_.end() && it->second.failures > 0;
+}
+
 void PairTable::Forget(WorkerId worker) {
   std::erase_if(pairs_, [worker](const auto& item) {
     return item.first.first == worker || item.first.second == worker;
@@ -25,6 +30,7 @@ void PairTable::Succeeded(WorkerId prefill, WorkerId decode) {
 
 void PairTable::Failed(WorkerId prefill, WorkerId decode, const std::string& why, Instant now) {
   Pair& pair = pairs_[Key(prefill, decode)];
+  if (pair.state == PairState::kDown) return;  // One cause fails many transfers at once.
   Duration backoff = options_.backoff_min;
   for (uint32_t i = 0; i < pair.failures && backoff < options_.backoff_max; ++i) backoff *= 2;
   pair.state = PairState::kDown;

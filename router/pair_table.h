@@ -45,6 +45,8 @@ class PairTable {
   explicit PairTable(PairOptions options) : options_(options) {}
 
   PairState state(WorkerId prefill, WorkerId decode) const;
+  // Its last transfer or probe failed; it may be being probed again.
+  bool broken(WorkerId prefill, WorkerId decode) const;
 
   // A session of this worker began or ended: what was known about its pairs is void.
   void Forget(WorkerId worker);

@@ -66,6 +66,16 @@ TEST_F(PairTableTest, SuccessStartsTheBackoffOver) {
   EXPECT_EQ(pairs.Due(workers, now + milliseconds(100)).size(), 1u);
 }
 
+TEST_F(PairTableTest, OneCauseThatFailsManyTransfersIsOneFailure) {
+  for (int i = 0; i < 7; ++i) pairs.Failed(p, d, "no path", now);
+
+  EXPECT_EQ(pairs.Due(workers, now + milliseconds(100)).size(), 1u);
+  EXPECT_EQ(pairs.state(p, d), PairState::kProbing);
+  EXPECT_TRUE(pairs.broken(p, d)) << "until a probe says otherwise";
+  pairs.Succeeded(p, d);
+  EXPECT_FALSE(pairs.broken(p, d));
+}
+
 TEST_F(PairTableTest, UnansweredProbeFails) {
   pairs.Due(workers, now);
   pairs.Due(workers, now + milliseconds(1000));

@@ -67,8 +67,7 @@ std::optional<WorkerId> BestPrefill(const WorkerTable& workers, const PairTable&
 // broken.
 bool PrefillMayCome(const WorkerTable& workers, const PairTable& pairs, WorkerId decode) {
   for (const auto& [id, worker] : workers.all()) {
-    if (worker.role == v1::ROLE_PREFILL && worker.ready() &&
-        pairs.state(id, decode) != PairState::kDown) {
+    if (worker.role == v1::ROLE_PREFILL && worker.ready() && !pairs.broken(id, decode)) {
       return true;
     }
   }

@@ -126,10 +126,10 @@ void RouterCore::PrefillGone(Request& request, RetryCause cause, const std::stri
   // Otherwise P had only been chosen (OnAdmitted chooses another), or its part was done.
   if (!was_prefilling) return;
   if (!CountRetry(request, cause, why, gone, now)) return;
+  request.queued_since = now;
   if (request.decode.has_value()) {
     Reopen(request, now);
   } else {
-    request.queued_since = now;
     Requeue(request, now);
   }
 }

@@ -253,6 +253,7 @@ void SessionServer::Stream::HandleHello() {
   }
   // Held until the handler has answered: a still newer session waits here for its turn.
   absl::MutexLock delivery(&delivery_mutex_);
+  if (phase_ == Phase::kClosed) return;
   const absl::StatusOr<std::shared_ptr<Stream>> retired =
       server_->Register(hello, shared_from_this());
   if (!retired.ok()) {
