@@ -76,6 +76,11 @@ void RouterCore::OnWorkerDown(WorkerId id, const absl::Status& why, Instant now)
       PrefillGone(*request, RetryCause::kPrefillLost, reason, now);
     }
   }
+  for (const WorkerId accepted : workers_.JudgeAgain()) {
+    actions_.push_back(Note{absl::StrCat("worker ", workers_.Find(accepted)->address,
+                                         " is ready: what it was refused for is gone")});
+  }
+  SendProbes(now);
   Place(now);
 }
 

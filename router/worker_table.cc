@@ -75,6 +75,20 @@ void WorkerTable::Up(WorkerId id, const v1::WorkerHello& hello) {
   worker->full_until = Instant{};
   worker->state = verdict.ok() ? WorkerState::kReady : WorkerState::kRefused;
   worker->reason = std::string(verdict.message());
+  worker->connected = true;
+}
+
+std::vector<WorkerId> WorkerTable::JudgeAgain() {
+  std::vector<WorkerId> accepted;
+  for (auto& [id, worker] : workers_) {
+    if (worker.state != WorkerState::kRefused || !worker.connected) continue;
+    const absl::Status verdict = Judge(worker, worker.hello);
+    worker.reason = std::string(verdict.message());
+    if (!verdict.ok()) continue;
+    worker.state = WorkerState::kReady;
+    accepted.push_back(id);
+  }
+  return accepted;
 }
 
 void WorkerTable::Down(WorkerId id, const absl::Status& why) {
@@ -86,6 +100,7 @@ void WorkerTable::Down(WorkerId id, const absl::Status& why) {
     worker->state = WorkerState::kLost;
   }
   worker->reason = std::string(why.message());
+  worker->connected = false;
   worker->load.Clear();
 }
 

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <map>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "common/base/clock.h"
@@ -38,8 +39,9 @@ struct WorkerEntry {
   v1::Role role = v1::ROLE_UNSPECIFIED;
   WorkerState state = WorkerState::kConnecting;
   std::string reason;
-  v1::WorkerHello hello;  // Of the current session, or of the last one.
-  v1::WorkerLoad load;    // As last reported in this session.
+  bool connected = false;  // A session is up, whether the worker is used or not.
+  v1::WorkerHello hello;   // Of the current session, or of the last one.
+  v1::WorkerLoad load;     // As last reported in this session.
 
   // What this router has put on the worker in this session.
   uint32_t attempts = 0;        // Placements not ended.
@@ -78,6 +80,10 @@ class WorkerTable {
   void Up(WorkerId id, const v1::WorkerHello& hello);
   // A session broke or could not be had. kFailedPrecondition: the worker refused this router.
   void Down(WorkerId id, const absl::Status& why);
+
+  // Judges the connected workers that were refused once more, now that another one is gone.
+  // Returns those that became ready.
+  std::vector<WorkerId> JudgeAgain();
 
   const std::map<WorkerId, WorkerEntry>& all() const { return workers_; }
 

@@ -6,7 +6,9 @@
 namespace baton {
 namespace {
 
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::IsEmpty;
 
 v1::WorkerHello Hello(v1::Role role, uint64_t incarnation) {
   v1::WorkerHello hello;
@@ -94,6 +96,19 @@ TEST_F(WorkerTableTest, WithNobodyConnectedAnotherModelMayCome) {
   EXPECT_TRUE(table.Find(second)->ready());
   EXPECT_EQ(table.Find(first)->state, WorkerState::kLost);
   EXPECT_EQ(table.Find(first)->reason, "gone");
+}
+
+TEST_F(WorkerTableTest, TheRefusedAreJudgedAgainWhenTheOneInTheirWayIsGone) {
+  hello.mutable_model()->set_model_fingerprint("model b");
+  ExpectRefused(hello, "another model");
+  EXPECT_THAT(table.JudgeAgain(), IsEmpty());
+
+  table.Down(first, absl::UnavailableError("gone"));
+
+  EXPECT_THAT(table.JudgeAgain(), ElementsAre(second));
+  EXPECT_TRUE(table.Find(second)->ready());
+  table.Down(second, absl::FailedPreconditionError("another protocol"));
+  EXPECT_THAT(table.JudgeAgain(), IsEmpty()) << "it has no session";
 }
 
 TEST(WorkerTablePolicyTest, RequiredFingerprintBindsTheFirstToo) {
