@@ -40,7 +40,7 @@ void CheckWeight(const KernelContext& context, const ConstTensorView& weight) {
 
 void CheckSequences(std::span<const SequenceRows> sequences, const KvPages& pages, size_t rows) {
   BATON_CHECK(pages.data != nullptr);
-  BATON_CHECK(pages.dtype == DType::kF32 || pages.dtype == DType::kBF16);
+  BATON_CHECK(pages.dtype != DType::kF16);
   BATON_CHECK(pages.block_tokens > 0);
   BATON_CHECK(pages.head_dim <= kHeadDimMax);
   for (const SequenceRows& sequence : sequences) {
@@ -102,15 +102,14 @@ void KernelContext::FreeDeleter::operator()(float* data) const { std::free(data)
 
 const char* KernelContext::numerics() const { return table_->numerics; }
 
-float* KernelContext::Scratch(uint32_t thread, size_t floats) {
-  ScratchMemory& scratch = scratch_[thread];
-  if (scratch.floats < floats) {
+float* KernelContext::Grow(ScratchMemory* scratch, size_t floats) {
+  if (scratch->floats < floats) {
     const size_t bytes = (floats * sizeof(float) + 63) / 64 * 64;
-    scratch.data.reset(static_cast<float*>(std::aligned_alloc(64, bytes)));
-    BATON_CHECK_MSG(scratch.data != nullptr, absl::StrCat("out of memory: ", bytes, " bytes"));
-    scratch.floats = floats;
+    scratch->data.reset(static_cast<float*>(std::aligned_alloc(64, bytes)));
+    BATON_CHECK_MSG(scratch->data != nullptr, absl::StrCat("out of memory: ", bytes, " bytes"));
+    scratch->floats = floats;
   }
-  return scratch.data.get();
+  return scratch->data.get();
 }
 
 void Embedding(KernelContext& context, const ConstTensorView& table, std::span<const TokenId> ids,
@@ -133,19 +132,28 @@ void RmsNorm(KernelContext& context, const ConstTensorView& x, const ConstTensor
   context.table().rms_norm(context, x, weight, epsilon, out);
 }
 
-void Linear(KernelContext& context, const ConstTensorView& x, const ConstTensorView& weight,
-            const ConstTensorView& bias, const TensorView& out) {
+absl::StatusOr<PackedWeight> PackWeight(KernelContext& context, Device& device,
+                                        const ConstTensorView& matrix, WeightFormat format) {
+  BATON_CHECK(IsWeightType(matrix.dtype()));
+  BATON_CHECK(matrix.rank() == 2);
+  BATON_CHECK(device.kind() == context.device());
+  BATON_CHECK(format.activation_bytes == 1 || format.activation_bytes == 2);
+  return context.table().pack_weight(context, device, matrix, format);
+}
+
+void Linear(KernelContext& context, const ConstTensorView& x,
+            std::span<const LinearOutput> outputs) {
   CheckF32(context, x, 2);
-  CheckWeight(context, weight);
-  CheckF32(context, out, 2);
-  BATON_CHECK(x.dim(1) == weight.dim(1));
-  BATON_CHECK(out.dim(0) == x.dim(0));
-  BATON_CHECK(out.dim(1) == weight.dim(0));
-  if (!bias.empty()) {
-    CheckF32(context, bias, 1);
-    BATON_CHECK(bias.dim(0) == weight.dim(0));
+  for (const LinearOutput& output : outputs) {
+    CheckF32(context, output.out, 2);
+    BATON_CHECK(x.dim(1) == output.weight->inputs());
+    BATON_CHECK(output.out.dim(0) == x.dim(0));
+    BATON_CHECK(output.out.dim(1) == output.weight->outputs());
+    if (output.bias.empty()) continue;
+    CheckF32(context, output.bias, 1);
+    BATON_CHECK(output.bias.dim(0) == output.weight->outputs());
   }
-  context.table().linear(context, x, weight, bias, out);
+  context.table().linear(context, x, outputs);
 }
 
 void Rope(KernelContext& context, const ConstTensorView& cosines, const ConstTensorView& sines,

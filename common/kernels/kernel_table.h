@@ -13,8 +13,9 @@ struct KernelTable {
                     const TensorView& out);
   void (*rms_norm)(KernelContext&, const ConstTensorView& x, const ConstTensorView& weight,
                    float epsilon, const TensorView& out);
-  void (*linear)(KernelContext&, const ConstTensorView& x, const ConstTensorView& weight,
-                 const ConstTensorView& bias, const TensorView& out);
+  absl::StatusOr<PackedWeight> (*pack_weight)(KernelContext&, Device& device,
+                                              const ConstTensorView& matrix, WeightFormat format);
+  void (*linear)(KernelContext&, const ConstTensorView& x, std::span<const LinearOutput> outputs);
   void (*rope)(KernelContext&, const ConstTensorView& cosines, const ConstTensorView& sines,
                const TensorView& x);
   void (*write_kv)(KernelContext&, const ConstTensorView& k, const ConstTensorView& v,

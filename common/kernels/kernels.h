@@ -1,7 +1,7 @@
 // The whole list of operations that a model is made of: free functions over tensor views.
 //
 // Each forwards to the implementation for the context's device. Activations, norm weights and
-// biases are float32; weights are float32, bfloat16 or float16. Every output element is computed by
+// biases are float32; matrices are packed, see packed_weight.h. Every output element is computed by
 // a fixed sequence of operations that depends on nothing but its own inputs: not on the number of
 // rows, on the other rows, on threads or on the CPU. See "Equal bits" in DESIGN_NOTES.md.
 //
@@ -20,6 +20,8 @@
 #include "common/base/ids.h"
 #include "common/device/device.h"
 #include "common/kernels/kernel_threads.h"
+#include "common/kernels/packed_weight.h"
+#include "common/tensor/kv_row.h"
 #include "common/tensor/tensor_view.h"
 
 namespace baton {
@@ -56,7 +58,9 @@ class KernelContext {
   const CpuOps& cpu_ops() const { return *cpu_ops_; }
   KernelThreads& threads() { return threads_; }
   // Scratch of thread `thread`, at least `floats` long, 64-byte aligned; kept for the next kernel.
-  float* Scratch(uint32_t thread, size_t floats);
+  float* Scratch(uint32_t thread, size_t floats) { return Grow(&scratch_[thread], floats); }
+  // The same for all threads together. The caller of ParallelFor asks for it.
+  float* SharedScratch(size_t floats) { return Grow(&shared_scratch_, floats); }
 
  private:
   struct FreeDeleter {
@@ -68,20 +72,22 @@ class KernelContext {
   };
 
   KernelContext(const KernelOptions& options, const KernelTable* table, const CpuOps* cpu_ops);
+  static float* Grow(ScratchMemory* scratch, size_t floats);
 
   const KernelOptions options_;
   const KernelTable* const table_;
   const CpuOps* const cpu_ops_;  // Null unless the device is the CPU.
   KernelThreads threads_;
   std::vector<ScratchMemory> scratch_;  // By thread.
+  ScratchMemory shared_scratch_;
 };
 
-// One layer of a paged KV cache. A block holds [K|V][kv_head][block_tokens][head_dim] for the
-// layer.
+// One layer of a paged KV cache. A block holds [K|V][kv_head][block_tokens] rows for the layer. A
+// row is head_dim numbers, and for kI8 the float32 scale that they are multiplied with.
 struct KvPages {
   std::byte* data = nullptr;  // Block 0 of the layer, in device memory.
   size_t block_bytes = 0;     // From a block to the next.
-  DType dtype = DType::kF32;  // kF32 or kBF16.
+  DType dtype = DType::kF32;  // kF32, kBF16 or kI8.
   uint32_t kv_heads = 0;
   uint32_t head_dim = 0;
   uint32_t block_tokens = 0;
@@ -89,7 +95,7 @@ struct KvPages {
   // Offset of K (value = false) or V of the token at `position`, from `data`.
   size_t OffsetOf(std::span<const BlockId> blocks, bool value, uint32_t kv_head,
                   uint32_t position) const {
-    const size_t row_bytes = head_dim * DTypeBytes(dtype);
+    const size_t row_bytes = KvRowBytes(dtype, head_dim);
     return Raw(blocks[position / block_tokens]) * block_bytes +
            (static_cast<size_t>((value ? kv_heads : 0) + kv_head) * block_tokens +
             position % block_tokens) *
@@ -117,9 +123,21 @@ void Embedding(KernelContext& context, const ConstTensorView& table, std::span<c
 void RmsNorm(KernelContext& context, const ConstTensorView& x, const ConstTensorView& weight,
              float epsilon, const TensorView& out);
 
-// out = x weight^T + bias. x [m, k]; weight [n, k] of a weight type; bias [n] or empty; out [m, n].
-void Linear(KernelContext& context, const ConstTensorView& x, const ConstTensorView& weight,
-            const ConstTensorView& bias, const TensorView& out);
+// Brings a matrix [outputs, inputs] into the form and order that Linear wants. `matrix` is float32,
+// bfloat16 or float16 in host memory, of any alignment. kInvalidArgument: "has 1e+09, which does
+// not fit into f16". kResourceExhausted: no memory.
+absl::StatusOr<PackedWeight> PackWeight(KernelContext& context, Device& device,
+                                        const ConstTensorView& matrix, WeightFormat format);
+
+// out = x weight^T + bias, for several weights of one x. x [m, inputs]; bias [outputs] or empty;
+// out [m, outputs].
+struct LinearOutput {
+  const PackedWeight* weight = nullptr;
+  ConstTensorView bias;
+  TensorView out;
+};
+void Linear(KernelContext& context, const ConstTensorView& x,
+            std::span<const LinearOutput> outputs);
 
 // Rotates each head by its token's angles, in Hugging Face's layout: element i is paired with
 // element i + head_dim / 2. x [rows, heads, head_dim], in place; cosines, sines [rows, head_dim /

@@ -1,7 +1,7 @@
 // How the bytes of a KV block lie in memory and on the wire.
 //
 // A block holds `block_tokens` consecutive tokens of every layer:
-//   [layer][K|V][kv_head][token][head_dim]
+//   [layer][K|V][kv_head][token] rows, see kv_row.h
 // Two workers may pass blocks to each other only if their fingerprints are equal. A plain value.
 #ifndef BATON_COMMON_KV_CACHE_KV_LAYOUT_H_
 #define BATON_COMMON_KV_CACHE_KV_LAYOUT_H_
@@ -10,6 +10,7 @@
 #include <cstdint>
 
 #include "common/tensor/dtype.h"
+#include "common/tensor/kv_row.h"
 
 namespace baton {
 
@@ -21,10 +22,10 @@ struct KvLayout {
   DType dtype = DType::kF32;
 
   // Of one token of one head: what a copy moves at least.
-  size_t row_bytes() const { return head_dim * DTypeBytes(dtype); }
-  // Of one K or V plane of one head: [token][head_dim].
+  size_t row_bytes() const { return KvRowBytes(dtype, head_dim); }
+  // Of one K or V plane of one head: [token] rows.
   size_t head_bytes() const { return row_bytes() * block_tokens; }
-  // Of one layer: [K|V][kv_head][token][head_dim].
+  // Of one layer: [K|V][kv_head][token] rows.
   size_t layer_bytes() const { return head_bytes() * kv_heads * 2; }
   size_t block_bytes() const { return layer_bytes() * layers; }
   // KV bytes of one token over all layers.

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -32,20 +31,19 @@ KvPages LayerPages(const KvArena& cache, uint32_t layer) {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Model>> Model::Load(Device& device, const ModelOptions& options) {
-  std::optional<DType> dtype;
+  WeightOptions weight_options = {.activation_bytes = options.activation_bytes,
+                                  .progress = options.progress};
   if (!options.weights.empty()) {
-    BATON_ASSIGN_OR_RETURN(dtype, ParseDType(options.weights));
-    if (dtype == DType::kI8) {
-      return absl::InvalidArgumentError("weights 'i8' are not supported; choose f32, bf16 or f16");
-    }
+    BATON_ASSIGN_OR_RETURN(weight_options.form, ParseWeightForm(options.weights));
   }
   // First of all: without kernels there is no point in reading weights.
   BATON_ASSIGN_OR_RETURN(
       std::unique_ptr<KernelContext> context,
       KernelContext::Create({.device = device.kind(), .threads = options.threads}));
   BATON_ASSIGN_OR_RETURN(ModelConfig config, ModelConfig::Load(options.directory));
-  BATON_ASSIGN_OR_RETURN(std::unique_ptr<ModelWeights> weights,
-                         ModelWeights::Load(device, config, options.directory, dtype));
+  BATON_ASSIGN_OR_RETURN(
+      std::unique_ptr<ModelWeights> weights,
+      ModelWeights::Load(device, *context, config, options.directory, weight_options));
   config.stored_dtype = weights->stored_dtype();
   BATON_ASSIGN_OR_RETURN(std::string fingerprint,
                          ModelFingerprint(options.directory, weights->files()));
@@ -75,7 +73,7 @@ Decoder::Decoder(Device& device, const ModelConfig& config, std::unique_ptr<Mode
       context_(std::move(context)),
       batch_tokens_max_(batch_tokens_max),
       fingerprint_(std::move(fingerprint)),
-      numerics_(absl::StrCat(weights_->dtype_names(), "/", context_->numerics())),
+      numerics_(absl::StrCat(weights_->format_names(), "/", context_->numerics())),
       angles_(config.rope, config.head_dim) {}
 
 absl::Status Decoder::AllocateScratch() {
@@ -135,7 +133,7 @@ absl::Status Decoder::CheckCall(std::span<const BatchRow> rows, const KvArena& c
       layout.head_dim != config_.head_dim || layout.block_tokens == 0) {
     return BatchError("the cache is of another model");
   }
-  if (layout.dtype != DType::kF32 && layout.dtype != DType::kBF16) {
+  if (layout.dtype == DType::kF16) {
     return BatchError(absl::StrCat("a cache of ", DTypeName(layout.dtype), " is not supported"));
   }
   size_t tokens = 0;
@@ -236,9 +234,10 @@ void Decoder::RunQkv(const LayerWeights& layer, const Batch& batch, const KvPage
   const size_t tokens = part.x.dim(0);
   const size_t head_dim = config_.head_dim;
   RmsNorm(*context_, part.x, layer.input_norm, config_.rms_norm_eps, part.h);
-  Linear(*context_, part.h, layer.q, layer.q_bias, part.q);
-  Linear(*context_, part.h, layer.k, layer.k_bias, part.k);
-  Linear(*context_, part.h, layer.v, layer.v_bias, part.v);
+  const LinearOutput qkv[] = {{&layer.q, layer.q_bias, part.q},
+                              {&layer.k, layer.k_bias, part.k},
+                              {&layer.v, layer.v_bias, part.v}};
+  Linear(*context_, part.h, qkv);
   if (config_.qk_norm) {
     const TensorView q_heads = part.q.Reshaped({tokens * config_.heads, head_dim});
     const TensorView k_heads = part.k.Reshaped({tokens * config_.kv_heads, head_dim});
@@ -258,13 +257,15 @@ void Decoder::RunRest(const LayerWeights& layer, std::span<const SequenceRows> s
   const float scale = 1.0f / std::sqrt(static_cast<float>(config_.head_dim));
   Attention(*context_, part.q.Reshaped({tokens, config_.heads, config_.head_dim}), pages, sequences,
             scale, part.attention.Reshaped({tokens, config_.heads, config_.head_dim}));
-  Linear(*context_, part.attention, layer.o, ConstTensorView(), part.h);
+  const LinearOutput o[] = {{&layer.o, {}, part.h}};
+  Linear(*context_, part.attention, o);
   Add(*context_, part.h, part.x);
   RmsNorm(*context_, part.x, layer.attention_norm, config_.rms_norm_eps, part.h);
-  Linear(*context_, part.h, layer.gate, ConstTensorView(), part.gate);
-  Linear(*context_, part.h, layer.up, ConstTensorView(), part.up);
+  const LinearOutput gate_up[] = {{&layer.gate, {}, part.gate}, {&layer.up, {}, part.up}};
+  Linear(*context_, part.h, gate_up);
   SiluMul(*context_, part.gate, part.up, part.gate);
-  Linear(*context_, part.gate, layer.down, ConstTensorView(), part.h);
+  const LinearOutput down[] = {{&layer.down, {}, part.h}};
+  Linear(*context_, part.gate, down);
   Add(*context_, part.h, part.x);
 }
 
@@ -284,7 +285,8 @@ absl::Status Decoder::WriteLogits(const Activations& part, std::span<float> logi
   for (size_t begin = 0; begin < rows; begin += logits_.dim(0)) {
     const size_t count = std::min(logits_.dim(0), rows - begin);
     const TensorView out = logits_.Rows(0, count);
-    Linear(*context_, part.h.Rows(begin, count), weights_->head(), ConstTensorView(), out);
+    const LinearOutput head[] = {{&weights_->head(), {}, out}};
+    Linear(*context_, part.h.Rows(begin, count), head);
     BATON_RETURN_IF_ERROR(
         device_.CopyToHost(reinterpret_cast<std::byte*>(logits.data() + begin * config_.vocab_size),
                            out.data(), out.bytes()));

@@ -80,11 +80,13 @@ class DecoderTest : public testing::Test {
 TEST_F(DecoderTest, LoadsWeightsAsStoredOrConverted) {
   WriteModel({.dtype = DType::kBF16});
 
-  EXPECT_EQ((*Load())->numerics(), "bf16/cpu-1");
-  EXPECT_EQ((*Load("f32"))->numerics(), "f32/cpu-1");
-  EXPECT_EQ((*Load("f16"))->numerics(), "f16/cpu-1");
+  EXPECT_EQ((*Load())->numerics(), "bf16/cpu-2");
+  EXPECT_EQ((*Load("f32"))->numerics(), "f32/cpu-2");
+  EXPECT_EQ((*Load("f16"))->numerics(), "f16/cpu-2");
+  EXPECT_EQ((*Load("int8"))->numerics(), "int8a16/cpu-2");
+  EXPECT_EQ((*Load("int4"))->numerics(), "int4a16+int8a16/cpu-2");
   EXPECT_EQ((*Load("f16"))->config().stored_dtype, DType::kBF16);
-  EXPECT_EQ(Load("i8").status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(Load("int3").status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(Load("q4").status().code(), absl::StatusCode::kInvalidArgument);
 }
 

@@ -47,6 +47,7 @@ struct RunOptions {
   CpuIsa isa = BestCpuIsa();
   uint32_t block_tokens = 16;
   DType kv_dtype = DType::kF32;
+  WeightOptions weights = {};
 };
 
 // A model with a cache, and sequences in it whose blocks are scattered over the cache.
@@ -54,9 +55,10 @@ class Runner {
  public:
   Runner(const std::string& name, const RunOptions& options) : device_(MakeHostDevice()) {
     const ModelConfig config = ModelConfig::Load(Folder(name)).value();
-    auto weights = ModelWeights::Load(*device_, config, Folder(name), std::nullopt).value();
     auto context =
         KernelContext::Create({.threads = options.threads, .cpu_isa = options.isa}).value();
+    auto weights =
+        ModelWeights::Load(*device_, *context, config, Folder(name), options.weights).value();
     model_ = Decoder::Create(*device_, config, std::move(weights), std::move(context),
                              2 * kTokensMax, "fingerprint")
                  .value();

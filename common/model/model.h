@@ -26,9 +26,12 @@ namespace baton {
 
 struct ModelOptions {
   std::string directory;            // A Hugging Face folder.
-  std::string weights = {};         // "f32", "bf16", "f16", or empty: as stored.
+  std::string weights = {};         // "f32", "bf16", "f16", "int8", "int4", or empty: as stored.
+  uint32_t activation_bytes = 2;    // With integer weights; see WeightFormat.
   uint32_t threads = 1;             // Kernel threads, this one included.
   uint32_t batch_tokens_max = 512;  // Most tokens of one Forward; sizes the scratch memory.
+  // Called while weights are loaded, with the bytes read so far of all.
+  std::function<void(uint64_t done, uint64_t total)> progress = {};
 };
 
 class Model {
@@ -46,7 +49,7 @@ class Model {
   virtual const ModelConfig& config() const = 0;
   // SHA-256 over config, tokenizer, safetensors headers and first and last 4 KiB of each tensor.
   virtual const std::string& fingerprint() const = 0;  // 32 bytes.
-  // Weight form and kernel path, e.g. "bf16/cpu-1": equal numerics give equal bits.
+  // Weight form and kernel path, e.g. "bf16/cpu-2": equal numerics give equal bits.
   virtual const std::string& numerics() const = 0;
   virtual uint64_t parameter_count() const = 0;
 

@@ -257,6 +257,12 @@ absl::Status TensorFiles::OpenIndexed(const std::string& directory, const std::s
   return absl::OkStatus();
 }
 
+uint64_t TensorFiles::total_bytes() const {
+  uint64_t total = 0;
+  for (const auto& [name, tensor] : tensors_) total += tensor->data.size();
+  return total;
+}
+
 const StoredTensor* TensorFiles::Find(const std::string& name) const {
   const auto found = tensors_.find(name);
   return found == tensors_.end() ? nullptr : found->second;

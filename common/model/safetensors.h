@@ -73,6 +73,8 @@ class TensorFiles {
   const StoredTensor* Find(const std::string& name) const;
   // By name of file.
   const std::vector<std::unique_ptr<SafetensorsFile>>& files() const { return files_; }
+  // Of all tensors.
+  uint64_t total_bytes() const;
   // For messages: the index, or the only file.
   const std::string& source() const { return source_; }
 

@@ -1,6 +1,6 @@
 #include "common/model/weights.h"
 
-#include <cmath>
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <utility>
@@ -29,18 +29,6 @@ float ReadElement(const std::byte* data, size_t index, DType dtype) {
   return dtype == DType::kBF16 ? Bf16ToF32(bits) : F16ToF32(bits);
 }
 
-// Returns false if a finite value is too large for the type.
-bool WriteElement(float value, size_t index, DType dtype, std::byte* data) {
-  if (dtype == DType::kF32) {
-    std::memcpy(data + index * sizeof(value), &value, sizeof(value));
-    return true;
-  }
-  const uint16_t bits = dtype == DType::kBF16 ? F32ToBf16(value) : F32ToF16(value);
-  std::memcpy(data + index * sizeof(bits), &bits, sizeof(bits));
-  const float stored = dtype == DType::kBF16 ? Bf16ToF32(bits) : F16ToF32(bits);
-  return std::isfinite(stored) || !std::isfinite(value);
-}
-
 bool IsAligned(const std::byte* data, DType dtype) {
   return reinterpret_cast<uintptr_t>(data) % DTypeBytes(dtype) == 0;
 }
@@ -48,32 +36,55 @@ bool IsAligned(const std::byte* data, DType dtype) {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<ModelWeights>> ModelWeights::Load(Device& device,
+                                                                 KernelContext& context,
                                                                  const ModelConfig& config,
                                                                  const std::string& directory,
-                                                                 std::optional<DType> dtype) {
+                                                                 const WeightOptions& options) {
   BATON_ASSIGN_OR_RETURN(std::unique_ptr<TensorFiles> files, TensorFiles::Open(directory));
-  std::unique_ptr<ModelWeights> weights(new ModelWeights(device, std::move(files), dtype));
+  std::unique_ptr<ModelWeights> weights(
+      new ModelWeights(device, context, std::move(files), options));
   BATON_RETURN_IF_ERROR(weights->LoadAll(config));
   return weights;
 }
 
-std::string ModelWeights::dtype_names() const { return absl::StrJoin(dtype_names_, "+"); }
+std::string ModelWeights::format_names() const { return absl::StrJoin(format_names_, "+"); }
 
 absl::Status ModelWeights::LoadAll(const ModelConfig& config) {
   const std::string embedding_name = "model.embed_tokens.weight";
-  BATON_RETURN_IF_ERROR(
-      LoadMatrix(embedding_name, config.vocab_size, config.hidden_size, &embedding_));
-  stored_dtype_ = *files_->Find(embedding_name)->dtype;
+  BATON_RETURN_IF_ERROR(LoadEmbedding(embedding_name, config));
   for (uint32_t index = 0; index < config.layers; ++index) {
     // Grown as tensors are found: the number of layers is the file's claim.
     BATON_RETURN_IF_ERROR(LoadLayer(config, index, &layers_.emplace_back()));
   }
   BATON_RETURN_IF_ERROR(LoadVector("model.norm.weight", config.hidden_size, &final_norm_));
-  if (config.tied_embeddings) {
-    head_ = embedding_;
-    return absl::OkStatus();
+  return LoadHead(config.tied_embeddings ? embedding_name : "lm_head.weight", config);
+}
+
+absl::Status ModelWeights::LoadEmbedding(const std::string& name, const ModelConfig& config) {
+  BATON_ASSIGN_OR_RETURN(const StoredTensor* tensor,
+                         Require(name, {config.vocab_size, config.hidden_size}));
+  stored_dtype_ = *tensor->dtype;
+  const std::byte* data = tensor->data.data();
+  if (device_.kind() != DeviceKind::kCpu || !IsAligned(data, stored_dtype_)) {
+    BATON_ASSIGN_OR_RETURN(DeviceMemory memory, device_.Allocate(tensor->data.size()));
+    BATON_RETURN_IF_ERROR(device_.CopyFromHost(memory.data(), data, tensor->data.size()));
+    data = memory_.emplace_back(std::move(memory)).data();
   }
-  return LoadMatrix("lm_head.weight", config.vocab_size, config.hidden_size, &head_);
+  embedding_ =
+      ConstTensorView(data, stored_dtype_, device_.kind(), {config.vocab_size, config.hidden_size});
+  parameter_count_ += embedding_.elements();
+  return absl::OkStatus();
+}
+
+// The head decides between tokens, and the error of four bits shows there first.
+absl::Status ModelWeights::LoadHead(const std::string& name, const ModelConfig& config) {
+  BATON_ASSIGN_OR_RETURN(const StoredTensor* tensor,
+                         Require(name, {config.vocab_size, config.hidden_size}));
+  WeightForm form = options_.form.value_or(WeightFormOf(*tensor->dtype));
+  if (form == WeightForm::kInt4) form = WeightForm::kInt8;
+  if (!config.tied_embeddings) parameter_count_ += embedding_.elements();
+  return Pack(name, *tensor, config.vocab_size, config.hidden_size,
+              {.form = form, .activation_bytes = options_.activation_bytes}, &head_);
 }
 
 absl::Status ModelWeights::LoadLayer(const ModelConfig& config, uint32_t index,
@@ -126,49 +137,48 @@ absl::StatusOr<const StoredTensor*> ModelWeights::Require(
 }
 
 absl::Status ModelWeights::LoadMatrix(const std::string& name, size_t rows, size_t columns,
-                                      ConstTensorView* view) {
+                                      PackedWeight* weight) {
   BATON_ASSIGN_OR_RETURN(const StoredTensor* tensor, Require(name, {rows, columns}));
-  const DType dtype = dtype_.value_or(*tensor->dtype);
-  const std::byte* data = tensor->data.data();
-  const bool in_place = device_.kind() == DeviceKind::kCpu && dtype == tensor->dtype;
-  if (!in_place || !IsAligned(data, dtype)) {
-    BATON_ASSIGN_OR_RETURN(data, Convert(name, *tensor, dtype));
-  }
-  *view = ConstTensorView(data, dtype, device_.kind(), {rows, columns});
-  dtype_names_.insert(DTypeName(dtype));
   parameter_count_ += rows * columns;
+  return Pack(name, *tensor, rows, columns,
+              {.form = options_.form.value_or(WeightFormOf(*tensor->dtype)),
+               .activation_bytes = options_.activation_bytes},
+              weight);
+}
+
+absl::Status ModelWeights::Pack(const std::string& name, const StoredTensor& tensor, size_t rows,
+                                size_t columns, WeightFormat format, PackedWeight* weight) {
+  const ConstTensorView matrix(tensor.data.data(), *tensor.dtype, DeviceKind::kCpu,
+                               {rows, columns});
+  absl::StatusOr<PackedWeight> packed = PackWeight(context_, device_, matrix, format);
+  if (!packed.ok()) {
+    return absl::Status(packed.status().code(), absl::StrCat(tensor.file, ": tensor '", name, "' ",
+                                                             std::string(packed.status().message()),
+                                                             "; choose other --weights"));
+  }
+  *weight = *std::move(packed);
+  format_names_.insert(format.name());
+  Report(tensor.data.size());
   return absl::OkStatus();
+}
+
+void ModelWeights::Report(size_t bytes) {
+  bytes_done_ += bytes;
+  if (options_.progress) options_.progress(bytes_done_, files_->total_bytes());
 }
 
 absl::Status ModelWeights::LoadVector(const std::string& name, size_t size, ConstTensorView* view) {
   BATON_ASSIGN_OR_RETURN(const StoredTensor* tensor, Require(name, {size}));
-  BATON_ASSIGN_OR_RETURN(const std::byte* data, Convert(name, *tensor, DType::kF32));
-  *view = ConstTensorView(data, DType::kF32, device_.kind(), {size});
+  std::vector<float> values(size);
+  for (size_t i = 0; i < size; ++i) values[i] = ReadElement(tensor->data.data(), i, *tensor->dtype);
+  BATON_ASSIGN_OR_RETURN(DeviceMemory memory, device_.Allocate(size * sizeof(float)));
+  BATON_RETURN_IF_ERROR(device_.CopyFromHost(
+      memory.data(), reinterpret_cast<const std::byte*>(values.data()), size * sizeof(float)));
+  *view = ConstTensorView(memory.data(), DType::kF32, device_.kind(), {size});
+  memory_.push_back(std::move(memory));
   parameter_count_ += size;
+  Report(tensor->data.size());
   return absl::OkStatus();
-}
-
-absl::StatusOr<const std::byte*> ModelWeights::Convert(const std::string& name,
-                                                       const StoredTensor& tensor, DType to) {
-  const DType from = *tensor.dtype;
-  const size_t count = tensor.data.size() / DTypeBytes(from);
-  std::vector<std::byte> converted;
-  std::span<const std::byte> bytes = tensor.data;
-  if (from != to) {
-    converted.resize(count * DTypeBytes(to));
-    for (size_t i = 0; i < count; ++i) {
-      const float value = ReadElement(tensor.data.data(), i, from);
-      if (!WriteElement(value, i, to, converted.data())) {
-        return absl::InvalidArgumentError(absl::StrCat(tensor.file, ": tensor '", name, "' has ",
-                                                       value, ", which does not fit into ",
-                                                       DTypeName(to), "; choose other weights"));
-      }
-    }
-    bytes = converted;
-  }
-  BATON_ASSIGN_OR_RETURN(DeviceMemory memory, device_.Allocate(bytes.size()));
-  BATON_RETURN_IF_ERROR(device_.CopyFromHost(memory.data(), bytes.data(), bytes.size()));
-  return memory_.emplace_back(std::move(memory)).data();
 }
 
 }  // namespace baton

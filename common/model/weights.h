@@ -1,10 +1,12 @@
 // The weights of a decoder on its device, checked against the configuration.
 //
-// On the CPU, matrices that are kept as stored stay in the mapped files; all else is copied.
-// Immutable after loading: any thread. The device outlives them.
+// Matrices are packed for the device's Linear. The embedding table, of which a step reads a few
+// rows, stays as it is stored: on the CPU in the mapped file. Immutable after loading: any thread.
+// The device outlives them.
 #ifndef BATON_COMMON_MODEL_WEIGHTS_H_
 #define BATON_COMMON_MODEL_WEIGHTS_H_
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <set>
@@ -13,78 +15,91 @@
 
 #include "absl/status/statusor.h"
 #include "common/device/device.h"
+#include "common/kernels/kernels.h"
 #include "common/model/model_config.h"
 #include "common/model/safetensors.h"
 #include "common/tensor/tensor_view.h"
 
 namespace baton {
 
-// Matrices are [out, in], of a weight type; norms and biases are float32. Those that an
-// architecture lacks are empty.
+// Matrices are [outputs, inputs]; norms and biases are float32. Those that an architecture lacks
+// are empty.
 struct LayerWeights {
   ConstTensorView input_norm;      // [hidden]
-  ConstTensorView q;               // [heads * head_dim, hidden]
-  ConstTensorView k;               // [kv_heads * head_dim, hidden]
-  ConstTensorView v;               // As k.
+  PackedWeight q;                  // [heads * head_dim, hidden]
+  PackedWeight k;                  // [kv_heads * head_dim, hidden]
+  PackedWeight v;                  // As k.
   ConstTensorView q_bias;          // [heads * head_dim]
   ConstTensorView k_bias;          // [kv_heads * head_dim]
   ConstTensorView v_bias;          // As k_bias.
   ConstTensorView q_norm;          // [head_dim]
   ConstTensorView k_norm;          // [head_dim]
-  ConstTensorView o;               // [hidden, heads * head_dim]
+  PackedWeight o;                  // [hidden, heads * head_dim]
   ConstTensorView attention_norm;  // [hidden], after attention.
-  ConstTensorView gate;            // [intermediate, hidden]
-  ConstTensorView up;              // [intermediate, hidden]
-  ConstTensorView down;            // [hidden, intermediate]
+  PackedWeight gate;               // [intermediate, hidden]
+  PackedWeight up;                 // [intermediate, hidden]
+  PackedWeight down;               // [hidden, intermediate]
+};
+
+struct WeightOptions {
+  std::optional<WeightForm> form = {};  // Of matrices; as stored if absent.
+  uint32_t activation_bytes = 2;        // With integer weights, see WeightFormat.
+  // Called while loading, with the bytes read so far of all.
+  std::function<void(uint64_t done, uint64_t total)> progress = {};
 };
 
 class ModelWeights {
  public:
-  // Matrices become `dtype`, or stay as stored. Errors name the tensor and the file.
-  static absl::StatusOr<std::unique_ptr<ModelWeights>> Load(Device& device,
+  // Errors name the tensor and the file.
+  static absl::StatusOr<std::unique_ptr<ModelWeights>> Load(Device& device, KernelContext& context,
                                                             const ModelConfig& config,
                                                             const std::string& directory,
-                                                            std::optional<DType> dtype);
+                                                            const WeightOptions& options);
 
   const ConstTensorView& embedding() const { return embedding_; }    // [vocab, hidden]
-  const ConstTensorView& head() const { return head_; }              // [vocab, hidden]
+  const PackedWeight& head() const { return head_; }                 // [vocab, hidden]
   const ConstTensorView& final_norm() const { return final_norm_; }  // [hidden]
   const LayerWeights& layer(uint32_t index) const { return layers_[index]; }
 
   // Of the embedding, in the file.
   DType stored_dtype() const { return stored_dtype_; }
-  // Types of the matrices as they are used: "bf16", or "bf16+f32" if they differ.
-  std::string dtype_names() const;
+  // Formats of the matrices: "bf16", or "int4a16+int8a16" if they differ.
+  std::string format_names() const;
   uint64_t parameter_count() const { return parameter_count_; }
   const TensorFiles& files() const { return *files_; }
 
  private:
-  ModelWeights(Device& device, std::unique_ptr<TensorFiles> files, std::optional<DType> dtype)
-      : device_(device), files_(std::move(files)), dtype_(dtype) {}
+  ModelWeights(Device& device, KernelContext& context, std::unique_ptr<TensorFiles> files,
+               const WeightOptions& options)
+      : device_(device), context_(context), files_(std::move(files)), options_(options) {}
 
   absl::Status LoadAll(const ModelConfig& config);
   absl::Status LoadLayer(const ModelConfig& config, uint32_t index, LayerWeights* layer);
   // Finds the tensor and checks its shape and type.
   absl::StatusOr<const StoredTensor*> Require(const std::string& name,
                                               std::initializer_list<size_t> shape) const;
+  absl::Status LoadEmbedding(const std::string& name, const ModelConfig& config);
+  absl::Status LoadHead(const std::string& name, const ModelConfig& config);
   absl::Status LoadMatrix(const std::string& name, size_t rows, size_t columns,
-                          ConstTensorView* view);
+                          PackedWeight* weight);
+  absl::Status Pack(const std::string& name, const StoredTensor& tensor, size_t rows,
+                    size_t columns, WeightFormat format, PackedWeight* weight);
   absl::Status LoadVector(const std::string& name, size_t size, ConstTensorView* view);
-  // Copies the tensor, converted, to the device.
-  absl::StatusOr<const std::byte*> Convert(const std::string& name, const StoredTensor& tensor,
-                                           DType to);
+  void Report(size_t bytes);
 
   Device& device_;
+  KernelContext& context_;  // Until the weights are loaded.
   const std::unique_ptr<TensorFiles> files_;
-  const std::optional<DType> dtype_;
+  const WeightOptions options_;
   std::vector<DeviceMemory> memory_;
   std::vector<LayerWeights> layers_;
   ConstTensorView embedding_;
-  ConstTensorView head_;
+  PackedWeight head_;
   ConstTensorView final_norm_;
   DType stored_dtype_ = DType::kF32;
-  std::set<std::string> dtype_names_;
+  std::set<std::string> format_names_;
   uint64_t parameter_count_ = 0;
+  uint64_t bytes_done_ = 0;
 };
 
 }  // namespace baton

@@ -13,7 +13,7 @@ const char* DTypeName(DType dtype) {
     case DType::kBF16:
       return "bf16";
     case DType::kI8:
-      return "i8";
+      return "int8";
   }
   return "invalid";
 }
@@ -23,7 +23,7 @@ absl::StatusOr<DType> ParseDType(const std::string& name) {
     if (name == DTypeName(dtype)) return dtype;
   }
   return absl::InvalidArgumentError(
-      absl::StrCat("unknown element type '", name, "'; choose f32, f16, bf16 or i8"));
+      absl::StrCat("unknown element type '", name, "'; choose f32, f16, bf16 or int8"));
 }
 
 }  // namespace baton

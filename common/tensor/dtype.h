@@ -26,7 +26,7 @@ constexpr size_t DTypeBytes(DType dtype) {
   return 0;
 }
 
-// "f32", "f16", "bf16", "i8": as flags and messages spell them.
+// "f32", "f16", "bf16", "int8": as flags and messages spell them.
 const char* DTypeName(DType dtype);
 // kInvalidArgument names the choices.
 absl::StatusOr<DType> ParseDType(const std::string& name);

@@ -13,9 +13,9 @@
 ABSL_FLAG(std::string, model, "", "Folder of the model, as Hugging Face lays it out. Required.");
 ABSL_FLAG(std::string, device, "cpu", "Where to compute: cpu, cuda or cuda:INDEX.");
 ABSL_FLAG(std::string, weights, "",
-          "Form of the weights in memory: f32, bf16 or f16; empty: as stored.");
+          "Form of the weights in memory: f32, bf16, f16, int8 or int4; empty: as stored.");
 ABSL_FLAG(std::string, kv_dtype, "",
-          "Form of the KV cache: f32 or bf16; empty: as the weights are stored.");
+          "Form of the KV cache: f32, bf16 or int8; empty: as the weights are stored.");
 ABSL_FLAG(uint32_t, threads, 0, "Threads that compute; 0: one per core.");
 ABSL_FLAG(baton::ByteSize, kv_memory, baton::ByteSize{uint64_t{512} << 20},
           "Memory for the KV cache, e.g. 512MiB or 8GiB.");
@@ -69,9 +69,9 @@ absl::StatusOr<EngineOptions> EngineOptionsFromFlags() {
   options.weights = absl::GetFlag(FLAGS_weights);
   if (const std::string dtype = absl::GetFlag(FLAGS_kv_dtype); !dtype.empty()) {
     const absl::StatusOr<DType> parsed = ParseDType(dtype);
-    if (!parsed.ok() || (*parsed != DType::kF32 && *parsed != DType::kBF16)) {
+    if (!parsed.ok() || *parsed == DType::kF16) {
       return absl::InvalidArgumentError(
-          absl::StrCat("--kv_dtype=", dtype, " is not supported; choose f32 or bf16"));
+          absl::StrCat("--kv_dtype=", dtype, " is not supported; choose f32, bf16 or int8"));
     }
     options.kv_dtype = *parsed;
   }

@@ -19,14 +19,16 @@
 #include "common/base/command_line.h"
 #include "common/base/status_macros.h"
 #include "common/base/version.h"
+#include "common/kernels/packed_weight.h"
 #include "common/model/model.h"
 #include "common/model/testing/tiny_model.h"
 #include "tests/bench/machine_limits.h"
 
 ABSL_FLAG(std::string, model, "", "A model folder; empty: random weights of --shape.");
 ABSL_FLAG(std::string, shape, "135m", "Of the random weights: 135m, 0.5b or 1b.");
-ABSL_FLAG(std::string, weights, "bf16", "f32, bf16 or f16.");
-ABSL_FLAG(std::string, kv_dtype, "bf16", "f32 or bf16.");
+ABSL_FLAG(std::string, weights, "bf16", "f32, bf16, f16, int8 or int4.");
+ABSL_FLAG(uint32_t, activation_bytes, 2, "With integer weights: 1 or 2 bytes per activation.");
+ABSL_FLAG(std::string, kv_dtype, "bf16", "f32, bf16 or int8.");
 ABSL_FLAG(std::string, threads, "1", "Comma-separated: one table for each.");
 ABSL_FLAG(std::string, tests, "pp512,tg64,tg64@2048,tg32x4,tg32x16",
           "Comma-separated: ppN or tgN, then @DEPTH, xBATCH if wanted.");
@@ -87,7 +89,10 @@ absl::StatusOr<TinyModelOptions> ParseShape(const std::string& name) {
         absl::StrCat("--shape=", name, " is unknown; choose 135m, 0.5b or 1b"));
   }
   shape.tied_embeddings = true;
-  BATON_ASSIGN_OR_RETURN(shape.dtype, ParseDType(absl::GetFlag(FLAGS_weights)));
+  BATON_ASSIGN_OR_RETURN(const WeightForm form, ParseWeightForm(absl::GetFlag(FLAGS_weights)));
+  shape.dtype = form == WeightForm::kF32   ? DType::kF32
+                : form == WeightForm::kF16 ? DType::kF16
+                                           : DType::kBF16;
   return shape;
 }
 
@@ -100,16 +105,34 @@ struct Costs {
   double attention_operations = 0;  // Of one token for each token that it sees.
 };
 
-Costs CostsOf(const ModelConfig& config, DType weights, DType kv) {
+double BytesPerWeight(WeightForm form) {
+  switch (form) {
+    case WeightForm::kF32:
+      return 4;
+    case WeightForm::kBF16:
+    case WeightForm::kF16:
+      return 2;
+    case WeightForm::kInt8:
+      return 1;
+    case WeightForm::kInt4:
+      return 0.5 + 2.0 / 32;
+  }
+  return 0;
+}
+
+Costs CostsOf(const ModelConfig& config, WeightForm weights, DType kv) {
+  const WeightForm head_form = weights == WeightForm::kInt4 ? WeightForm::kInt8 : weights;
   const double hidden = config.hidden_size;
   const double q = static_cast<double>(config.heads) * config.head_dim;
   const double kv_size = static_cast<double>(config.kv_heads) * config.head_dim;
   const double layer = hidden * (2 * q + 2 * kv_size) + 3 * hidden * config.intermediate_size;
   const double head = hidden * config.vocab_size;
-  return {.weight_bytes = (layer * config.layers + head) * static_cast<double>(DTypeBytes(weights)),
+  return {.weight_bytes =
+              layer * config.layers * BytesPerWeight(weights) + head * BytesPerWeight(head_form),
           .operations = 2 * layer * config.layers,
           .logit_operations = 2 * head,
-          .kv_bytes = 2 * kv_size * config.layers * static_cast<double>(DTypeBytes(kv)),
+          .kv_bytes = 2.0 * config.kv_heads * config.layers *
+                      static_cast<double>(KvRowBytes(kv, config.head_dim)),
           .attention_operations = 4 * q * config.layers};
 }
 
@@ -118,11 +141,13 @@ class Bench {
   static absl::StatusOr<Bench> Create(Device& device, const std::string& directory,
                                       uint32_t threads, uint32_t tokens_max, uint32_t batch_max) {
     Bench bench;
-    BATON_ASSIGN_OR_RETURN(bench.model_,
-                           Model::Load(device, {.directory = directory,
-                                                .weights = absl::GetFlag(FLAGS_weights),
-                                                .threads = threads,
-                                                .batch_tokens_max = kChunkTokens}));
+    BATON_ASSIGN_OR_RETURN(
+        bench.model_,
+        Model::Load(device, {.directory = directory,
+                             .weights = absl::GetFlag(FLAGS_weights),
+                             .activation_bytes = absl::GetFlag(FLAGS_activation_bytes),
+                             .threads = threads,
+                             .batch_tokens_max = kChunkTokens}));
     const ModelConfig& config = bench.model_->config();
     BATON_ASSIGN_OR_RETURN(const DType kv, ParseDType(absl::GetFlag(FLAGS_kv_dtype)));
     const uint32_t blocks = (tokens_max + kBlockTokens - 1) / kBlockTokens;
@@ -133,8 +158,9 @@ class Bench {
                                                           .block_tokens = kBlockTokens,
                                                           .dtype = kv},
                                                          blocks * batch_max));
-    BATON_ASSIGN_OR_RETURN(const DType weights, ParseDType(absl::GetFlag(FLAGS_weights)));
+    BATON_ASSIGN_OR_RETURN(const WeightForm weights, ParseWeightForm(absl::GetFlag(FLAGS_weights)));
     bench.costs_ = CostsOf(config, weights, kv);
+    bench.quantized_ = weights == WeightForm::kInt8 || weights == WeightForm::kInt4;
     for (uint32_t i = 0; i < batch_max; ++i) {
       auto& own = bench.blocks_.emplace_back(blocks);
       for (uint32_t block = 0; block < blocks; ++block) own[block] = BlockId{i * blocks + block};
@@ -162,6 +188,8 @@ class Bench {
     return std::chrono::duration<double>(Now() - start).count();
   }
 
+  // Whether most operations are products of bytes.
+  bool quantized() const { return quantized_; }
   double Operations(const BenchTest& test) const {
     const double tokens = static_cast<double>(test.tokens) * test.batch;
     const double seen = test.depth + (test.tokens + 1) / 2.0;
@@ -197,6 +225,7 @@ class Bench {
   std::vector<std::vector<BlockId>> blocks_;
   std::vector<float> logits_;
   Costs costs_;
+  bool quantized_ = false;
 };
 
 absl::Status RunTable(Device& device, const std::string& directory,
@@ -210,8 +239,13 @@ absl::Status RunTable(Device& device, const std::string& directory,
   BATON_ASSIGN_OR_RETURN(Bench bench,
                          Bench::Create(device, directory, threads, tokens_max, batch_max));
   const MachineLimits limits = MeasureMachine(threads);
-  std::printf("threads %u: reads %.1f GB/s, float32 multiply-add %.0f Gop/s\n", threads,
-              limits.read_bytes_per_second / 1e9, limits.float_operations_per_second / 1e9);
+  std::printf(
+      "threads %u: reads %.1f GB/s, multiply-add of float32 %.0f Gop/s, of bytes %.0f Gop/s\n",
+      threads, limits.read_bytes_per_second / 1e9, limits.float_operations_per_second / 1e9,
+      limits.byte_operations_per_second / 1e9);
+  const double operations_limit = bench.quantized() && limits.byte_operations_per_second > 0
+                                      ? limits.byte_operations_per_second
+                                      : limits.float_operations_per_second;
   std::printf("%-14s %12s %10s %9s %10s %9s\n", "test", "tokens/s", "GB/s", "of limit", "Gop/s",
               "of limit");
   for (const BenchTest& test : tests) {
@@ -231,8 +265,7 @@ absl::Status RunTable(Device& device, const std::string& directory,
       const double bytes = bench.Bytes(test) / median;
       std::printf("%10.1f %8.0f%% ", bytes / 1e9, 100 * bytes / limits.read_bytes_per_second);
     }
-    std::printf("%10.0f %8.0f%%\n", operations / 1e9,
-                100 * operations / limits.float_operations_per_second);
+    std::printf("%10.0f %8.0f%%\n", operations / 1e9, 100 * operations / operations_limit);
     std::fflush(stdout);
   }
   return absl::OkStatus();

@@ -9,6 +9,7 @@ namespace baton {
 struct MachineLimits {
   double read_bytes_per_second = 0;        // From memory, with all threads.
   double float_operations_per_second = 0;  // Fused multiply-adds of float32, two operations each.
+  double byte_operations_per_second = 0;   // The same of bytes (VNNI); 0 where there are none.
 };
 
 // Takes about a second. `threads` threads run at once, as the kernels' would.

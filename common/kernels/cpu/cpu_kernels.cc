@@ -1,10 +1,12 @@
 // The CPU's kernels: divide an operation into tasks for the threads; the loops are in CpuOps.
 #include <algorithm>
 #include <cstring>
-#include <vector>
 
 #include "common/base/check.h"
+#include "common/kernels/cpu/cpu_attention.h"
+#include "common/kernels/cpu/cpu_linear.h"
 #include "common/kernels/cpu/cpu_ops.h"
+#include "common/kernels/cpu/cpu_packing.h"
 #include "common/kernels/kernel_table.h"
 #include "common/tensor/number_formats.h"
 
@@ -13,11 +15,6 @@ namespace {
 
 // Waking threads costs microseconds: a task should do at least about so many operations.
 constexpr size_t kTaskOperations = 64 * 1024;
-// Rows of x that a task of Linear takes: they stay in the cache while weights stream past. A
-// multiple of every tile height.
-constexpr size_t kLinearRows = 48;
-// Query vectors that share one pass over K and V.
-constexpr uint32_t kAttentionQueries = 32;
 
 // Runs body(begin, end, thread) over [0, count), cut where `cost` operations per item make it worth
 // it.
@@ -69,59 +66,6 @@ void RmsNormCpu(KernelContext& context, const ConstTensorView& x, const ConstTen
   });
 }
 
-using LinearFunction = void (*)(const LinearTask&);
-
-LinearFunction LinearFor(const CpuOps& ops, DType dtype) {
-  switch (dtype) {
-    case DType::kF32:
-      return ops.linear_f32;
-    case DType::kBF16:
-      return ops.linear_bf16;
-    case DType::kF16:
-      return ops.linear_f16;
-    case DType::kI8:
-      break;
-  }
-  BATON_CHECK_MSG(false, "no matrix product of this type");
-  return nullptr;
-}
-
-void LinearCpu(KernelContext& context, const ConstTensorView& x, const ConstTensorView& weight,
-               const ConstTensorView& bias, const TensorView& out) {
-  const LinearFunction function = LinearFor(context.cpu_ops(), weight.dtype());
-  const size_t m = x.dim(0);
-  const size_t k = x.dim(1);
-  const size_t n = weight.dim(0);
-  if (m == 0 || n == 0) return;
-  const size_t row_blocks = (m + kLinearRows - 1) / kLinearRows;
-  // Columns per task: enough work, a multiple of every tile's width, yet some tasks for each
-  // thread.
-  const size_t rows_of_task = std::min(m, kLinearRows);
-  const size_t least = kTaskOperations / std::max<size_t>(1, rows_of_task * k) + 1;
-  const size_t wanted = std::max<size_t>(1, 4 * context.threads().count() / row_blocks);
-  const size_t columns = (std::max(least, (n + wanted - 1) / wanted) + 3) / 4 * 4;
-  const size_t column_blocks = (n + columns - 1) / columns;
-  const LinearTask whole = {
-      .x = x.f32(),
-      .weight = weight.data(),
-      .bias = bias.empty() ? nullptr : bias.f32(),
-      .out = out.f32(),
-      .k = k,
-      .columns = n,
-  };
-  context.threads().ParallelFor(static_cast<uint32_t>(row_blocks * column_blocks),
-                                [&](uint32_t index, uint32_t thread) {
-                                  LinearTask task = whole;
-                                  // Neighbouring tasks share weights.
-                                  task.row_begin = index % row_blocks * kLinearRows;
-                                  task.row_end = std::min(m, task.row_begin + kLinearRows);
-                                  task.column_begin = index / row_blocks * columns;
-                                  task.column_end = std::min(n, task.column_begin + columns);
-                                  task.scratch = context.Scratch(thread, LinearScratchFloats(k));
-                                  function(task);
-                                });
-}
-
 void RopeCpu(KernelContext& context, const ConstTensorView& cosines, const ConstTensorView& sines,
              const TensorView& x) {
   const size_t heads = x.dim(1);
@@ -144,13 +88,25 @@ void RopeCpu(KernelContext& context, const ConstTensorView& cosines, const Const
   });
 }
 
-void StoreKvRow(const float* from, size_t count, DType dtype, std::byte* to) {
-  if (dtype == DType::kF32) {
-    std::memcpy(to, from, count * sizeof(float));
-    return;
+void StoreKvRow(const CpuOps& ops, const float* from, size_t count, DType dtype, std::byte* to) {
+  switch (dtype) {
+    case DType::kF32:
+      std::memcpy(to, from, count * sizeof(float));
+      return;
+    case DType::kBF16: {
+      auto* halves = reinterpret_cast<uint16_t*>(to);
+      for (size_t i = 0; i < count; ++i) halves[i] = F32ToBf16(from[i]);
+      return;
+    }
+    case DType::kI8: {
+      const float scale = ops.quantize(from, count, count, 1, reinterpret_cast<int8_t*>(to));
+      std::memcpy(to + count, &scale, sizeof(scale));
+      return;
+    }
+    case DType::kF16:
+      break;
   }
-  auto* halves = reinterpret_cast<uint16_t*>(to);
-  for (size_t i = 0; i < count; ++i) halves[i] = F32ToBf16(from[i]);
+  BATON_CHECK_MSG(false, "no KV cache of this type");
 }
 
 void WriteKvCpu(KernelContext& context, const ConstTensorView& k, const ConstTensorView& v,
@@ -163,47 +119,14 @@ void WriteKvCpu(KernelContext& context, const ConstTensorView& k, const ConstTen
                   const uint32_t position = sequence.position + static_cast<uint32_t>(i);
                   for (uint32_t head = 0; head < pages.kv_heads; ++head) {
                     const size_t from = ((sequence.row + i) * pages.kv_heads + head) * head_dim;
-                    StoreKvRow(k.f32() + from, head_dim, pages.dtype,
+                    StoreKvRow(context.cpu_ops(), k.f32() + from, head_dim, pages.dtype,
                                pages.data + pages.OffsetOf(sequence.blocks, false, head, position));
-                    StoreKvRow(v.f32() + from, head_dim, pages.dtype,
+                    StoreKvRow(context.cpu_ops(), v.f32() + from, head_dim, pages.dtype,
                                pages.data + pages.OffsetOf(sequence.blocks, true, head, position));
                   }
                 }
               });
   }
-}
-
-void AttentionCpu(KernelContext& context, const ConstTensorView& q, const KvPages& pages,
-                  std::span<const SequenceRows> sequences, float scale, const TensorView& out) {
-  const size_t heads = q.dim(1);
-  const uint32_t heads_per_kv = static_cast<uint32_t>(heads / pages.kv_heads);
-  const uint32_t tokens_per_task = std::max(1u, kAttentionQueries / heads_per_kv);
-  std::vector<AttentionTask> tasks;
-  for (const SequenceRows& sequence : sequences) {
-    for (uint32_t begin = 0; begin < sequence.count; begin += tokens_per_task) {
-      for (uint32_t kv_head = 0; kv_head < pages.kv_heads; ++kv_head) {
-        const size_t offset = (sequence.row + begin) * heads * pages.head_dim +
-                              static_cast<size_t>(kv_head) * heads_per_kv * pages.head_dim;
-        tasks.push_back({.q = q.f32() + offset,
-                         .out = out.f32() + offset,
-                         .row_stride = heads * pages.head_dim,
-                         .pages = pages,
-                         .blocks = sequence.blocks,
-                         .position = sequence.position + begin,
-                         .count = std::min(tokens_per_task, sequence.count - begin),
-                         .kv_head = kv_head,
-                         .heads_per_kv = heads_per_kv,
-                         .scale = scale});
-      }
-    }
-  }
-  context.threads().ParallelFor(
-      static_cast<uint32_t>(tasks.size()), [&](uint32_t index, uint32_t thread) {
-        AttentionTask task = tasks[index];
-        task.scratch = context.Scratch(
-            thread, AttentionScratchFloats(task.count * heads_per_kv, pages.head_dim));
-        context.cpu_ops().attention(task);
-      });
 }
 
 void SiluMulCpu(KernelContext& context, const ConstTensorView& gate, const ConstTensorView& up,
@@ -232,9 +155,10 @@ void GatherRowsCpu(KernelContext& /*context*/, const ConstTensorView& x,
 
 const KernelTable& CpuKernels() {
   static constexpr KernelTable kTable = {
-      .numerics = "cpu-1",
+      .numerics = "cpu-2",
       .embedding = EmbeddingCpu,
       .rms_norm = RmsNormCpu,
+      .pack_weight = PackWeightCpu,
       .linear = LinearCpu,
       .rope = RopeCpu,
       .write_kv = WriteKvCpu,

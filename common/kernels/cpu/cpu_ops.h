@@ -1,8 +1,9 @@
 // The inner loops of the CPU kernels, compiled once per instruction set from the same text (*.inc).
 //
 // Each writes one part of one kernel's output, in one thread. All instruction sets give the same
-// bits: sums run over 16 lanes (element i goes to lane i mod 16, in ascending order), which are
-// then added in the order of a tree, whatever the width of the registers that hold them.
+// bits: a sum over k runs in ascending order with one fused multiply-add per element, in lanes that
+// stand for different outputs; integer sums are exact; what is left of floating point is written
+// down operation by operation.
 #ifndef BATON_COMMON_KERNELS_CPU_CPU_OPS_H_
 #define BATON_COMMON_KERNELS_CPU_CPU_OPS_H_
 
@@ -15,23 +16,64 @@
 
 namespace baton {
 
-// out[r, c] = sum over k of x[r, k] * weight[c, k], plus bias[c], for a rectangle of `out`.
+// Weights are packed in panels of so many columns (outputs), see cpu_packing.h.
+constexpr size_t kPanelColumns = 32;
+// Sums of products with float weights begin anew at multiples of so many elements of k; these parts
+// are added in ascending order.
+constexpr size_t kSumBlock = 512;
+// Stored weights are unsigned: the quantized number plus this.
+constexpr int32_t kInt8Offset = 128;
+constexpr int32_t kInt4Offset = 8;
+// Elements of k that share one scale in each column, and the bytes of a panel's group.
+constexpr size_t kInt4Group = 32;
+constexpr size_t kInt4GroupBytes = kPanelColumns * (kInt4Group / 2 + sizeof(uint16_t));
+
+// Rows of x are packed in tiles of twelve rows, and what is left in tiles of 8, 4, 2 and 1.
+constexpr size_t kTileRowsMax = 12;
+constexpr size_t TileRows(size_t rows_left) {
+  for (size_t rows : {kTileRowsMax, size_t{8}, size_t{4}, size_t{2}}) {
+    if (rows_left >= rows) return rows;
+  }
+  return 1;
+}
+
+// out[r][c] = sum over k of x[r][k] * weight[c][k], for some rows and the columns of some panels.
 struct LinearTask {
-  const float* x = nullptr;      // [rows, k]
-  const void* weight = nullptr;  // [columns, k], of the type that the function is named for.
-  const float* bias = nullptr;   // [columns] or null.
-  float* out = nullptr;          // [rows, columns]
-  size_t k = 0;
-  size_t columns = 0;
-  size_t row_begin = 0;
-  size_t row_end = 0;
-  size_t column_begin = 0;
-  size_t column_end = 0;
-  float* scratch = nullptr;  // LinearScratchFloats(k) floats.
+  const std::byte* panels = nullptr;  // Of the type that the function is named for.
+  size_t panel_bytes = 0;             // From a panel to the next.
+  size_t panel_count = 0;             // At most kTaskPanelsMax.
+  size_t k = 0;     // Of integer weights a multiple of 4 (int8) or kInt4Group (int4).
+  size_t rows = 0;  // Of x.
+  // [rows][out_stride]: of each row, all columns of the panels are written.
+  float* out = nullptr;
+  size_t out_stride = 0;
+  // Where the last panel's columns go instead, if not null: [rows][kPanelColumns].
+  float* last_out = nullptr;
+
+  // For float weights. x is packed: [tile][k][rows of the tile].
+  const float* x = nullptr;
+  float* scratch = nullptr;  // kLinearScratchFloats floats.
+
+  // For integer weights. x is quantized, with one or two bytes per element: the first byte times
+  // 256 plus the second, a row of the first bytes before a row of the second ones. These byte rows
+  // are packed: [tile][k / 4][byte rows of the tile][4].
+  const int8_t* x_bytes = nullptr;
+  size_t x_byte_count = 1;
+  const float* x_scales = nullptr;  // [rows]
+  // Of the bytes, for int8 weights [byte rows], for int4 weights [tile][group][rows of the tile].
+  const int32_t* x_sums = nullptr;
+  const float* scales = nullptr;  // [columns], for int8 weights.
+
+  float* PanelOut(size_t panel) const {
+    return panel + 1 == panel_count && last_out != nullptr ? last_out : out + panel * kPanelColumns;
+  }
+  size_t PanelStride(size_t panel) const {
+    return panel + 1 == panel_count && last_out != nullptr ? kPanelColumns : out_stride;
+  }
 };
-// A tile's weight rows as float32.
-constexpr size_t kLinearTileColumnsMax = 4;
-constexpr size_t LinearScratchFloats(size_t k) { return kLinearTileColumnsMax * (k + 16); }
+constexpr size_t kTaskPanelsMax = 4;
+// Of widened weights.
+constexpr size_t kLinearScratchFloats = kTaskPanelsMax * kSumBlock * kPanelColumns;
 
 // Attention of `count` consecutive tokens of a sequence for the query heads of one KV head.
 struct AttentionTask {
@@ -47,17 +89,34 @@ struct AttentionTask {
   float scale = 1.0f;
   float* scratch = nullptr;  // AttentionScratchFloats(count * heads_per_kv, head_dim) floats.
 };
-// A tile of K and of V as float32; per query its scores, running output, maximum and sum; one
-// output.
-constexpr size_t AttentionScratchFloats(size_t queries, size_t head_dim) {
-  return 2 * kAttentionTile * head_dim + queries * (kAttentionTile + head_dim + 2) + head_dim + 16;
+constexpr size_t PaddedHeadDim(size_t head_dim) {
+  return (head_dim + kPanelColumns - 1) / kPanelColumns * kPanelColumns;
 }
+// A tile of K and of V with their scales, the outputs of a tile of queries; per query itself, its
+// scores, running output, maximum and sum.
+constexpr size_t AttentionScratchFloats(size_t queries, size_t head_dim) {
+  const size_t padded = PaddedHeadDim(head_dim);
+  return 2 * kAttentionTile * (padded + 1) + kTileRowsMax * padded +
+         queries * (kAttentionTile + padded + head_dim + 2);
+}
+// What one tile gives for one query: the output, the maximum and the sum; whole cache lines.
+constexpr size_t AttentionPartFloats(size_t head_dim) { return PaddedHeadDim(head_dim) + 16; }
 
 struct CpuOps {
   void (*linear_f32)(const LinearTask& task);
   void (*linear_bf16)(const LinearTask& task);
   void (*linear_f16)(const LinearTask& task);
+  void (*linear_int8)(const LinearTask& task);
+  void (*linear_int4)(const LinearTask& task);
+  // One row of k floats to one or two rows of bytes; both padded with zeros to `padded`. Returns
+  // the scale: not a number if the row has one that is not finite.
+  float (*quantize)(const float* x, size_t k, size_t padded, size_t byte_count, int8_t* bytes);
   void (*attention)(const AttentionTask& task);
+  // The same in two steps: tiles of keys [tile_begin, tile_end) to `parts`
+  // [tile][queries][AttentionPartFloats()], and all of them to the output.
+  void (*attention_part)(const AttentionTask& task, uint32_t tile_begin, uint32_t tile_end,
+                         float* parts);
+  void (*attention_merge)(const AttentionTask& task, uint32_t tiles, const float* parts);
   // One row of n.
   void (*rms_norm)(const float* x, const float* weight, float epsilon, size_t n, float* out);
   // n elements each.

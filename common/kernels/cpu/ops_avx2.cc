@@ -1,4 +1,4 @@
-// The CPU kernels' inner loops for AVX2 with F16C.
+// The CPU kernels' inner loops for AVX2 with FMA and F16C.
 #if defined(__x86_64__)
 
 #include <immintrin.h>
@@ -13,26 +13,52 @@
 #include "common/tensor/number_formats.h"
 
 #define BATON_WIDTH 8
-#define BATON_TARGET __attribute__((target("avx2,f16c")))
+#define BATON_TARGET __attribute__((target("avx2,fma,f16c")))
+#define BATON_INLINE BATON_TARGET __attribute__((always_inline)) inline
 
 namespace baton {
 namespace {
 
-// Twelve registers of sums of the sixteen that there are.
-constexpr size_t kTileRows = 3;
-constexpr size_t kTileColumns = 2;
+using F32Vec = Vector<float, BATON_WIDTH>::Type;
+using U32Vec = Vector<uint32_t, BATON_WIDTH>::Type;
+using I32Vec = Vector<int32_t, BATON_WIDTH>::Type;
 
-BATON_TARGET __attribute__((always_inline)) inline Vector<float, 8>::Type LoadF16(
-    const uint16_t* from) {
-  return (Vector<float, 8>::Type)_mm256_cvtph_ps(
-      _mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+// Twelve registers of sums of the sixteen that there are, for large tiles.
+constexpr size_t kSumRows(size_t rows) { return rows == 12 ? 6 : rows == 8 ? 4 : rows; }
+constexpr size_t kSumVectors(size_t rows) { return rows <= 2 ? 4 : 2; }
+// Eight: the bytes of w and x take more room.
+constexpr size_t kIntegerSumRows(size_t rows) { return rows >= 4 ? 4 : rows; }
+constexpr size_t kIntegerSumVectors(size_t /*rows*/) { return 2; }
+constexpr size_t kGroupSumRows(size_t rows) { return rows >= 2 ? 2 : 1; }
+constexpr size_t kGroupSumVectors(size_t rows) { return rows >= 2 ? 1 : 2; }
+
+BATON_INLINE F32Vec LoadF16(const uint16_t* from) {
+  return (F32Vec)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
 }
-
-BATON_TARGET __attribute__((always_inline)) inline Vector<float, 8>::Type LoadBf16(
-    const uint16_t* from) {
+BATON_INLINE F32Vec LoadBf16(const uint16_t* from) {
   const __m256i wide =
       _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
-  return (Vector<float, 8>::Type)((Vector<uint32_t, 8>::Type)wide << 16);
+  return (F32Vec)((U32Vec)wide << 16);
+}
+BATON_INLINE F32Vec Splat(float value) { return (F32Vec)_mm256_set1_ps(value); }
+BATON_INLINE F32Vec Fma(F32Vec a, F32Vec b, F32Vec c) {
+  return (F32Vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+}
+// vpmaddubsw saturates at 16 bits. So even and odd bytes are widened first, and pairs are added at
+// 32 bits.
+BATON_INLINE I32Vec DotBytes(I32Vec sum, U32Vec w, int32_t x) {
+  const __m256i bytes = _mm256_set1_epi32(x);
+  const __m256i x_even = _mm256_srai_epi16(_mm256_slli_epi16(bytes, 8), 8);
+  const __m256i x_odd = _mm256_srai_epi16(bytes, 8);
+  const __m256i w_even = (__m256i)(w & 0x00ff00ffu);
+  const __m256i w_odd = _mm256_srli_epi16((__m256i)w, 8);
+  return sum + (I32Vec)_mm256_madd_epi16(w_even, x_even) + (I32Vec)_mm256_madd_epi16(w_odd, x_odd);
+}
+BATON_INLINE U32Vec InterleaveLow(U32Vec a, U32Vec b) {
+  return __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+}
+BATON_INLINE U32Vec InterleaveHigh(U32Vec a, U32Vec b) {
+  return __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
 }
 
 #include "common/kernels/cpu/ops.inc"
@@ -43,7 +69,12 @@ const CpuOps kCpuOpsAvx2 = {
     .linear_f32 = LinearOp<F32Weight>,
     .linear_bf16 = LinearOp<Bf16Weight>,
     .linear_f16 = LinearOp<F16Weight>,
+    .linear_int8 = LinearInt8Op,
+    .linear_int4 = LinearInt4Op,
+    .quantize = QuantizeOp,
     .attention = AttentionOp,
+    .attention_part = AttentionPartOp,
+    .attention_merge = AttentionMergeOp,
     .rms_norm = RmsNormOp,
     .silu_mul = SiluMulOp,
     .add = AddOp,

@@ -1,4 +1,4 @@
-// The CPU kernels' inner loops for AVX-512.
+// The CPU kernels' inner loops for AVX-512 with VNNI.
 #if defined(__x86_64__)
 
 #include <immintrin.h>
@@ -13,28 +13,49 @@
 #include "common/tensor/number_formats.h"
 
 #define BATON_WIDTH 16
-#define BATON_TARGET __attribute__((target("avx512f")))
+#define BATON_TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")))
+#define BATON_INLINE BATON_TARGET __attribute__((always_inline)) inline
 
 namespace baton {
 namespace {
 
+using F32Vec = Vector<float, BATON_WIDTH>::Type;
+using U32Vec = Vector<uint32_t, BATON_WIDTH>::Type;
+using I32Vec = Vector<int32_t, BATON_WIDTH>::Type;
+
 // Twenty-four registers of sums of the thirty-two that there are.
-constexpr size_t kTileRows = 6;
-constexpr size_t kTileColumns = 4;
+constexpr size_t kSumRows(size_t rows) { return rows; }
+constexpr size_t kSumVectors(size_t /*rows*/) { return 2; }
+constexpr size_t kIntegerSumRows(size_t rows) { return rows; }
+constexpr size_t kIntegerSumVectors(size_t /*rows*/) { return 2; }
+// Integer and float sums at once.
+constexpr size_t kGroupSumRows(size_t rows) { return rows == 12 ? 6 : rows == 8 ? 4 : rows; }
+constexpr size_t kGroupSumVectors(size_t /*rows*/) { return 2; }
 
-// The masked form, because g++ 12 warns about the plain one.
-BATON_TARGET __attribute__((always_inline)) inline Vector<float, 16>::Type LoadF16(
-    const uint16_t* from) {
-  return (Vector<float, 16>::Type)_mm512_maskz_cvtph_ps(
-      0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+// The masked forms, because g++ 12 warns about the plain ones.
+BATON_INLINE F32Vec LoadF16(const uint16_t* from) {
+  return (F32Vec)_mm512_maskz_cvtph_ps(0xffff,
+                                       _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
 }
-
 // g++ 12 widens a vector of 16 bits in two halves if it is left to itself.
-BATON_TARGET __attribute__((always_inline)) inline Vector<float, 16>::Type LoadBf16(
-    const uint16_t* from) {
+BATON_INLINE F32Vec LoadBf16(const uint16_t* from) {
   const __m512i wide = _mm512_maskz_cvtepu16_epi32(
       0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
-  return (Vector<float, 16>::Type)((Vector<uint32_t, 16>::Type)wide << 16);
+  return (F32Vec)((U32Vec)wide << 16);
+}
+BATON_INLINE F32Vec Splat(float value) { return (F32Vec)_mm512_set1_ps(value); }
+BATON_INLINE F32Vec Fma(F32Vec a, F32Vec b, F32Vec c) {
+  return (F32Vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+}
+BATON_INLINE I32Vec DotBytes(I32Vec sum, U32Vec w, int32_t x) {
+  return (I32Vec)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, _mm512_set1_epi32(x));
+}
+BATON_INLINE U32Vec InterleaveLow(U32Vec a, U32Vec b) {
+  return __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+}
+BATON_INLINE U32Vec InterleaveHigh(U32Vec a, U32Vec b) {
+  return __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15,
+                                 31);
 }
 
 #include "common/kernels/cpu/ops.inc"
@@ -45,7 +66,12 @@ const CpuOps kCpuOpsAvx512 = {
     .linear_f32 = LinearOp<F32Weight>,
     .linear_bf16 = LinearOp<Bf16Weight>,
     .linear_f16 = LinearOp<F16Weight>,
+    .linear_int8 = LinearInt8Op,
+    .linear_int4 = LinearInt4Op,
+    .quantize = QuantizeOp,
     .attention = AttentionOp,
+    .attention_part = AttentionPartOp,
+    .attention_merge = AttentionMergeOp,
     .rms_norm = RmsNormOp,
     .silu_mul = SiluMulOp,
     .add = AddOp,

@@ -1,0 +1,278 @@
+// Goal: attention is what its definition says, and its bits depend on nothing but q and the cache.
+// Method: the definition in double precision; comparisons of bits over chunks, blocks, threads and
+// instruction sets.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <random>
+#include <vector>
+
+#include "common/base/deterministic_math.h"
+#include "common/kernels/testing/kernel_fixture.h"
+
+namespace baton {
+namespace {
+
+// A paged cache of one layer with scattered blocks, and queries for one or more sequences.
+class AttentionCase {
+ public:
+  struct Shape {
+    uint32_t heads = 4;
+    uint32_t kv_heads = 2;
+    uint32_t head_dim = 16;
+    uint32_t block_tokens = 16;
+    DType dtype = DType::kF32;
+    uint32_t length = 0;  // Tokens of the sequence.
+  };
+
+  explicit AttentionCase(const Shape& shape) : shape_(shape) {
+    const size_t blocks = (shape.length + shape.block_tokens - 1) / shape.block_tokens;
+    for (size_t i = 0; i < blocks; ++i)
+      blocks_.push_back(BlockId{static_cast<uint32_t>(2 * i + 1)});
+    std::shuffle(blocks_.begin(), blocks_.end(), std::mt19937(1));
+    const size_t block_bytes =
+        size_t{2} * shape.kv_heads * shape.block_tokens * KvRowBytes(shape.dtype, shape.head_dim);
+    // Bytes that nobody wrote are NaN: whoever reads them shows.
+    memory_.assign((2 * blocks + 1) * block_bytes, std::byte{0xff});
+    pages_ = {.data = memory_.data(),
+              .block_bytes = block_bytes,
+              .dtype = shape.dtype,
+              .kv_heads = shape.kv_heads,
+              .head_dim = shape.head_dim,
+              .block_tokens = shape.block_tokens};
+    q_ = Random(size_t{shape.length} * shape.heads * shape.head_dim, 20);
+    k_ = Random(size_t{shape.length} * shape.kv_heads * shape.head_dim, 21);
+    v_ = Random(size_t{shape.length} * shape.kv_heads * shape.head_dim, 22);
+    stored_k_ = AsStored(k_);
+    stored_v_ = AsStored(v_);
+  }
+
+  // Writes K and V of [begin, end), then attends from these positions.
+  void Step(KernelContext& context, uint32_t begin, uint32_t end, Floats* out) {
+    const uint32_t count = end - begin;
+    const SequenceRows rows = {.row = 0, .count = count, .position = begin, .blocks = blocks_};
+    const size_t kv_row = size_t{shape_.kv_heads} * shape_.head_dim;
+    const size_t q_row = size_t{shape_.heads} * shape_.head_dim;
+    Floats k(k_.begin() + begin * kv_row, k_.begin() + end * kv_row);
+    Floats v(v_.begin() + begin * kv_row, v_.begin() + end * kv_row);
+    Floats q(q_.begin() + begin * q_row, q_.begin() + end * q_row);
+    Floats part(q.size());
+    WriteKv(context, View(k, {count, shape_.kv_heads, shape_.head_dim}),
+            View(v, {count, shape_.kv_heads, shape_.head_dim}), {&rows, 1}, pages_);
+    Attention(context, View(q, {count, shape_.heads, shape_.head_dim}), pages_, {&rows, 1}, kScale,
+              View(part, {count, shape_.heads, shape_.head_dim}));
+    out->insert(out->end(), part.begin(), part.end());
+  }
+  Floats OnePass(KernelContext& context) {
+    Floats out;
+    Step(context, 0, shape_.length, &out);
+    return out;
+  }
+
+  struct Value {
+    double value = 0.0;
+    double tolerance = 0.0;
+  };
+  // The definition, in double precision. A score errs by (head_dim + 3) roundings of the sum of its
+  // products' magnitudes; that error, twice, is relative to the output, as are the roundings of the
+  // two sums over positions, of the exponentials and of the merging of tiles.
+  Value Expected(uint32_t position, uint32_t head, uint32_t dim) const {
+    const uint32_t kv_head = head / (shape_.heads / shape_.kv_heads);
+    std::vector<double> scores;
+    double score_magnitude = 0.0;
+    for (uint32_t j = 0; j <= position; ++j) {
+      double dot = 0.0;
+      double magnitude = 0.0;
+      for (uint32_t d = 0; d < shape_.head_dim; ++d) {
+        const double product =
+            static_cast<double>(q_[(position * shape_.heads + head) * shape_.head_dim + d]) *
+            stored_k_[(j * shape_.kv_heads + kv_head) * shape_.head_dim + d];
+        dot += product;
+        magnitude += std::abs(product);
+      }
+      scores.push_back(dot * kScale);
+      score_magnitude = std::max(score_magnitude, magnitude * kScale);
+    }
+    const double highest = *std::max_element(scores.begin(), scores.end());
+    double sum = 0.0;
+    double output = 0.0;
+    double output_magnitude = 0.0;
+    for (uint32_t j = 0; j <= position; ++j) {
+      const double weight = std::exp(scores[j] - highest);
+      sum += weight;
+      const double v = stored_v_[(j * shape_.kv_heads + kv_head) * shape_.head_dim + dim];
+      output += weight * v;
+      output_magnitude += weight * std::abs(v);
+    }
+    const double roundings =
+        2.0 * (shape_.head_dim + 3) * score_magnitude + 2.0 * (position + 1) + 16.0;
+    return {.value = output / sum, .tolerance = roundings * 0x1p-24 * output_magnitude / sum};
+  }
+
+  const Shape& shape() const { return shape_; }
+
+ private:
+  static constexpr float kScale = 0.25f;
+
+  // K or V as the cache holds it.
+  Floats AsStored(const Floats& values) const {
+    Floats stored = values;
+    for (size_t row = 0; row < values.size(); row += shape_.head_dim) {
+      float highest = 0.0f;
+      for (size_t d = 0; d < shape_.head_dim; ++d) {
+        highest = std::max(highest, std::abs(values[row + d]));
+      }
+      for (size_t i = row; i < row + shape_.head_dim; ++i) {
+        if (shape_.dtype == DType::kBF16) stored[i] = Bf16ToF32(F32ToBf16(values[i]));
+        if (shape_.dtype == DType::kI8) {
+          stored[i] = std::nearbyint(values[i] * (127.0f / highest)) * (highest / 127.0f);
+        }
+      }
+    }
+    return stored;
+  }
+
+  const Shape shape_;
+  std::vector<BlockId> blocks_;
+  std::vector<std::byte> memory_;
+  KvPages pages_;
+  Floats q_;
+  Floats k_;
+  Floats v_;
+  Floats stored_k_;
+  Floats stored_v_;
+};
+
+TEST(AttentionTest, OneTokenReturnsItsValue) {
+  auto context = MakeContext();
+  std::vector<std::byte> memory(2 * 2 * sizeof(float));
+  const KvPages pages = {.data = memory.data(),
+                         .block_bytes = memory.size(),
+                         .kv_heads = 1,
+                         .head_dim = 2,
+                         .block_tokens = 1};
+  const std::vector<BlockId> blocks = {BlockId{0}};
+  const SequenceRows rows = {.row = 0, .count = 1, .position = 0, .blocks = blocks};
+  Floats q = {1.0f, 1.0f};
+  Floats k = {0.5f, -3.0f};
+  Floats v = {7.0f, 9.0f};
+  Floats out(2);
+
+  WriteKv(*context, View(k, {1, 1, 2}), View(v, {1, 1, 2}), {&rows, 1}, pages);
+  Attention(*context, View(q, {1, 1, 2}), pages, {&rows, 1}, 1.0f, View(out, {1, 1, 2}));
+
+  EXPECT_EQ(out, v);
+}
+
+TEST(AttentionTest, EqualsTheDefinition) {
+  const AttentionCase::Shape shapes[] = {
+      {.length = 150},
+      {.heads = 3, .kv_heads = 1, .head_dim = 10, .block_tokens = 7, .length = 131},
+      {.heads = 2, .kv_heads = 2, .head_dim = 64, .block_tokens = 1, .length = 65},
+      {.heads = 40, .kv_heads = 1, .head_dim = 8, .length = 70},
+      {.dtype = DType::kBF16, .length = 150},
+      {.heads = 4, .kv_heads = 4, .head_dim = 18, .dtype = DType::kBF16, .length = 64},
+      {.head_dim = 64, .dtype = DType::kBF16, .length = 150},
+      {.dtype = DType::kI8, .length = 150},
+      {.heads = 3, .kv_heads = 1, .head_dim = 68, .dtype = DType::kI8, .length = 70},
+  };
+  for (const AttentionCase::Shape& shape : shapes) {
+    for (CpuIsa isa : Isas()) {
+      AttentionCase attention(shape);
+      const Floats out = attention.OnePass(*MakeContext(2, isa));
+      for (size_t i = 0; i < out.size(); ++i) {
+        const uint32_t dim = static_cast<uint32_t>(i % shape.head_dim);
+        const uint32_t head = static_cast<uint32_t>(i / shape.head_dim % shape.heads);
+        const uint32_t position = static_cast<uint32_t>(i / shape.head_dim / shape.heads);
+        const AttentionCase::Value expected = attention.Expected(position, head, dim);
+        ASSERT_NEAR(out[i], expected.value, expected.tolerance)
+            << CpuIsaName(isa) << " position " << position << " head " << head << " dim " << dim;
+      }
+    }
+  }
+}
+
+TEST(AttentionTest, BitsDependOnNeitherChunksNorBlocksNorThreadsNorIsa) {
+  for (DType dtype : {DType::kF32, DType::kBF16, DType::kI8}) {
+    const AttentionCase::Shape shape = {
+        .heads = 6, .kv_heads = 2, .head_dim = 36, .dtype = dtype, .length = 200};
+    const Floats reference = AttentionCase(shape).OnePass(*MakeContext(1, CpuIsa::kBaseline));
+    for (CpuIsa isa : Isas()) {
+      for (uint32_t seed = 0; seed < 6; ++seed) {
+        std::mt19937 random(seed);
+        AttentionCase::Shape other = shape;
+        const uint32_t block_sizes[] = {1, 4, 16, 32, 64, 100};
+        other.block_tokens = block_sizes[seed];
+        auto context = MakeContext(1 + seed % 4, isa);
+        AttentionCase attention(other);
+        Floats out;
+        const uint32_t chunk_max = seed % 2 == 0 ? 3 : 120;
+        for (uint32_t begin = 0; begin < shape.length;) {
+          const uint32_t end = std::min<uint32_t>(
+              shape.length, begin + 1 + static_cast<uint32_t>(random() % chunk_max));
+          attention.Step(*context, begin, end, &out);
+          begin = end;
+        }
+        EXPECT_TRUE(SameBits(out, reference)) << CpuIsaName(isa) << " seed " << seed;
+      }
+    }
+  }
+}
+
+// Goal: flash decoding, which cuts a long cache among threads, gives the bits of one thread.
+TEST(AttentionTest, PartsOfALongCacheMergeToTheSameBits) {
+  for (DType dtype : {DType::kF32, DType::kBF16, DType::kI8}) {
+    const AttentionCase::Shape shape = {
+        .heads = 3, .kv_heads = 1, .head_dim = 32, .dtype = dtype, .length = 1000};
+    AttentionCase one(shape);
+    const Floats reference = one.OnePass(*MakeContext(1));
+    for (CpuIsa isa : Isas()) {
+      for (uint32_t threads : {2u, 3u, 4u}) {
+        auto context = MakeContext(threads, isa);
+        AttentionCase attention(shape);
+        Floats out;
+        attention.Step(*context, 0, 990, &out);
+        for (uint32_t position = 990; position < 1000; ++position) {
+          attention.Step(*context, position, position + 1, &out);
+        }
+        EXPECT_TRUE(SameBits(out, reference)) << CpuIsaName(isa) << " threads " << threads;
+      }
+    }
+  }
+}
+
+// A later token's K or V that is not finite is nothing to the tokens before it in the same pass.
+TEST(AttentionTest, LaterTokensOfTheSamePassAreNotSeen) {
+  auto context = MakeContext();
+  const uint32_t count = 70;
+  const uint32_t head_dim = 32;
+  std::vector<std::byte> memory(2 * count * head_dim * sizeof(float));
+  const KvPages pages = {.data = memory.data(),
+                         .block_bytes = memory.size(),
+                         .kv_heads = 1,
+                         .head_dim = head_dim,
+                         .block_tokens = count};
+  const std::vector<BlockId> blocks = {BlockId{0}};
+  const SequenceRows rows = {.row = 0, .count = count, .position = 0, .blocks = blocks};
+  Floats q = Random(count * head_dim, 1);
+  Floats k = Random(count * head_dim, 2);
+  Floats v = Random(count * head_dim, 3);
+  for (uint32_t d = 0; d < head_dim; ++d) {
+    k[(count - 1) * head_dim + d] = std::numeric_limits<float>::infinity();
+    v[(count - 1) * head_dim + d] = std::numeric_limits<float>::infinity();
+  }
+  Floats out(count * head_dim);
+
+  WriteKv(*context, View(k, {count, 1, head_dim}), View(v, {count, 1, head_dim}), {&rows, 1},
+          pages);
+  Attention(*context, View(q, {count, 1, head_dim}), pages, {&rows, 1}, 0.2f,
+            View(out, {count, 1, head_dim}));
+
+  for (size_t i = 0; i < (count - 1) * head_dim; ++i) ASSERT_TRUE(std::isfinite(out[i])) << i;
+}
+
+}  // namespace
+}  // namespace baton

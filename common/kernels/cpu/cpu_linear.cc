@@ -1,0 +1,239 @@
+#include "common/kernels/cpu/cpu_linear.h"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <vector>
+
+#include "common/base/check.h"
+#include "common/kernels/cpu/cpu_ops.h"
+#include "common/kernels/cpu/cpu_packing.h"
+
+namespace baton {
+namespace {
+
+// Waking threads costs microseconds: a task should do at least about so many multiplications.
+constexpr size_t kTaskProducts = 64 * 1024;
+constexpr size_t kByteCountMax = 2;
+
+using LinearFunction = void (*)(const LinearTask&);
+
+LinearFunction LinearFor(const CpuOps& ops, WeightForm form) {
+  switch (form) {
+    case WeightForm::kF32:
+      return ops.linear_f32;
+    case WeightForm::kBF16:
+      return ops.linear_bf16;
+    case WeightForm::kF16:
+      return ops.linear_f16;
+    case WeightForm::kInt8:
+      return ops.linear_int8;
+    case WeightForm::kInt4:
+      return ops.linear_int4;
+  }
+  return nullptr;
+}
+
+size_t RoundToLine(size_t floats) { return (floats + 15) / 16 * 16; }
+
+// x in the forms that the weights of a call ask for, packed by all threads.
+class PackedInput {
+ public:
+  PackedInput(KernelContext& context, const ConstTensorView& x,
+              std::span<const LinearOutput> outputs)
+      : context_(context), x_(x.f32()), rows_(x.dim(0)), k_(x.dim(1)) {
+    for (const LinearOutput& output : outputs) {
+      const WeightFormat& format = output.weight->format();
+      if (format.quantized()) {
+        quantized_[format.activation_bytes - 1].byte_count = format.activation_bytes;
+        wants_bytes_[format.activation_bytes - 1] = true;
+      } else {
+        wants_floats_ = true;
+      }
+    }
+    Allocate();
+    if (wants_floats_ && rows_ > 1) PackFloats();
+    for (size_t i = 0; i < kByteCountMax; ++i) {
+      if (wants_bytes_[i]) Quantize(quantized_[i]);
+    }
+  }
+
+  // Of rows from `row` on, which begin a tile.
+  void Fill(const WeightFormat& format, size_t row, LinearTask* task) const {
+    if (!format.quantized()) {
+      task->x = floats_ + row * k_;
+      return;
+    }
+    const QuantizedRows& bytes = quantized_[format.activation_bytes - 1];
+    const size_t byte_row = row * bytes.byte_count;
+    task->x_bytes = bytes.bytes + byte_row * bytes.padded;
+    task->x_byte_count = bytes.byte_count;
+    task->x_scales = bytes.scales + row;
+    task->x_sums = format.form == WeightForm::kInt8
+                       ? bytes.sums + byte_row
+                       : bytes.group_sums + byte_row * (bytes.padded / kInt4Group);
+  }
+
+ private:
+  void Allocate() {
+    const size_t padded = (k_ + kInt4Group - 1) / kInt4Group * kInt4Group;
+    const auto bytes_floats = [&](size_t byte_count) {
+      const size_t byte_rows = rows_ * byte_count;
+      return RoundToLine(byte_rows * padded / sizeof(float)) + RoundToLine(rows_) +
+             RoundToLine(byte_rows) + RoundToLine(byte_rows * (padded / kInt4Group));
+    };
+    size_t floats = wants_floats_ && rows_ > 1 ? RoundToLine(rows_ * k_) : 0;
+    const size_t first_bytes = floats;
+    for (size_t i = 0; i < kByteCountMax; ++i) floats += wants_bytes_[i] ? bytes_floats(i + 1) : 0;
+    float* next = context_.SharedScratch(floats);
+    floats_ = rows_ > 1 ? next : x_;  // One row is a tile as it is.
+    packed_ = next;
+    next += first_bytes;
+    const auto take = [&next](size_t count) {
+      float* taken = next;
+      next += RoundToLine(count);
+      return taken;
+    };
+    for (size_t i = 0; i < kByteCountMax; ++i) {
+      if (!wants_bytes_[i]) continue;
+      QuantizedRows& to = quantized_[i];
+      const size_t byte_rows = rows_ * to.byte_count;
+      to.padded = padded;
+      to.bytes = reinterpret_cast<int8_t*>(take(byte_rows * padded / sizeof(float)));
+      to.scales = take(rows_);
+      to.sums = reinterpret_cast<int32_t*>(take(byte_rows));
+      to.group_sums = reinterpret_cast<int32_t*>(take(byte_rows * (padded / kInt4Group)));
+    }
+  }
+
+  // Calls body(first row, rows, thread) for each tile.
+  template <typename Body>
+  void ForEachTile(size_t rows, const Body& body) {
+    const size_t whole = rows / kTileRowsMax;
+    const size_t tasks = whole + (rows % kTileRowsMax == 0 ? 0 : 1);
+    context_.threads().ParallelFor(
+        static_cast<uint32_t>(tasks), [&](uint32_t task, uint32_t thread) {
+          const size_t end = task < whole ? (task + 1) * kTileRowsMax : rows;
+          for (size_t row = task * kTileRowsMax; row < end;) {
+            const size_t count = TileRows(end - row);
+            body(row, count, thread);
+            row += count;
+          }
+        });
+  }
+
+  void PackFloats() {
+    ForEachTile(rows_, [this](size_t row, size_t count, uint32_t /*thread*/) {
+      PackTile(x_, k_, row, count, packed_);
+    });
+  }
+
+  void Quantize(const QuantizedRows& to) {
+    ForEachTile(rows_ * to.byte_count, [&](size_t row, size_t count, uint32_t thread) {
+      float* scratch = context_.Scratch(thread, to.byte_count * to.padded / sizeof(float));
+      QuantizeTile(context_.cpu_ops(), x_, k_, row, count, to, reinterpret_cast<int8_t*>(scratch));
+    });
+  }
+
+  KernelContext& context_;
+  const float* const x_;
+  const size_t rows_;
+  const size_t k_;
+  bool wants_floats_ = false;
+  std::array<bool, kByteCountMax> wants_bytes_ = {};
+  float* packed_ = nullptr;
+  const float* floats_ = nullptr;
+  std::array<QuantizedRows, kByteCountMax> quantized_;
+};
+
+// Some panels of one weight, for some rows of x.
+struct Part {
+  const LinearOutput* output = nullptr;
+  size_t panel = 0;
+  size_t panel_count = 0;
+  size_t row = 0;
+  size_t rows = 0;
+};
+
+std::vector<Part> Divide(std::span<const LinearOutput> outputs, size_t rows, size_t k,
+                         size_t threads) {
+  size_t panels = 0;
+  for (const LinearOutput& output : outputs) {
+    panels += (output.weight->outputs() + kPanelColumns - 1) / kPanelColumns;
+  }
+  const size_t wanted = 4 * threads;
+  // Several panels share x while it is in the cache; but each thread should get some tasks.
+  const size_t least = kTaskProducts / (rows * k * kPanelColumns) + 1;
+  const size_t shared = rows > kTileRowsMax ? std::max<size_t>(1, panels / wanted) : 1;
+  const size_t per_part = std::min(kTaskPanelsMax, std::max(least, shared));
+  const size_t row_blocks =
+      std::min((rows + kTileRowsMax - 1) / kTileRowsMax, std::max<size_t>(1, wanted / panels));
+  const size_t block_rows =
+      ((rows + row_blocks - 1) / row_blocks + kTileRowsMax - 1) / kTileRowsMax * kTileRowsMax;
+  std::vector<Part> parts;
+  for (size_t row = 0; row < rows; row += block_rows) {
+    for (const LinearOutput& output : outputs) {
+      const size_t count = (output.weight->outputs() + kPanelColumns - 1) / kPanelColumns;
+      for (size_t panel = 0; panel < count; panel += per_part) {
+        parts.push_back({.output = &output,
+                         .panel = panel,
+                         .panel_count = std::min(per_part, count - panel),
+                         .row = row,
+                         .rows = std::min(block_rows, rows - row)});
+      }
+    }
+  }
+  return parts;
+}
+
+void AddBias(const float* bias, size_t rows, size_t columns, float* out, size_t out_stride) {
+  for (size_t row = 0; row < rows; ++row) {
+    for (size_t column = 0; column < columns; ++column)
+      out[row * out_stride + column] += bias[column];
+  }
+}
+
+void RunPart(KernelContext& context, const Part& part, const PackedInput& input, uint32_t thread) {
+  const PackedWeight& weight = *part.output->weight;
+  const PanelLayout layout = PanelLayoutOf(weight.format().form, weight.outputs(), weight.inputs());
+  const size_t column = part.panel * kPanelColumns;
+  const size_t columns = std::min(part.panel_count * kPanelColumns, weight.outputs() - column);
+  const size_t last = columns % kPanelColumns;  // Of a panel that is not full.
+  float* scratch =
+      context.Scratch(thread, kLinearScratchFloats + (last == 0 ? 0 : part.rows * kPanelColumns));
+  LinearTask task = {
+      .panels = weight.data() + part.panel * layout.panel_bytes,
+      .panel_bytes = layout.panel_bytes,
+      .panel_count = part.panel_count,
+      .k = layout.padded_inputs,
+      .rows = part.rows,
+      .out = part.output->out.f32() + part.row * weight.outputs() + column,
+      .out_stride = weight.outputs(),
+      .last_out = last == 0 ? nullptr : scratch + kLinearScratchFloats,
+      .scratch = scratch,
+      .scales = reinterpret_cast<const float*>(weight.data() + layout.scales_offset) + column,
+  };
+  input.Fill(weight.format(), part.row, &task);
+  LinearFor(context.cpu_ops(), weight.format().form)(task);
+  for (size_t row = 0; last > 0 && row < part.rows; ++row) {
+    std::memcpy(task.out + row * task.out_stride + columns - last,
+                task.last_out + row * kPanelColumns, last * sizeof(float));
+  }
+  if (!part.output->bias.empty()) {
+    AddBias(part.output->bias.f32() + column, part.rows, columns, task.out, task.out_stride);
+  }
+}
+
+}  // namespace
+
+void LinearCpu(KernelContext& context, const ConstTensorView& x,
+               std::span<const LinearOutput> outputs) {
+  if (x.dim(0) == 0 || outputs.empty()) return;
+  const PackedInput input(context, x, outputs);
+  const std::vector<Part> parts = Divide(outputs, x.dim(0), x.dim(1), context.threads().count());
+  context.threads().ParallelFor(
+      static_cast<uint32_t>(parts.size()),
+      [&](uint32_t index, uint32_t thread) { RunPart(context, parts[index], input, thread); });
+}
+
+}  // namespace baton

@@ -1,0 +1,60 @@
+// A matrix of weights in the form and the order that a device's Linear wants, made once by
+// PackWeight (kernels.h).
+#ifndef BATON_COMMON_KERNELS_PACKED_WEIGHT_H_
+#define BATON_COMMON_KERNELS_PACKED_WEIGHT_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <utility>
+
+#include "absl/status/statusor.h"
+#include "common/device/device.h"
+#include "common/tensor/dtype.h"
+
+namespace baton {
+
+// Floats as they are. kInt8: a number of 8 bits and a scale per output. kInt4: a number of 4 bits,
+// and a scale for each 32 inputs of an output.
+enum class WeightForm { kF32, kBF16, kF16, kInt8, kInt4 };
+
+// "f32", "bf16", "f16", "int8", "int4": as flags and messages spell them.
+const char* WeightFormName(WeightForm form);
+// kInvalidArgument names the choices.
+absl::StatusOr<WeightForm> ParseWeightForm(const std::string& name);
+WeightForm WeightFormOf(DType dtype);  // REQUIRES: a float type.
+
+struct WeightFormat {
+  WeightForm form = WeightForm::kF32;
+  // With integer weights, what each activation is rounded to, by a scale per token: 1 byte, or 2
+  // bytes, whose error is far below that of the weights.
+  uint32_t activation_bytes = 2;
+
+  bool quantized() const { return form == WeightForm::kInt8 || form == WeightForm::kInt4; }
+  // "bf16", "int8a16": for the numerics fingerprint.
+  std::string name() const;
+};
+
+// Move-only; the device outlives it.
+class PackedWeight {
+ public:
+  PackedWeight() = default;
+  PackedWeight(WeightFormat format, size_t outputs, size_t inputs, DeviceMemory memory)
+      : format_(format), outputs_(outputs), inputs_(inputs), memory_(std::move(memory)) {}
+
+  const WeightFormat& format() const { return format_; }
+  size_t outputs() const { return outputs_; }
+  size_t inputs() const { return inputs_; }
+  const std::byte* data() const { return memory_.data(); }
+  size_t bytes() const { return memory_.bytes(); }
+
+ private:
+  WeightFormat format_;
+  size_t outputs_ = 0;
+  size_t inputs_ = 0;
+  DeviceMemory memory_;
+};
+
+}  // namespace baton
+
+#endif  // BATON_COMMON_KERNELS_PACKED_WEIGHT_H_
