@@ -42,16 +42,18 @@ int main(int argc, char** argv) {
   }
   const absl::StatusOr<baton::LocalPrefill> local_prefill = LocalPrefillFromFlag();
   if (!local_prefill.ok()) return baton::ReportFailure(local_prefill.status());
-  return baton::RunWorkerProcess(
-      baton::v1::ROLE_DECODE, *local_prefill != baton::LocalPrefill::kRefused,
-      [local_prefill](const baton::EngineContext& context) {
-        const baton::EngineOptions& options = context.parts->options;
-        return std::make_unique<baton::DecodeEngine>(
-            baton::DecodeEngineOptions{.incarnation = context.incarnation,
-                                       .chunk_tokens = options.chunk_tokens,
-                                       .sequences_max = options.sequences_max,
-                                       .local_prefill = *local_prefill},
-            context.parts->executor.get(), context.parts->pool.get(), context.events,
-            context.transfers, baton::Now, baton::SecureRandom);
-      });
+  baton::v1::WorkerHello hello;
+  hello.set_role(baton::v1::ROLE_DECODE);
+  hello.set_local_prefill(*local_prefill != baton::LocalPrefill::kRefused);
+  hello.set_local_prefill_always(*local_prefill == baton::LocalPrefill::kAlways);
+  return baton::RunWorkerProcess(hello, [local_prefill](const baton::EngineContext& context) {
+    const baton::EngineOptions& options = context.parts->options;
+    return std::make_unique<baton::DecodeEngine>(
+        baton::DecodeEngineOptions{.incarnation = context.incarnation,
+                                   .chunk_tokens = options.chunk_tokens,
+                                   .sequences_max = options.sequences_max,
+                                   .local_prefill = *local_prefill},
+        context.parts->executor.get(), context.parts->pool.get(), context.events, context.transfers,
+        baton::Now, baton::SecureRandom);
+  });
 }

@@ -119,6 +119,7 @@ absl::Status Run() {
   BATON_ASSIGN_OR_RETURN(CheckedRequest request, ReadRequest(asked, profile, SecureRandom()));
   BATON_ASSIGN_OR_RETURN(EngineParts parts, EngineParts::Create(options));
 
+  request.LimitOpenEnded(parts.pool->counts().total * options.block_tokens);
   Answering answering(&request, /*quiet=*/typed.json);
   LocalRunner runner(&parts);
   LocalResult result;

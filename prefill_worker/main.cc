@@ -16,11 +16,12 @@ int main(int argc, char** argv) {
   if (const absl::Status status = baton::InitLogFromFlags("baton_prefill_worker"); !status.ok()) {
     return baton::ReportFailure(status);
   }
-  return baton::RunWorkerProcess(
-      baton::v1::ROLE_PREFILL, /*local_prefill=*/false, [](const baton::EngineContext& context) {
-        return std::make_unique<baton::PrefillEngine>(
-            baton::PrefillEngineOptions{.chunk_tokens = context.parts->options.chunk_tokens},
-            context.parts->executor.get(), context.parts->pool.get(), context.events,
-            context.transfers, baton::Now);
-      });
+  baton::v1::WorkerHello hello;
+  hello.set_role(baton::v1::ROLE_PREFILL);
+  return baton::RunWorkerProcess(hello, [](const baton::EngineContext& context) {
+    return std::make_unique<baton::PrefillEngine>(
+        baton::PrefillEngineOptions{.chunk_tokens = context.parts->options.chunk_tokens},
+        context.parts->executor.get(), context.parts->pool.get(), context.events, context.transfers,
+        baton::Now);
+  });
 }

@@ -51,8 +51,8 @@ void PrefillEngine::OnPrefill(Incarnation router, const v1::Prefill& prefill, In
   const uint32_t needed = executor_->arena().layout().BlocksFor(sequence->token_count());
   if (needed > pool_->counts().total) {
     return SendFailure(key, epoch,
-                       absl::ResourceExhaustedError(absl::StrCat(
-                           "the prompt needs ", needed, " KV blocks, this prefill worker has ",
+                       absl::InvalidArgumentError(absl::StrCat(
+                           "prompt: it needs ", needed, " KV blocks, this prefill worker has ",
                            pool_->counts().total)),
                        /*retryable=*/false, /*transfer=*/false);
   }

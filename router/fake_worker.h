@@ -89,6 +89,8 @@ class FakeWorker final : public SessionHandler {
     hello.mutable_model()->set_model_fingerprint(options_.fingerprint);
     hello.mutable_model()->set_layout_fingerprint(1);
     hello.mutable_model()->set_vocab_size(options_.vocab_size);
+    hello.mutable_model()->set_context_tokens(2048);
+    hello.mutable_model()->set_architecture("LlamaForCausalLM");
     hello.mutable_model()->set_block_tokens(16);
     return hello;
   }

@@ -1,8 +1,11 @@
 #include "router/placement.h"
 
 #include <algorithm>
+#include <string>
 #include <tuple>
 #include <vector>
+
+#include "absl/strings/str_cat.h"
 
 namespace baton {
 namespace {
@@ -15,12 +18,24 @@ int64_t Room(const WorkerEntry& decode) {
          static_cast<int64_t>(decode.blocks_pledged);
 }
 
+// Workers that said what they are, even if they are away just now.
+bool IsKnown(const WorkerEntry& worker, v1::Role role) {
+  return worker.role == role && worker.hello.incarnation() != 0 &&
+         worker.state != WorkerState::kRefused;
+}
+
+// Whether so many tokens fit into an empty KV cache of this worker.
+bool Fits(const WorkerEntry& worker, uint64_t tokens) {
+  return worker.hello.blocks_total() == 0 ||
+         BlocksFor(worker, tokens) <= worker.hello.blocks_total();
+}
+
 bool MayAdmit(const WorkerEntry& decode, const PlacementNeed& need, Instant now) {
   if (decode.role != v1::ROLE_DECODE || !decode.ready() || now < decode.full_until) return false;
+  if (!Fits(decode, need.total_tokens_max)) return false;
   if (decode.hello.sequences_max() != 0 && decode.attempts >= decode.hello.sequences_max())
     return false;
-  // With nothing on it the worker is asked whatever the numbers say: they may be stale, and its
-  // refusal of a request that can never fit carries the true ones.
+  // With nothing on it the worker is asked whatever the load says: it may be stale.
   if (decode.attempts == 0) return true;
   return Room(decode) >= static_cast<int64_t>(BlocksFor(decode, need.tokens + 1));
 }
@@ -52,6 +67,7 @@ std::optional<WorkerId> BestPrefill(const WorkerTable& workers, const PairTable&
   };
   for (const auto& [id, worker] : workers.all()) {
     if (worker.role != v1::ROLE_PREFILL || !worker.ready() || now < worker.full_until) continue;
+    if (!Fits(worker, need.tokens)) continue;
     if (decode.has_value() && pairs.state(id, *decode) != PairState::kHealthy) continue;
     if (limited && worker.prefill_tokens != 0 &&
         worker.prefill_tokens + need.tokens > need.prefill_tokens_max) {
@@ -65,18 +81,21 @@ std::optional<WorkerId> BestPrefill(const WorkerTable& workers, const PairTable&
 
 // Whether waiting for a prefill worker makes sense: one is there and its pair is not known to be
 // broken.
-bool PrefillMayCome(const WorkerTable& workers, const PairTable& pairs, WorkerId decode) {
+bool PrefillMayCome(const WorkerTable& workers, const PairTable& pairs, WorkerId decode,
+                    const PlacementNeed& need) {
   for (const auto& [id, worker] : workers.all()) {
-    if (worker.role == v1::ROLE_PREFILL && worker.ready() && !pairs.broken(id, decode)) {
+    if (worker.role == v1::ROLE_PREFILL && worker.ready() && Fits(worker, need.tokens) &&
+        !pairs.broken(id, decode)) {
       return true;
     }
   }
   return false;
 }
 
-bool AnyPrefillReady(const WorkerTable& workers) {
-  return std::any_of(workers.all().begin(), workers.all().end(), [](const auto& item) {
-    return item.second.role == v1::ROLE_PREFILL && item.second.ready();
+bool AnyPrefillReady(const WorkerTable& workers, const PlacementNeed& need) {
+  return std::any_of(workers.all().begin(), workers.all().end(), [&need](const auto& item) {
+    return item.second.role == v1::ROLE_PREFILL && item.second.ready() &&
+           Fits(item.second, need.tokens);
   });
 }
 
@@ -87,25 +106,81 @@ uint64_t BlocksFor(const WorkerEntry& worker, uint64_t tokens) {
   return block_tokens == 0 ? 0 : (tokens + block_tokens - 1) / block_tokens;
 }
 
+uint32_t KvTokensMax(const WorkerTable& workers) {
+  uint64_t most = 0;
+  for (const auto& [id, worker] : workers.all()) {
+    if (!IsKnown(worker, v1::ROLE_DECODE)) continue;
+    if (worker.hello.blocks_total() == 0) return UINT32_MAX;
+    most =
+        std::max(most, uint64_t{worker.hello.blocks_total()} * worker.hello.model().block_tokens());
+  }
+  return static_cast<uint32_t>(std::min<uint64_t>(most, UINT32_MAX));
+}
+
+absl::Status CheckFits(const WorkerTable& workers, const PlacementNeed& need) {
+  uint64_t largest_decode = 0;
+  uint64_t largest_prefill = 0;
+  bool decode_fits = false;
+  bool prefill_fits = false;
+  bool decode_known = false;
+  bool prefill_known = false;
+  for (const auto& [id, worker] : workers.all()) {
+    const uint64_t capacity =
+        uint64_t{worker.hello.blocks_total()} * worker.hello.model().block_tokens();
+    if (IsKnown(worker, v1::ROLE_DECODE)) {
+      const bool fits = Fits(worker, need.total_tokens_max);
+      decode_known = true;
+      decode_fits |= fits;
+      prefill_fits |= fits && worker.hello.local_prefill();
+      largest_decode = std::max(largest_decode, capacity);
+    }
+    if (IsKnown(worker, v1::ROLE_PREFILL)) {
+      prefill_known = true;
+      prefill_fits |= Fits(worker, need.tokens);
+      largest_prefill = std::max(largest_prefill, capacity);
+    }
+  }
+  if (decode_known && !decode_fits && !need.first_token_only) {
+    const std::string asked = need.tokens >= largest_decode
+                                  ? absl::StrCat("prompt: ", need.tokens, " tokens")
+                                  : absl::StrCat("max_tokens: prompt and answer may grow to ",
+                                                 need.total_tokens_max, " tokens");
+    return absl::InvalidArgumentError(absl::StrCat(
+        asked, ", but the largest KV cache of a decode worker holds ", largest_decode));
+  }
+  if (prefill_known && !prefill_fits) {
+    return absl::InvalidArgumentError(absl::StrCat("prompt: ", need.tokens,
+                                                   " tokens, but the largest KV cache of a prefill "
+                                                   "worker holds ",
+                                                   largest_prefill));
+  }
+  return absl::OkStatus();
+}
+
 std::optional<WorkerId> ChoosePrefill(const WorkerTable& workers, const PairTable& pairs,
-                                      WorkerId decode, std::optional<WorkerId> avoid, Instant now) {
-  return BestPrefill(workers, pairs, decode, PlacementNeed{.avoid = avoid}, /*limited=*/false, now);
+                                      WorkerId decode, uint32_t tokens,
+                                      std::optional<WorkerId> avoid, Instant now) {
+  return BestPrefill(workers, pairs, decode, PlacementNeed{.tokens = tokens, .avoid = avoid},
+                     /*limited=*/false, now);
 }
 
 std::optional<Placement> ChoosePlacement(const WorkerTable& workers, const PairTable& pairs,
                                          const PlacementNeed& need, Instant now) {
-  if (need.first_token_only && AnyPrefillReady(workers)) {
+  if (need.first_token_only && AnyPrefillReady(workers, need)) {
     const auto prefill = BestPrefill(workers, pairs, std::nullopt, need, /*limited=*/true, now);
     if (!prefill.has_value()) return std::nullopt;
     return Placement{.decode = std::nullopt, .prefill = prefill};
   }
   const std::vector<const WorkerEntry*> candidates = DecodeCandidates(workers, need, now);
   for (const WorkerEntry* decode : candidates) {
+    if (decode->hello.local_prefill_always()) {
+      return Placement{.decode = decode->id, .prefill = std::nullopt};
+    }
     const auto prefill = BestPrefill(workers, pairs, decode->id, need, /*limited=*/true, now);
     if (prefill.has_value()) return Placement{.decode = decode->id, .prefill = prefill};
   }
   for (const WorkerEntry* decode : candidates) {
-    if (decode->hello.local_prefill() && !PrefillMayCome(workers, pairs, decode->id)) {
+    if (decode->hello.local_prefill() && !PrefillMayCome(workers, pairs, decode->id, need)) {
       return Placement{.decode = decode->id, .prefill = std::nullopt};
     }
   }

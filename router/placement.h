@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <optional>
 
+#include "absl/status/status.h"
 #include "common/base/clock.h"
 #include "router/pair_table.h"
 #include "router/worker_table.h"
@@ -16,6 +17,7 @@ namespace baton {
 
 struct PlacementNeed {
   uint32_t tokens = 0;            // To prefill.
+  uint32_t total_tokens_max = 0;  // What prompt and answer may grow to.
   bool first_token_only = false;  // One token is all that is wanted: no decode worker is needed.
   std::optional<WorkerId> avoid;  // It failed this request before: taken only if there is no other.
   uint64_t prefill_tokens_max =
@@ -29,14 +31,21 @@ struct Placement {
   std::optional<WorkerId> prefill;
 };
 
+// Most tokens that one of the decode workers known can ever hold; UINT32_MAX if one does not say.
+uint32_t KvTokensMax(const WorkerTable& workers);
+
+// kInvalidArgument, with the numbers, if no known worker is large enough: waiting would not help.
+absl::Status CheckFits(const WorkerTable& workers, const PlacementNeed& need);
+
 // Nothing when the request has to wait.
 std::optional<Placement> ChoosePlacement(const WorkerTable& workers, const PairTable& pairs,
                                          const PlacementNeed& need, Instant now);
 
-// The prefill worker with the least queued tokens that reaches `decode`, however much it has
-// queued: for a request that holds blocks on `decode` already.
+// The prefill worker with the least queued tokens that reaches `decode` and holds `tokens`, however
+// much it has queued: for a request that holds blocks on `decode` already.
 std::optional<WorkerId> ChoosePrefill(const WorkerTable& workers, const PairTable& pairs,
-                                      WorkerId decode, std::optional<WorkerId> avoid, Instant now);
+                                      WorkerId decode, uint32_t tokens,
+                                      std::optional<WorkerId> avoid, Instant now);
 
 // Blocks that `tokens` tokens take on this worker; 0 if the block size is unknown.
 uint64_t BlocksFor(const WorkerEntry& worker, uint64_t tokens);

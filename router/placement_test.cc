@@ -138,5 +138,66 @@ TEST_F(PlacementTest, OneTokenNeedsOnlyAPrefillWorkerWhereThereIsOne) {
   EXPECT_EQ(Choose()->prefill, p.id);
 }
 
+TEST_F(PlacementTest, WorkersThatAreTooSmallAreNotAsked) {
+  WorkerEntry& small = Add(v1::ROLE_DECODE, true);
+  small.hello.set_blocks_total(10);
+  WorkerEntry& large = Add(v1::ROLE_DECODE, true);
+  large.hello.set_blocks_total(20);
+  large.attempts = 5;
+  need.total_tokens_max = 170;
+  EXPECT_EQ(Choose()->decode, large.id);
+  need.total_tokens_max = 160;
+
+  EXPECT_EQ(Choose()->decode, small.id);
+}
+
+TEST_F(PlacementTest, WhatNoKnownWorkerCanHoldIsRefusedWithTheNumbers) {
+  EXPECT_TRUE(CheckFits(workers, need).ok()) << "nobody is known: somebody large may come";
+  WorkerEntry& d = Add(v1::ROLE_DECODE);
+  d.hello.set_blocks_total(10);
+  need.total_tokens_max = 160;
+  EXPECT_TRUE(CheckFits(workers, need).ok());
+  EXPECT_EQ(KvTokensMax(workers), 160u);
+  need.total_tokens_max = 161;
+  EXPECT_EQ(CheckFits(workers, need).message(),
+            "max_tokens: prompt and answer may grow to 161 tokens, but the largest KV cache of a "
+            "decode worker holds 160");
+
+  WorkerEntry& larger = Add(v1::ROLE_DECODE);
+  larger.hello.set_blocks_total(11);
+  larger.state = WorkerState::kLost;
+  EXPECT_TRUE(CheckFits(workers, need).ok()) << "it may come back";
+  larger.state = WorkerState::kRefused;
+  EXPECT_FALSE(CheckFits(workers, need).ok());
+}
+
+TEST_F(PlacementTest, APromptThatNoPrefillWorkerHoldsNeedsADecodeWorkerThatPrefills) {
+  WorkerEntry& p = Add(v1::ROLE_PREFILL);
+  p.hello.set_blocks_total(6);
+  WorkerEntry& d = Add(v1::ROLE_DECODE);
+  Connect(p, d);
+  need.total_tokens_max = 120;
+  EXPECT_FALSE(Choose().has_value());
+  EXPECT_EQ(CheckFits(workers, need).message(),
+            "prompt: 100 tokens, but the largest KV cache of a prefill worker holds 96");
+  d.hello.set_local_prefill(true);
+
+  EXPECT_TRUE(CheckFits(workers, need).ok());
+  EXPECT_EQ(Choose()->decode, d.id);
+  EXPECT_FALSE(Choose()->prefill.has_value());
+}
+
+TEST_F(PlacementTest, ADecodeWorkerThatAlwaysPrefillsWaitsForNobody) {
+  WorkerEntry& p = Add(v1::ROLE_PREFILL);
+  WorkerEntry& d = Add(v1::ROLE_DECODE, true);
+  Connect(p, d);
+  p.prefill_tokens = 1000;
+  EXPECT_FALSE(Choose().has_value());
+  d.hello.set_local_prefill_always(true);
+
+  EXPECT_EQ(Choose()->decode, d.id);
+  EXPECT_FALSE(Choose()->prefill.has_value());
+}
+
 }  // namespace
 }  // namespace baton

@@ -43,6 +43,8 @@ absl::StatusOr<std::unique_ptr<Router>> Router::Start(RouterOptions options,
   std::unique_ptr<Router> router(new Router(std::move(model), metrics));
   const Incarnation incarnation = RandomIncarnation();
   options.loop.core.cluster.vocab_size = router->model_.vocab_size;
+  options.loop.core.cluster.context_tokens = router->model_.context_tokens;
+  options.loop.core.cluster.architecture = router->model_.architecture;
   options.loop.session.router_incarnation = incarnation;
   options.loop.session.version = options.version;
   options.loop.session.seed = SecureRandom();

@@ -182,10 +182,16 @@ void RouterCore::Enqueue(Request& request, Instant now) {
 void RouterCore::Place(Instant now) {
   while (const std::optional<RequestId> id = queue_.front()) {
     Request& request = *requests_.Find(*id);
+    request.spec.LimitOpenEnded(KvTokensMax(workers_));
     const PlacementNeed need{.tokens = static_cast<uint32_t>(request.spec.tokens.size()),
+                             .total_tokens_max = request.spec.total_tokens_max,
                              .first_token_only = request.tokens_left() == 1,
                              .avoid = request.avoid,
                              .prefill_tokens_max = options_.prefill_tokens_max};
+    if (const absl::Status fits = CheckFits(workers_, need); !fits.ok()) {
+      End(request, {.status = fits}, now);
+      continue;
+    }
     const std::optional<Placement> placement = ChoosePlacement(workers_, pairs_, need, now);
     // The first in line waits, and with it all behind it: smaller ones that slip by would starve
     // it.

@@ -39,7 +39,9 @@ TokenFit Fit(const Request& request, const v1::Token& token, uint32_t vocab_size
 
 void RouterCore::OnWorkerEvent(WorkerId id, const v1::Event& event, Instant now) {
   WorkerEntry* worker = workers_.Find(id);
-  if (worker == nullptr || !worker->serving()) return;
+  if (worker == nullptr || !worker->connected) return;
+  if (event.has_draining() || event.has_drained()) worker->draining = true;
+  if (!worker->serving()) return;
   switch (event.event_case()) {
     case v1::Event::kLoad:
       OnLoad(id, event.load());
@@ -140,7 +142,8 @@ void RouterCore::OnAdmitted(WorkerId worker, const v1::Admitted& admitted, Insta
                       pairs_.state(*request->prefill, worker) == PairState::kHealthy;
   if (!usable) {
     ReleasePrefill(*request);
-    const auto other = ChoosePrefill(workers_, pairs_, worker, request->avoid, now);
+    const auto other =
+        ChoosePrefill(workers_, pairs_, worker, request->placed_tokens, request->avoid, now);
     if (!other.has_value()) {
       Reopen(*request, now);
       return;
@@ -244,6 +247,8 @@ void RouterCore::OnSequenceTokens(WorkerId worker, const v1::Tokens::Sequence& s
     return;
   }
   // D speaks only of what it has committed, so P's part is done, whether P's answer arrived or not.
+  // A P that was chosen for a reopened lease will not be asked any more.
+  if (request->state == RequestState::kReopening) ReleasePrefill(*request);
   request->state = RequestState::kDecoding;
   if (Show(*request, sequence.tokens(), now) == Shown::kConflict) {
     PlacementGone(*request, RetryCause::kTokensDiffer,

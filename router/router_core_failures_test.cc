@@ -168,6 +168,9 @@ TEST_F(FailureTest, LostPrefillAfterTheCommitChangesNothing) {
   driver.Down(p1);
   ASSERT_TRUE(driver.Next(d1).has_reopen());
   driver.Tokens(d1, attempt, 0, {11, 12});
+  // The second prefill worker had been chosen for the reopened lease, and is free again at once.
+  EXPECT_EQ(driver.core.workers().Find(p2)->prefill_tokens, 0u);
+  EXPECT_EQ(driver.core.workers().Find(p2)->attempts, 0u);
   driver.AlreadyCommitted(d1, attempt);
   driver.Tokens(d1, attempt, 2, {2});
   driver.Finished(d1, attempt, v1::FINISH_REASON_STOP);

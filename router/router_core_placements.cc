@@ -77,7 +77,7 @@ void RouterCore::ReleasePrefill(Request& request) {
 void RouterCore::Reopen(Request& request, Instant now) {
   const WorkerEntry& decode = *workers_.Find(*request.decode);
   const std::optional<WorkerId> prefill =
-      ChoosePrefill(workers_, pairs_, decode.id, request.avoid, now);
+      ChoosePrefill(workers_, pairs_, decode.id, request.placed_tokens, request.avoid, now);
   if (!prefill.has_value() && !decode.hello.local_prefill()) {
     // Nobody can fill the lease now. Requests wait in the queue, holding no blocks.
     CancelWorkers(request, std::nullopt);

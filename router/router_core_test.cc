@@ -529,5 +529,51 @@ TEST(RouterCoreQueueTest, EveryRequestEndsAtTheRoutersOwnLimit) {
   EXPECT_EQ(driver.outcomes[id].code(), absl::StatusCode::kDeadlineExceeded);
 }
 
+TEST(RouterCoreQueueTest, WhatCanNeverFitIsRefusedAndHoldsUpNobody) {
+  CoreDriver driver;
+  v1::WorkerHello hello = CoreDriver::Hello(v1::ROLE_DECODE, 1, true);
+  hello.set_blocks_total(4);
+  const WorkerId decode = driver.core.AddWorker("d", v1::ROLE_DECODE);
+  driver.Up(decode, hello);
+  driver.Ask();
+  ASSERT_TRUE(driver.Next(decode).has_admit());
+  const RequestId large = driver.Ask(/*prompt_tokens=*/30, /*max_tokens=*/35);
+  const RequestId next = driver.Ask();
+
+  EXPECT_EQ(driver.outcomes[large].code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_TRUE(driver.Next(decode).has_admit());
+  EXPECT_FALSE(driver.outcomes[next].finish.has_value());
+}
+
+TEST(RouterCoreQueueTest, AnAnswerWithoutAGivenLengthEndsWithTheKvCache) {
+  CoreDriver driver;
+  v1::WorkerHello hello = CoreDriver::Hello(v1::ROLE_DECODE, 1, true);
+  hello.set_blocks_total(4);
+  const WorkerId decode = driver.core.AddWorker("d", v1::ROLE_DECODE);
+  driver.Up(decode, hello);
+  NewRequest request = driver.Make(10, 2000);
+  request.open_ended = true;
+  driver.Submit(std::move(request));
+
+  EXPECT_EQ(driver.Next(decode).admit().work().total_tokens_max(), 64u);
+}
+
+TEST(RouterCoreTest, AWorkerThatDrainsWhileRefusedIsNotUsedWhenItCouldBe) {
+  CoreDriver driver;
+  const WorkerId first = driver.AddUp(v1::ROLE_DECODE, true);
+  v1::WorkerHello other = CoreDriver::Hello(v1::ROLE_DECODE, 77, true);
+  other.mutable_model()->set_model_fingerprint("another");
+  const WorkerId second = driver.core.AddWorker("second", v1::ROLE_DECODE);
+  driver.Up(second, other);
+  v1::Event draining;
+  draining.mutable_draining();
+  driver.Event(second, draining);
+  driver.Down(first);
+
+  EXPECT_EQ(driver.core.workers().Find(second)->state, WorkerState::kDraining);
+  driver.Ask();
+  EXPECT_TRUE(driver.Idle(second));
+}
+
 }  // namespace
 }  // namespace baton

@@ -73,6 +73,7 @@ void WorkerTable::Up(WorkerId id, const v1::WorkerHello& hello) {
   worker->prefill_tokens = 0;
   worker->blocks_pledged = 0;
   worker->full_until = Instant{};
+  worker->draining = false;
   worker->state = verdict.ok() ? WorkerState::kReady : WorkerState::kRefused;
   worker->reason = std::string(verdict.message());
   worker->connected = true;
@@ -85,7 +86,7 @@ std::vector<WorkerId> WorkerTable::JudgeAgain() {
     const absl::Status verdict = Judge(worker, worker.hello);
     worker.reason = std::string(verdict.message());
     if (!verdict.ok()) continue;
-    worker.state = WorkerState::kReady;
+    worker.state = worker.draining ? WorkerState::kDraining : WorkerState::kReady;
     accepted.push_back(id);
   }
   return accepted;
@@ -114,6 +115,15 @@ absl::Status WorkerTable::Judge(const WorkerEntry& worker, const v1::WorkerHello
     return absl::FailedPreconditionError(
         absl::StrCat("another model: vocabulary of ", model.vocab_size(),
                      " tokens, the router's model has ", policy_.vocab_size));
+  }
+  if (policy_.context_tokens != 0 && model.context_tokens() != policy_.context_tokens) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("another model: context of ", model.context_tokens(),
+                     " tokens, the router's model has ", policy_.context_tokens));
+  }
+  if (!policy_.architecture.empty() && model.architecture() != policy_.architecture) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "another model: ", model.architecture(), ", the router's model is ", policy_.architecture));
   }
   if (!policy_.model_fingerprint.empty() &&
       model.model_fingerprint() != policy_.model_fingerprint) {

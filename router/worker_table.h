@@ -47,8 +47,9 @@ struct WorkerEntry {
   uint32_t attempts = 0;        // Placements not ended.
   uint64_t prefill_tokens = 0;  // Tokens to prefill whose first token has not come back.
   uint64_t blocks_pledged =
-      0;                 // Asked for since the last load report: an upper bound of what it lacks.
-  Instant full_until{};  // It said RESOURCE_EXHAUSTED: not asked again before.
+      0;                  // Asked for since the last load report: an upper bound of what it lacks.
+  bool draining = false;  // It said so, whether it was in use or not.
+  Instant full_until{};   // It said RESOURCE_EXHAUSTED: not asked again before.
 
   Incarnation incarnation() const { return static_cast<Incarnation>(hello.incarnation()); }
   // Its requests live: the session is up and the worker was accepted.
@@ -59,8 +60,11 @@ struct WorkerEntry {
 // What a worker must be to be accepted.
 struct ClusterPolicy {
   // Empty: the first worker that is accepted sets it, for as long as one with it is connected.
-  std::string model_fingerprint;
-  uint32_t vocab_size = 0;      // Of the router's own model folder. 0: not checked.
+  std::string model_fingerprint = {};
+  // Of the router's own model folder. 0 or empty: not checked.
+  uint32_t vocab_size = 0;
+  uint32_t context_tokens = 0;
+  std::string architecture = {};
   bool mixed_numerics = false;  // Accept workers whose results may differ in the last bits.
 };
 
@@ -82,7 +86,7 @@ class WorkerTable {
   void Down(WorkerId id, const absl::Status& why);
 
   // Judges the connected workers that were refused once more, now that another one is gone.
-  // Returns those that became ready.
+  // Returns those that are no longer refused.
   std::vector<WorkerId> JudgeAgain();
 
   const std::map<WorkerId, WorkerEntry>& all() const { return workers_; }

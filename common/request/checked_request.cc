@@ -4,6 +4,11 @@
 
 namespace baton {
 
+void CheckedRequest::LimitOpenEnded(uint32_t kv_tokens) {
+  if (!open_ended || kv_tokens <= tokens.size()) return;
+  total_tokens_max = std::min(total_tokens_max, kv_tokens);
+}
+
 bool CheckedRequest::is_stop_token(TokenId token) const {
   const auto& ids = stopping.stop_token_ids();
   return std::find(ids.begin(), ids.end(), token) != ids.end();

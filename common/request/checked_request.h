@@ -18,12 +18,17 @@ namespace baton {
 struct CheckedRequest {
   std::vector<TokenId> tokens;  // The prompt, then what was generated before.
   uint32_t prompt_tokens = 0;
-  uint32_t total_tokens_max = 0;     // Prompt and generated together.
+  uint32_t total_tokens_max = 0;  // Prompt and generated together.
+  // Nobody asked for so many: the answer may go on to the end of the context, or of the KV cache
+  // where that is smaller.
+  bool open_ended = false;
   v1::SamplingOptions sampling;      // With a seed.
   v1::StopOptions stopping;          // With the EOS ids unless they are ignored.
   int32_t priority = 0;              // Higher goes first.
   std::unique_ptr<TextStream> text;  // Has been fed nothing when the request is new.
 
+  // Applies a KV cache of so many tokens, if the prompt leaves room in it.
+  void LimitOpenEnded(uint32_t kv_tokens);
   bool is_stop_token(TokenId token) const;
   // Why nothing can be generated after `tokens`, if so.
   std::optional<v1::FinishReason> end_reached() const;

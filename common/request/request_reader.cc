@@ -207,6 +207,7 @@ absl::StatusOr<CheckedRequest> ReadRequest(const v1::GenerateRequest& request,
   BATON_ASSIGN_OR_RETURN(result.tokens, PromptTokens(request, model));
   BATON_ASSIGN_OR_RETURN(result.total_tokens_max,
                          TotalTokens(request, result.tokens.size(), model));
+  result.open_ended = !request.has_max_tokens();
   result.prompt_tokens = static_cast<uint32_t>(result.tokens.size());
   const uint32_t answer_tokens_max = result.total_tokens_max - result.prompt_tokens;
   BATON_ASSIGN_OR_RETURN(result.stopping, Stopping(request.stopping(), model, answer_tokens_max));

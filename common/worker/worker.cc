@@ -162,12 +162,11 @@ class Worker::Impl final : public SessionHandler, public EventPort {
   }
 
   v1::WorkerHello MakeHello() const {
-    v1::WorkerHello hello;
+    v1::WorkerHello hello = options_.hello;
     hello.set_incarnation(Raw(incarnation_));
-    hello.set_role(options_.role);
     *hello.mutable_model() = parts_.ModelInfo();
     hello.set_transfer_address(transfers_->address());
-    hello.set_local_prefill(options_.local_prefill);
+    hello.set_blocks_total(parts_.pool->counts().total);
     hello.set_version(options_.version);
     hello.set_sequences_max(parts_.options.sequences_max);
     return hello;

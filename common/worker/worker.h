@@ -35,8 +35,7 @@ struct EngineContext {
 using EngineFactory = std::function<std::unique_ptr<WorkerEngine>(const EngineContext&)>;
 
 struct WorkerOptions {
-  v1::Role role = v1::ROLE_UNSPECIFIED;
-  bool local_prefill = false;  // Decode workers: told to routers.
+  v1::WorkerHello hello;  // Role and local prefill; the worker fills in the rest.
   RpcServerOptions rpc;
   TransferOptions transfers;
   std::string version;
@@ -73,7 +72,7 @@ int ReportFailure(const absl::Status& status);
 
 // The whole of a worker's main() after the command line: parts and addresses from flags, a worker,
 // SIGTERM. Returns the process's exit code.
-int RunWorkerProcess(v1::Role role, bool local_prefill, const EngineFactory& make_engine);
+int RunWorkerProcess(const v1::WorkerHello& hello, const EngineFactory& make_engine);
 
 }  // namespace baton
 

@@ -23,12 +23,11 @@ ABSL_FLAG(
 namespace baton {
 namespace {
 
-absl::Status Serve(v1::Role role, bool local_prefill, const EngineFactory& make_engine) {
+absl::Status Serve(const v1::WorkerHello& hello, const EngineFactory& make_engine) {
   // First, so that every later thread has the signals blocked.
   TerminationSignal termination;
   WorkerOptions options;
-  options.role = role;
-  options.local_prefill = local_prefill;
+  options.hello = hello;
   options.rpc = RpcServerOptionsFromFlags();
   options.transfers.listen_host = absl::GetFlag(FLAGS_transfer_host);
   options.version = Version();
@@ -63,8 +62,8 @@ int ReportFailure(const absl::Status& status) {
   return 1;
 }
 
-int RunWorkerProcess(v1::Role role, bool local_prefill, const EngineFactory& make_engine) {
-  const absl::Status status = Serve(role, local_prefill, make_engine);
+int RunWorkerProcess(const v1::WorkerHello& hello, const EngineFactory& make_engine) {
+  const absl::Status status = Serve(hello, make_engine);
   return status.ok() ? 0 : ReportFailure(status);
 }
 

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 #include <signal.h>
 
+#include <algorithm>
 #include <atomic>
 #include <string>
 #include <thread>
@@ -26,6 +27,22 @@ constexpr int kStreams = 8;
 constexpr uint32_t kStreamTokens = 1500 / BATON_TEST_SLOWNESS;
 constexpr Duration kDeadline = std::chrono::seconds(60);
 
+// Prompts that take seconds, a few tokens at a time.
+constexpr uint32_t kPromptTokens = 1200 / BATON_TEST_SLOWNESS;
+
+std::vector<v1::GenerateRequest> LongPrompts() {
+  std::vector<v1::GenerateRequest> requests =
+      MakeWorkload({.requests = kStreams, .seed = 8, .vocab = 256, .output_max = 10});
+  for (v1::GenerateRequest& request : requests) {
+    auto* ids = request.mutable_prompt_ids()->mutable_ids();
+    const int given = ids->size();
+    for (int i = given; i < static_cast<int>(kPromptTokens); ++i) {
+      ids->Add((ids->Get(i % given) + i) % 256);
+    }
+  }
+  return requests;
+}
+
 std::vector<v1::GenerateRequest> LongRequests() {
   std::vector<v1::GenerateRequest> requests = MakeWorkload(
       {.requests = kStreams, .seed = 7, .vocab = 256, .prompt_max = 60, .output_max = 1});
@@ -36,6 +53,8 @@ std::vector<v1::GenerateRequest> LongRequests() {
   return requests;
 }
 
+using Streams = std::vector<std::vector<TokenId>>;
+
 class WorkerDeathTest : public testing::Test {
  protected:
   static void SetUpTestSuite() {
@@ -44,17 +63,23 @@ class WorkerDeathTest : public testing::Test {
     options.layers = 3;
     options.context_tokens = 2048;
     ASSERT_TRUE(WriteTinyModel(folder_->path(), options).ok());
-    oracle_ = new std::vector<std::vector<TokenId>>();
+    oracle_ = new Streams(Undisturbed(LongRequests()));
+  }
+
+  // What one process answers.
+  static Streams Undisturbed(const std::vector<v1::GenerateRequest>& requests) {
     EngineParts parts =
         EngineParts::Create({.model = folder_->path(), .threads = 1, .kv_memory_bytes = 16 << 20})
             .value();
     LocalRunner runner(&parts);
-    for (const v1::GenerateRequest& request : LongRequests()) {
-      oracle_->emplace_back();
+    Streams streams;
+    for (const v1::GenerateRequest& request : requests) {
+      streams.emplace_back();
       for (const v1::Token& token : runner.Run(WorkOf(request, {}, 1)).tokens) {
-        oracle_->back().push_back(token.id());
+        streams.back().push_back(token.id());
       }
     }
+    return streams;
   }
 
   static void TearDownTestSuite() {
@@ -62,11 +87,11 @@ class WorkerDeathTest : public testing::Test {
     delete folder_;
   }
 
-  void StartCluster(int prefill, int decode) {
+  void StartCluster(int prefill, int decode, std::vector<std::string> worker_flags = {}) {
     auto cluster = Cluster::Start({.model = folder_->path(),
                                    .prefill = prefill,
                                    .decode = decode,
-                                   .worker_flags = {},
+                                   .worker_flags = std::move(worker_flags),
                                    .decode_flags = {},
                                    .router_flags = {}});
     ASSERT_TRUE(cluster.ok()) << cluster.status();
@@ -138,12 +163,12 @@ class WorkerDeathTest : public testing::Test {
   }
 
   static TemporaryFolder* folder_;
-  static std::vector<std::vector<TokenId>>* oracle_;
+  static Streams* oracle_;
   std::unique_ptr<Cluster> cluster_;
 };
 
 TemporaryFolder* WorkerDeathTest::folder_ = nullptr;
-std::vector<std::vector<TokenId>>* WorkerDeathTest::oracle_ = nullptr;
+Streams* WorkerDeathTest::oracle_ = nullptr;
 
 TEST_F(WorkerDeathTest, PrefillWorkerDiesUnderRunningStreams) {
   StartCluster(1, 1);
@@ -158,6 +183,51 @@ TEST_F(WorkerDeathTest, PrefillWorkerDiesUnderRunningStreams) {
       [](const v1::GetClusterResponse& status) { return Cluster::ReadyCount(status) == 2; }));
   ExpectServesAndRests();
 }
+
+// Goal: leases that are half filled are filled again by another prefill worker, whether the first
+// one died or hangs, and the blocks under its last receives come home.
+class WorkerLossTest : public WorkerDeathTest, public testing::WithParamInterface<int> {};
+
+TEST_P(WorkerLossTest, InTheMiddleOfPrompts) {
+  StartCluster(2, 1, {"--chunk_tokens=2"});
+  const std::vector<v1::GenerateRequest> requests = LongPrompts();
+  const Streams expected = Undisturbed(requests);
+  std::vector<Answer> answers(requests.size());
+  std::vector<std::thread> clients;
+  for (size_t i = 0; i < requests.size(); ++i) {
+    clients.emplace_back([&, i] { answers[i] = cluster_->Generate(requests[i], kDeadline); });
+  }
+  EXPECT_TRUE(cluster_->WaitUntil([](const v1::GetClusterResponse& status) {
+    const auto& workers = status.workers();
+    return std::any_of(workers.begin(), workers.end(), [](const v1::WorkerStatus& worker) {
+      return worker.load().blocks_receiving() > 0;
+    });
+  }));
+
+  cluster_->prefill(0).Signal(GetParam());
+  for (std::thread& client : clients) client.join();
+
+  uint32_t retries = 0;
+  for (size_t i = 0; i < answers.size(); ++i) {
+    EXPECT_TRUE(answers[i].status.ok()) << answers[i].status;
+    EXPECT_EQ(answers[i].tokens, expected[i]) << "stream " << i;
+    retries += answers[i].finished.retries();
+  }
+  EXPECT_GT(retries, 0u) << "the fault came too late to matter";
+  if (GetParam() == SIGSTOP) {
+    cluster_->prefill(0).Signal(SIGCONT);  // It finds its session and its leases gone.
+  } else {
+    ASSERT_TRUE(cluster_->RestartPrefill(0).ok());
+  }
+  EXPECT_TRUE(cluster_->WaitUntil(
+      [](const v1::GetClusterResponse& status) { return Cluster::ReadyCount(status) == 3; }));
+  ExpectServesAndRests();
+}
+
+INSTANTIATE_TEST_SUITE_P(Signals, WorkerLossTest, testing::Values(SIGKILL, SIGSTOP),
+                         [](const auto& fault) {
+                           return std::string(fault.param == SIGKILL ? "Killed" : "Stopped");
+                         });
 
 TEST_F(WorkerDeathTest, DecodeWorkerDiesAndAnotherContinuesItsStreams) {
   StartCluster(1, 2);
