@@ -28,7 +28,9 @@ class RouterLoop::WorkerLink final : public SessionClientHandler {
  public:
   WorkerLink(RouterLoop* loop, WorkerId worker, const std::string& address)
       : loop_(loop), worker_(worker), address_(address) {
-    client_ = std::make_unique<SessionClient>(address, this, loop->options_.session);
+    SessionClientOptions options = loop->options_.session;
+    options.numbers = &loop->session_numbers_;
+    client_ = std::make_unique<SessionClient>(address, this, options);
   }
   ~WorkerLink() override { client_->Stop(); }
 

@@ -114,6 +114,8 @@ class RouterLoop {
   std::atomic<uint64_t> next_request_{1};
   std::atomic<uint32_t> stream_count_{0};
 
+  SessionCounter session_numbers_;  // Of all links.
+
   // The router's thread's own.
   RouterCore core_;
   std::map<RequestId, ClientStream*> streams_;

@@ -85,6 +85,10 @@ class SessionServer::Stream final : public grpc::ServerBidiReactor<v1::Command, 
   }
 
   SessionId id() const { return id_; }
+  bool ended() const {
+    absl::MutexLock lock(&mutex_);
+    return ended_;
+  }
 
   void Push(v1::Event&& event);
   // Ends the stream. `flush`: what is queued is still written. The first call decides.
@@ -105,10 +109,6 @@ class SessionServer::Stream final : public grpc::ServerBidiReactor<v1::Command, 
 
   void HandleHello();
   void HandleCommand();
-  bool ended() const {
-    absl::MutexLock lock(&mutex_);
-    return ended_;
-  }
   // Starts the next operation: a write, or the end once nothing is left to write.
   void Advance() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Write(v1::Event&& event) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -397,12 +397,17 @@ absl::StatusOr<std::shared_ptr<SessionServer::Stream>> SessionServer::Register(
     const v1::RouterHello& hello, std::shared_ptr<Stream> stream) {
   absl::MutexLock lock(&mutex_);
   Router& router = routers_[hello.router_incarnation()];
+  if (router.stream != nullptr && !router.stream->ended() && hello.dialed() != router.dialed) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("this router already reaches this worker as ", router.dialed));
+  }
   if (router.stream != nullptr && hello.session_number() <= router.session_number) {
     return absl::AbortedError(absl::StrCat("session ", hello.session_number(),
                                            " comes after session ", router.session_number,
                                            " of the same router"));
   }
   router.session_number = hello.session_number();
+  router.dialed = hello.dialed();
   return std::exchange(router.stream, std::move(stream));
 }
 

@@ -92,13 +92,16 @@ class SessionServer final : public v1::Worker::CallbackService {
   // The live session of one router.
   struct Router {
     uint64_t session_number;
+    std::string dialed;  // Our address as that router knows it.
     std::shared_ptr<Stream> stream;
   };
 
   std::shared_ptr<Stream> Find(SessionId session) const;
   std::vector<std::shared_ptr<Stream>> AllStreams() const;
-  // Makes `stream` the session of its router and returns the one it replaces, if any. ABORTED when
-  // a session of this number or a higher one is there.
+  // Makes `stream` the session of its router and returns the one it replaces, if any.
+  // FAILED_PRECONDITION while a session of that router under another of our addresses is alive: the
+  // two would retire each other for ever. ABORTED when a session of this number or a higher one is
+  // there.
   absl::StatusOr<std::shared_ptr<Stream>> Register(const v1::RouterHello& hello,
                                                    std::shared_ptr<Stream> stream);
   // The stream has ended: the timer thread is to tell the handler.

@@ -183,6 +183,36 @@ TEST(SessionTest, LowerSessionNumberIsRefusedUnseenByTheHandler) {
   EXPECT_THAT(handler.journal.All(), ElementsAre("opened 1 number 5", "opened 4 number 1"));
 }
 
+TEST(SessionTest, SecondAddressOfAWorkerWaitsUntilTheFirstSessionIsBroken) {
+  // Goal: two links of one router that lead to the same worker do not retire each other in turn.
+  // Method: one server under two names of loopback; the second link asks again and again.
+  RecordingHandler handler;
+  TestWorker worker(&handler);
+  const std::string port = worker.address().substr(worker.address().rfind(':'));
+  SessionCounter numbers;
+  SessionClientOptions options = FastClientOptions();
+  options.numbers = &numbers;
+  RecordingClientHandler first_handler;
+  SessionClient first("127.0.0.1" + port, &first_handler, options);
+  ASSERT_TRUE(first_handler.journal.Await("up 1"));
+  RecordingClientHandler second_handler;
+  options.refused_backoff = milliseconds(1);
+  SessionClient second("localhost" + port, &second_handler, options);
+
+  ASSERT_TRUE(second_handler.journal.Await("down", 3));
+  EXPECT_EQ(
+      second_handler.journal.All()[0],
+      "down 2 FAILED_PRECONDITION: this router already reaches this worker as 127.0.0.1" + port);
+  EXPECT_EQ(second_handler.journal.Count("up"), 0u);
+  EXPECT_EQ(first_handler.journal.Count("down"), 0u);
+
+  first.Stop();
+
+  EXPECT_TRUE(second_handler.journal.Await("up"));
+  EXPECT_THAT(handler.journal.All(),
+              ElementsAre("opened 1 number 1", "closed 1", HasSubstr("opened")));
+}
+
 TEST(SessionTest, ManyRivalSessionsOpenAndCloseInPairs) {
   // Goal: whatever order hellos of one router come in, at most one session is open at a time.
   // Method: sessions race from several threads; the journal must alternate.
