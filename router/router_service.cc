@@ -77,7 +77,7 @@ grpc::ServerUnaryReactor* RouterService::GetModel(grpc::CallbackServerContext* c
   const ModelProfile& model = *options_.model;
   if (model.chat.ok()) response->set_chat_format(model.chat->name());
   v1::ModelInfo* info = response->mutable_model();
-  const bool asked = options_.loop->Query([reactor, info, &model](const RouterCore& core) {
+  const absl::Status asked = options_.loop->Query([reactor, info, &model](const RouterCore& core) {
     // The workers know what the router does not read: fingerprints, numerics, size.
     for (const auto& [id, worker] : core.workers().all()) {
       if (worker.serving()) *info = worker.hello.model();
@@ -89,7 +89,7 @@ grpc::ServerUnaryReactor* RouterService::GetModel(grpc::CallbackServerContext* c
     info->mutable_eos_token_ids()->Assign(model.eos_token_ids.begin(), model.eos_token_ids.end());
     reactor->Finish(grpc::Status::OK);
   });
-  if (!asked) reactor->Finish(ToGrpcStatus(absl::UnavailableError("the router is shutting down")));
+  if (!asked.ok()) reactor->Finish(ToGrpcStatus(asked));
   return reactor;
 }
 
@@ -97,14 +97,15 @@ grpc::ServerUnaryReactor* RouterService::GetCluster(grpc::CallbackServerContext*
                                                     const v1::GetClusterRequest*,
                                                     v1::GetClusterResponse* response) {
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-  const bool asked = options_.loop->Query([reactor, response, incarnation = options_.incarnation,
-                                           version = options_.version](const RouterCore& core) {
-    *response = core.Cluster();
-    response->set_router_incarnation(Raw(incarnation));
-    response->set_version(version);
-    reactor->Finish(grpc::Status::OK);
-  });
-  if (!asked) reactor->Finish(ToGrpcStatus(absl::UnavailableError("the router is shutting down")));
+  const absl::Status asked =
+      options_.loop->Query([reactor, response, incarnation = options_.incarnation,
+                            version = options_.version](const RouterCore& core) {
+        *response = core.Cluster();
+        response->set_router_incarnation(Raw(incarnation));
+        response->set_version(version);
+        reactor->Finish(grpc::Status::OK);
+      });
+  if (!asked.ok()) reactor->Finish(ToGrpcStatus(asked));
   return reactor;
 }
 

@@ -205,8 +205,7 @@ absl::Status SessionClient::Stream::Deliver() {
         if (up_) return absl::InternalError("the worker said hello twice");
         up_ = true;
       }
-      client_->handler_->OnUp(number_, incoming_.hello());
-      return absl::OkStatus();
+      return client_->handler_->OnUp(number_, incoming_.hello());
     }
     case v1::Event::kLoad:
     case v1::Event::kAdmitted:
@@ -224,8 +223,7 @@ absl::Status SessionClient::Stream::Deliver() {
       break;
   }
   if (!was_up()) return absl::InternalError("the worker did not start with hello");
-  client_->handler_->OnEvent(number_, std::move(incoming_));
-  return absl::OkStatus();
+  return client_->handler_->OnEvent(number_, std::move(incoming_));
 }
 
 void SessionClient::Stream::OnWriteDone(bool ok) {

@@ -40,9 +40,10 @@ class SessionClientHandler {
  public:
   virtual ~SessionClientHandler() = default;
 
-  virtual void OnUp(SessionNumber session, const v1::WorkerHello& hello) = 0;
+  // Of these two, an error breaks the session with it.
+  virtual absl::Status OnUp(SessionNumber session, const v1::WorkerHello& hello) = 0;
   // Any event but hello and heartbeats.
-  virtual void OnEvent(SessionNumber session, v1::Event event) = 0;
+  virtual absl::Status OnEvent(SessionNumber session, v1::Event event) = 0;
   // The session broke, or could not be had. FAILED_PRECONDITION: the worker refused us.
   virtual void OnDown(SessionNumber session, const absl::Status& status) = 0;
 };

@@ -465,6 +465,17 @@ TEST(SessionTest, BreakEndsTheSessionAndANewOneFollows) {
   EXPECT_TRUE(client_handler.journal.Await("up 2"));
 }
 
+TEST(SessionTest, SessionWhoseBeginningFindsNoRoomIsBrokenAndANewOneFollows) {
+  RecordingHandler handler;
+  TestWorker worker(&handler);
+  RecordingClientHandler client_handler;
+  client_handler.no_room_for = SessionNumber{1};
+  SessionClient client(worker.address(), &client_handler, FastClientOptions());
+
+  EXPECT_TRUE(client_handler.journal.Await("down 1 RESOURCE_EXHAUSTED: no room"));
+  EXPECT_TRUE(client_handler.journal.Await("up 2"));
+}
+
 TEST(SessionTest, ShutdownClosesAllSessionsAndRefusesNewOnes) {
   RecordingHandler handler;
   TestWorker worker(&handler);
