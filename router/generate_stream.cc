@@ -9,13 +9,13 @@
 #include "common/request/request_reader.h"
 #include "common/rpc/status_codec.h"
 #include "common/telemetry/log.h"
+#include "router/retry_hint.h"
 #include "router/wire_request.h"
 
 namespace baton {
 namespace {
 
 constexpr char kRequestIdKey[] = "x-request-id";
-constexpr char kRetryAfterKey[] = "retry-after-ms";
 
 // The call's deadline by our own monotonic clock.
 Instant DeadlineOf(const grpc::CallbackServerContext& context, Instant now) {
@@ -37,6 +37,7 @@ void GenerateStream::Begin(const grpc::ByteBuffer& request, const ModelProfile& 
   if (status.ok()) return;
   metrics_->CountRequest(status);
   LogInfo("request refused", {{"request", request_id_}, {"status", status}});
+  AddRetryHint(status, context_);
   FinishCall(status);
 }
 
@@ -125,9 +126,7 @@ void GenerateStream::End(const absl::Status& status, const v1::Finished& finishe
                             {"prefill", finished.prefill_worker()},
                             {"decode", finished.decode_worker()},
                             {"retries", finished.retries()}});
-  if (retry_after_ms > 0) {
-    context_->AddTrailingMetadata(kRetryAfterKey, absl::StrCat(retry_after_ms));
-  }
+  if (retry_after_ms > 0) AddRetryHint(retry_after_ms, context_);
   if (status.ok()) {
     v1::GenerateResponse response;
     *response.mutable_finished() = finished;

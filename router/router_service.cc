@@ -8,6 +8,7 @@
 #include "common/request/request_reader.h"
 #include "common/rpc/status_codec.h"
 #include "router/generate_stream.h"
+#include "router/retry_hint.h"
 #include "router/wire_request.h"
 
 namespace baton {
@@ -89,7 +90,10 @@ grpc::ServerUnaryReactor* RouterService::GetModel(grpc::CallbackServerContext* c
     info->mutable_eos_token_ids()->Assign(model.eos_token_ids.begin(), model.eos_token_ids.end());
     reactor->Finish(grpc::Status::OK);
   });
-  if (!asked.ok()) reactor->Finish(ToGrpcStatus(asked));
+  if (!asked.ok()) {
+    AddRetryHint(asked, context);
+    reactor->Finish(ToGrpcStatus(asked));
+  }
   return reactor;
 }
 
@@ -105,7 +109,10 @@ grpc::ServerUnaryReactor* RouterService::GetCluster(grpc::CallbackServerContext*
         response->set_version(version);
         reactor->Finish(grpc::Status::OK);
       });
-  if (!asked.ok()) reactor->Finish(ToGrpcStatus(asked));
+  if (!asked.ok()) {
+    AddRetryHint(asked, context);
+    reactor->Finish(ToGrpcStatus(asked));
+  }
   return reactor;
 }
 

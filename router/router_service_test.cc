@@ -43,6 +43,7 @@ class RouterServiceTest : public testing::Test {
     options.workers.decode = decode;
     options.loop.core = std::move(core);
     options.loop.tick = milliseconds(5);
+    options.loop.streams_max = streams_max;
     options.loop.session.backoff_max = milliseconds(200);
     options.version = "test";
     absl::StatusOr<std::unique_ptr<Router>> started = Router::Start(std::move(options), &metrics);
@@ -141,6 +142,7 @@ class RouterServiceTest : public testing::Test {
   }
 
   static const std::vector<TokenId> kPrompt;
+  uint32_t streams_max = 8192;
   MetricsRegistry metrics;
   std::unique_ptr<Router> router;
   std::shared_ptr<grpc::Channel> channel;
@@ -364,6 +366,22 @@ TEST_F(RouterServiceTest, FullQueueSaysWhenToComeBack) {
 
   EXPECT_EQ(reply.status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
   EXPECT_THAT(reply.status.error_message(), HasSubstr("queue is full"));
+  EXPECT_EQ(reply.retry_after, "1000");
+  context.TryCancel();
+  (void)reader->Finish();
+}
+
+TEST_F(RouterServiceTest, CallBeyondTheStreamsSaysWhenToComeBack) {
+  streams_max = 1;
+  StartRouter({"127.0.0.1:1"});
+  grpc::ClientContext context;
+  const auto reader = stub->Generate(&context, Ask());
+  ASSERT_TRUE(AwaitCluster([](const auto& cluster) { return cluster.requests_queued() == 1; }));
+
+  const Reply reply = Call(Ask());
+
+  EXPECT_EQ(reply.status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_THAT(reply.status.error_message(), HasSubstr("1 calls inside"));
   EXPECT_EQ(reply.retry_after, "1000");
   context.TryCancel();
   (void)reader->Finish();
