@@ -59,7 +59,7 @@ absl::StatusOr<std::unique_ptr<Router>> Router::Start(RouterOptions options,
   BATON_ASSIGN_OR_RETURN(
       router->directory_,
       WorkerDirectory::Start(
-          options.workers, WorkerDirectory::ResolveBySystem,
+          options.workers, std::move(options.resolver),
           [loop = router->loop_.get()](v1::Role role, std::vector<std::string> addresses) {
             loop->SetWorkers(role, std::move(addresses));
           }));
@@ -74,9 +74,10 @@ Router::~Router() { DrainAndStop(Duration::zero()); }
 
 void Router::DrainAndStop(Duration grace) {
   if (server_ != nullptr) server_->BeginDrain();
-  directory_.reset();
   loop_->Stop(grace);
   if (server_ != nullptr) server_->Shutdown(kFlushGrace);
+  // Last: it may be waiting for a name server, and no client should wait with it.
+  directory_.reset();
 }
 
 }  // namespace baton

@@ -22,6 +22,7 @@ struct RouterOptions {
   std::string model;  // Folder.
   RouterLoopOptions loop;
   WorkerDirectoryOptions workers;
+  WorkerDirectory::Resolver resolver = WorkerDirectory::ResolveBySystem;
   RpcServerOptions rpc;
   std::string version;
 };

@@ -41,6 +41,9 @@ class RouterServiceTest : public testing::Test {
     RouterOptions options;
     options.model = "deploy/demo_model/model";
     options.workers.decode = decode;
+    options.workers.prefill = prefill;
+    options.workers.resolve_interval = milliseconds(5);
+    if (resolver) options.resolver = resolver;
     options.loop.core = std::move(core);
     options.loop.tick = milliseconds(5);
     options.loop.streams_max = streams_max;
@@ -143,6 +146,8 @@ class RouterServiceTest : public testing::Test {
 
   static const std::vector<TokenId> kPrompt;
   uint32_t streams_max = 8192;
+  std::vector<std::string> prefill;
+  WorkerDirectory::Resolver resolver;
   MetricsRegistry metrics;
   std::unique_ptr<Router> router;
   std::shared_ptr<grpc::Channel> channel;
@@ -433,6 +438,37 @@ TEST_F(RouterServiceTest, DrainFinishesStreamsAndRefusesNewOnes) {
   EXPECT_EQ(refused.status.error_code(), grpc::StatusCode::UNAVAILABLE);
   EXPECT_TRUE(status.ok()) << status.error_message();
   EXPECT_THAT(reply.ids, ElementsAreArray(Expected()));
+}
+
+TEST_F(RouterServiceTest, DrainDoesNotWaitForANameServer) {
+  // Method: the name server answers once, so that the workers are told, and then hangs.
+  std::atomic<int> asked = 0;
+  absl::Notification hangs;
+  absl::Notification answer;
+  resolver = [&](const std::string&) -> absl::StatusOr<std::vector<std::string>> {
+    if (++asked == 2) {
+      hangs.Notify();
+      answer.WaitForNotification();
+    }
+    return std::vector<std::string>();
+  };
+  prefill = {"workers.example:7"};
+  StartRouter({"127.0.0.1:1"});
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + seconds(20));
+  const auto reader = stub->Generate(&context, Ask());
+  hangs.WaitForNotification();
+
+  std::thread drain([this] { router->DrainAndStop(Duration::zero()); });
+  Reply reply;
+  Read(reader.get(), SIZE_MAX, &reply);
+  const bool ended_first = !answer.HasBeenNotified();
+  const grpc::Status status = reader->Finish();
+  answer.Notify();
+  drain.join();
+
+  EXPECT_TRUE(ended_first);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::UNAVAILABLE);
 }
 
 TEST_F(RouterServiceTest, DrainEndsWhatTakesTooLong) {
