@@ -56,6 +56,8 @@ struct SessionServer::Metrics {
         return "refused";
       case EndReason::kProtocol:
         return "protocol";
+      case EndReason::kStalled:
+        return "stalled";
       case EndReason::kClosed:
         return "closed";
     }
@@ -254,6 +256,10 @@ void SessionServer::Stream::HandleHello() {
   // Held until the handler has answered: a still newer session waits here for its turn.
   absl::MutexLock delivery(&delivery_mutex_);
   if (phase_ == Phase::kClosed) return;
+  if (const absl::Status worker = server_->CheckWorker(Now()); !worker.ok()) {
+    End(EndReason::kStalled, worker, /*flush=*/false);
+    return;
+  }
   const absl::StatusOr<std::shared_ptr<Stream>> retired =
       server_->Register(hello, shared_from_this());
   if (!retired.ok()) {
@@ -440,6 +446,7 @@ bool SessionServer::AllForgotten() const {
 
 void SessionServer::Run() {
   const absl::Duration tick = absl::FromChrono(options_.heartbeat_interval / kTicksPerHeartbeat);
+  bool worked = true;
   for (;;) {
     std::vector<std::shared_ptr<Stream>> closed;
     {
@@ -450,8 +457,23 @@ void SessionServer::Run() {
     }
     for (const std::shared_ptr<Stream>& stream : closed) stream->DeliverClosed();
     const Instant now = Now();
-    for (const std::shared_ptr<Stream>& stream : AllStreams()) stream->Tick(now);
+    const absl::Status worker = CheckWorker(now);
+    if (!worker.ok() && worked) LogError("sessions are broken", {{"reason", worker}});
+    if (worker.ok() && !worked) LogInfo("sessions are taken again");
+    worked = worker.ok();
+    TickAll(worker, now);
   }
+}
+
+void SessionServer::TickAll(const absl::Status& worker, Instant now) {
+  for (const std::shared_ptr<Stream>& stream : AllStreams()) {
+    if (!worker.ok()) stream->End(EndReason::kStalled, worker, /*flush=*/false);
+    stream->Tick(now);
+  }
+}
+
+absl::Status SessionServer::CheckWorker(Instant now) const {
+  return options_.check ? options_.check(now) : absl::OkStatus();
 }
 
 }  // namespace baton

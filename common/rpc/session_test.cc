@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <optional>
 #include <string>
 #include <thread>
@@ -494,6 +495,29 @@ TEST(SessionTest, ShutdownClosesAllSessionsAndRefusesNewOnes) {
   late.Hello(9);
   EXPECT_EQ(late.ReadToEnd().code(), absl::StatusCode::kUnavailable);
   EXPECT_EQ(handler.journal.Count("opened"), 2u);
+}
+
+TEST(SessionTest, WorkerThatHangsHasNoSessionsUntilItWorksAgain) {
+  RecordingHandler handler;
+  std::atomic<bool> hangs = false;
+  SessionServerOptions options = FastServerOptions();
+  options.check = [&hangs](Instant) {
+    return hangs ? absl::UnavailableError("the engine hangs") : absl::OkStatus();
+  };
+  TestWorker worker(&handler, options);
+  RecordingClientHandler client_handler;
+  SessionClient client(worker.address(), &client_handler, FastClientOptions());
+  ASSERT_TRUE(client_handler.journal.Await("up 1"));
+
+  hangs = true;
+
+  EXPECT_TRUE(client_handler.journal.Await("down 1 UNAVAILABLE: the engine hangs"));
+  EXPECT_TRUE(client_handler.journal.Await("down 3 UNAVAILABLE: the engine hangs"));
+  EXPECT_EQ(handler.journal.Count("opened"), 1u) << "refused unseen by the handler";
+
+  hangs = false;
+
+  EXPECT_TRUE(client_handler.journal.Await("up", 2));
 }
 
 TEST(SessionTest, TooManySessionsAreRefused) {

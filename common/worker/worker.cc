@@ -16,6 +16,7 @@
 #include "common/rpc/session_server.h"
 #include "common/telemetry/log.h"
 #include "common/worker/agent_port.h"
+#include "common/worker/engine_watch.h"
 #include "common/worker/worker_metrics.h"
 
 namespace baton {
@@ -53,6 +54,7 @@ class Worker::Impl final : public SessionHandler, public EventPort {
       : options_(options),
         parts_(std::move(parts)),
         incarnation_(RandomIncarnation()),
+        watch_(options.engine_stall_max, Now()),
         metrics_registry_(metrics),
         metrics_(metrics),
         inbox_(kInboxMax) {}
@@ -74,6 +76,7 @@ class Worker::Impl final : public SessionHandler, public EventPort {
     BATON_RETURN_IF_ERROR(ProbeItself());
     SessionServerOptions session_options;
     session_options.metrics = metrics_registry_;
+    session_options.check = [this](Instant now) { return watch_.Check(now); };
     sessions_ = std::make_unique<SessionServer>(this, session_options);
     published_sessions_.store(sessions_.get(), std::memory_order_release);
     BATON_ASSIGN_OR_RETURN(server_, RpcServer::Start(options_.rpc, {sessions_.get()}));
@@ -189,6 +192,7 @@ class Worker::Impl final : public SessionHandler, public EventPort {
         next_tick = now + kTick;
       }
       can_step = engine_->HasWork() && Step();
+      watch_.RoundEnded(Now());
     }
   }
 
@@ -272,6 +276,7 @@ class Worker::Impl final : public SessionHandler, public EventPort {
   const WorkerOptions options_;
   EngineParts parts_;
   const Incarnation incarnation_;
+  EngineWatch watch_;
   MetricsRegistry* const metrics_registry_;
   WorkerMetrics metrics_;  // Engine thread.
   BoundedQueue<InboxItem> inbox_;
