@@ -10,6 +10,7 @@
 #include "common/base/command_line.h"
 #include "common/base/status_macros.h"
 #include "common/base/version.h"
+#include "common/rpc/message_limit.h"
 
 ABSL_FLAG(
     std::string, model, "",

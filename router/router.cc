@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <utility>
 
-#include "absl/strings/str_cat.h"
 #include "common/base/secure_random.h"
 #include "common/base/status_macros.h"
+#include "common/rpc/message_limit.h"
 #include "common/telemetry/log.h"
 
 namespace baton {
@@ -13,18 +13,6 @@ namespace {
 
 // How long calls that have ended may take to be flushed to their clients.
 constexpr Duration kFlushGrace = std::chrono::seconds(2);
-
-// The largest command is Admit or Prefill of a full context: a token takes up to 5 bytes, the other
-// fields (logit bias, stop ids, addresses) stay within the overhead.
-absl::Status CheckMessageLimit(uint32_t context_tokens, int message_bytes_max) {
-  constexpr uint64_t kTokenBytes = 5;
-  constexpr uint64_t kOverheadBytes = 128 << 10;
-  const uint64_t needed = kTokenBytes * context_tokens + kOverheadBytes;
-  if (static_cast<uint64_t>(message_bytes_max) >= needed) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat("--message_limit: ", message_bytes_max,
-                                                 " bytes are too few for a context of ",
-                                                 context_tokens, " tokens, which takes ", needed));
-}
 
 }  // namespace
 

@@ -13,6 +13,7 @@
 #include "common/base/check.h"
 #include "common/base/secure_random.h"
 #include "common/base/status_macros.h"
+#include "common/rpc/message_limit.h"
 #include "common/rpc/session_server.h"
 #include "common/telemetry/log.h"
 #include "common/worker/agent_port.h"
@@ -62,6 +63,8 @@ class Worker::Impl final : public SessionHandler, public EventPort {
   ~Impl() override { Stop(absl::UnavailableError("the worker stopped")); }
 
   absl::Status Start(const EngineFactory& make_engine) {
+    BATON_RETURN_IF_ERROR(CheckMessageLimit(parts_.model->config().context_tokens,
+                                            options_.rpc.receive_message_bytes_max));
     BATON_ASSIGN_OR_RETURN(
         std::unique_ptr<TransferAgent> agent,
         TransferAgent::Create(options_.transfers, *parts_.arena,

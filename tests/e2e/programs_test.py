@@ -79,6 +79,13 @@ class ProgramsTest(unittest.TestCase):
             self.assertEqual(done.returncode, 1, program)
             self.assertIn("/nowhere", done.stderr.splitlines()[-1])
 
+    def test_a_message_limit_below_the_context_is_refused(self):
+        for program in ("baton_router", "baton_prefill_worker", "baton_decode_worker"):
+            own = {"baton_router": ["--decode", "127.0.0.1:1"]}.get(program, [])
+            done = run(program, "--model", MODEL, "--message_limit", "1KiB", *own)
+            self.assertEqual(done.returncode, 1, program)
+            self.assertIn("--message_limit", done.stderr.splitlines()[-1])
+
     def test_a_gpu_that_is_not_there_is_said(self):
         done = run("baton_run", "--model", MODEL, "--prompt", "x", "--device", "cuda")
         if done.returncode != 0:
