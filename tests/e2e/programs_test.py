@@ -21,7 +21,7 @@ SECONDS_MAX = 120
 
 # Flags by program that scripts rely on.
 REQUEST_FLAGS = ("prompt prompt_ids prompt_file max_tokens temperature top_k top_p seed stop ignore_eos "
-                 "json logprobs generated_ids").split()
+                 "json logprobs generated_ids logit_bias stop_token_ids").split()
 WORKER_FLAGS = "model listen metrics threads weights kv_memory block_tokens chunk_tokens drain_seconds".split()
 SCRIPTED_FLAGS = {
     "baton": ["router", *REQUEST_FLAGS],
@@ -71,6 +71,14 @@ class ProgramsTest(unittest.TestCase):
             self.assertNotEqual(done.returncode, 0, program)
             self.assertIn("no_such_flag", done.stderr)
             self.assertEqual(len(done.stderr.strip().splitlines()), 1, done.stderr)
+
+    def test_a_log_level_that_is_none_is_refused(self):
+        for program, flags in SCRIPTED_FLAGS.items():
+            if not re.search(r"--log_level\b", run(program, "--help").stdout):
+                continue
+            done = run(program, "--log_level", "loud", *(["status"] if program == "baton" else []))
+            self.assertEqual(done.returncode, 1, program)
+            self.assertIn("loud", done.stderr, program)
 
     def test_a_missing_model_is_named(self):
         for program in ("baton_run", "baton_router", "baton_prefill_worker", "baton_decode_worker"):
