@@ -81,6 +81,7 @@ absl::StatusOr<RouterOptions> RouterOptionsFromFlags() {
   BATON_RETURN_IF_ERROR(CheckPositive("streams_max", absl::GetFlag(FLAGS_streams_max)));
   options.workers.resolve_interval = std::chrono::seconds(absl::GetFlag(FLAGS_resolve_seconds));
   options.loop.streams_max = absl::GetFlag(FLAGS_streams_max);
+  options.texts.jobs_max = absl::GetFlag(FLAGS_streams_max);
   CoreOptions& core = options.loop.core;
   core.queue.requests = absl::GetFlag(FLAGS_queue_requests);
   core.queue.tokens = absl::GetFlag(FLAGS_queue_tokens);

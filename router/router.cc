@@ -42,6 +42,7 @@ absl::StatusOr<std::unique_ptr<Router>> Router::Start(RouterOptions options,
       .incarnation = incarnation,
       .version = options.version,
       .random = SecureRandom,
+      .texts = options.texts,
   });
   BATON_ASSIGN_OR_RETURN(router->server_, RpcServer::Start(options.rpc, {router->service_.get()}));
   BATON_ASSIGN_OR_RETURN(

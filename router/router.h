@@ -24,6 +24,7 @@ struct RouterOptions {
   WorkerDirectoryOptions workers;
   WorkerDirectory::Resolver resolver = WorkerDirectory::ResolveBySystem;
   RpcServerOptions rpc;
+  TextPoolOptions texts;
   std::string version;
 };
 

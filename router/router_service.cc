@@ -17,15 +17,31 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* RouterService::Generate(
     grpc::CallbackServerContext* context, const grpc::ByteBuffer* request) {
   // Deletes itself when the call is over.
   auto* stream = new GenerateStream(context, options_.loop, options_.metrics);
-  stream->Begin(*request, *options_.model, options_.random);
+  const absl::Status room =
+      texts_.Run(request->Length(), [this, stream, request] {  // Both live until the call ends.
+        stream->Begin(*request, *options_.model, options_.random);
+      });
+  if (!room.ok()) stream->Refuse(room, options_.random());
   return stream;
 }
 
 grpc::ServerUnaryReactor* RouterService::Tokenize(grpc::CallbackServerContext* context,
                                                   const grpc::ByteBuffer* request,
                                                   grpc::ByteBuffer* response) {
+  return Answer(
+      request->Length(), [this, request, response] { return DoTokenize(*request, response); },
+      context);
+}
+
+grpc::ServerUnaryReactor* RouterService::Answer(uint64_t bytes,
+                                                std::function<absl::Status()> answer,
+                                                grpc::CallbackServerContext* context) {
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-  reactor->Finish(ToGrpcStatus(DoTokenize(*request, response)));
+  const absl::Status room = texts_.Run(
+      bytes, [reactor, answer = std::move(answer)] { reactor->Finish(ToGrpcStatus(answer())); });
+  if (room.ok()) return reactor;
+  AddRetryHint(room, context);
+  reactor->Finish(ToGrpcStatus(room));
   return reactor;
 }
 
@@ -38,7 +54,7 @@ absl::Status RouterService::DoTokenize(const grpc::ByteBuffer& bytes,
     BATON_ASSIGN_OR_RETURN(ids, ChatTokens(request.chat(), *options_.model));
   } else if (request.has_text()) {
     const bool add_special = !request.has_add_special_tokens() || request.add_special_tokens();
-    BATON_ASSIGN_OR_RETURN(ids, options_.model->tokenizer->Encode(request.text(), add_special));
+    BATON_ASSIGN_OR_RETURN(ids, TextTokens("text", request.text(), add_special, *options_.model));
   } else {
     return absl::InvalidArgumentError("text: one of text and chat must be given");
   }
@@ -51,9 +67,9 @@ absl::Status RouterService::DoTokenize(const grpc::ByteBuffer& bytes,
 grpc::ServerUnaryReactor* RouterService::Detokenize(grpc::CallbackServerContext* context,
                                                     const v1::DetokenizeRequest* request,
                                                     v1::DetokenizeResponse* response) {
-  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-  reactor->Finish(ToGrpcStatus(DoDetokenize(*request, response)));
-  return reactor;
+  return Answer(
+      request->ByteSizeLong(),
+      [this, request, response] { return DoDetokenize(*request, response); }, context);
 }
 
 absl::Status RouterService::DoDetokenize(const v1::DetokenizeRequest& request,

@@ -47,6 +47,7 @@ class RouterServiceTest : public testing::Test {
     options.loop.core = std::move(core);
     options.loop.tick = milliseconds(5);
     options.loop.streams_max = streams_max;
+    options.texts.jobs_max = text_jobs_max;
     options.loop.session.backoff_max = milliseconds(200);
     options.version = "test";
     absl::StatusOr<std::unique_ptr<Router>> started = Router::Start(std::move(options), &metrics);
@@ -146,6 +147,7 @@ class RouterServiceTest : public testing::Test {
 
   static const std::vector<TokenId> kPrompt;
   uint32_t streams_max = 8192;
+  size_t text_jobs_max = 8192;
   std::vector<std::string> prefill;
   WorkerDirectory::Resolver resolver;
   MetricsRegistry metrics;
@@ -507,6 +509,39 @@ TEST_F(RouterServiceTest, TextAndIdsConvert) {
             grpc::StatusCode::INVALID_ARGUMENT);
   grpc::ClientContext fourth;
   EXPECT_EQ(stub->Tokenize(&fourth, {}, &ids).error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+}
+
+TEST_F(RouterServiceTest, TextBeyondTheContextIsRefusedBeforeItIsTokenized) {
+  StartRouter({"127.0.0.1:1"});
+  const auto model = ModelProfile::Load("deploy/demo_model/model");
+  ASSERT_TRUE(model.ok());
+  v1::TokenizeRequest request;
+  request.set_text(std::string(model->text_bytes_max + 1, 'x'));
+  v1::TokenizeResponse response;
+  grpc::ClientContext context;
+
+  const grpc::Status status = stub->Tokenize(&context, request, &response);
+
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(status.error_message(), StartsWith("text: "));
+}
+
+TEST_F(RouterServiceTest, FullTextPoolSaysWhenToComeBack) {
+  text_jobs_max = 0;
+  StartRouter({"127.0.0.1:1"});
+  grpc::ClientContext context;
+  v1::TokenizeRequest request;
+  request.set_text("hi");
+  v1::TokenizeResponse response;
+
+  const grpc::Status status = stub->Tokenize(&context, request, &response);
+  const Reply reply = Call(Ask());
+
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_EQ(context.GetServerTrailingMetadata().count("retry-after-ms"), 1u);
+  EXPECT_EQ(reply.status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_EQ(reply.retry_after, "1000");
+  EXPECT_FALSE(reply.request_id_header.empty());
 }
 
 TEST_F(RouterServiceTest, ModelIsThatOfTheFolderAndOfTheWorkers) {
