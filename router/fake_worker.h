@@ -65,6 +65,7 @@ class FakeWorker final : public SessionHandler {
   }
   // What the router has sent. Each waits until `condition` of it holds.
   struct Seen {
+    int sessions = 0;
     int admits = 0;
     int cancels = 0;
     v1::Work last;
@@ -81,6 +82,10 @@ class FakeWorker final : public SessionHandler {
   }
 
   absl::StatusOr<v1::WorkerHello> OnSessionOpened(SessionId, const v1::RouterHello&) override {
+    {
+      absl::MutexLock lock(&mutex_);
+      ++seen_.sessions;
+    }
     v1::WorkerHello hello;
     hello.set_incarnation(options_.incarnation);
     hello.set_role(v1::ROLE_DECODE);

@@ -9,13 +9,13 @@
 #include "common/request/request_reader.h"
 #include "common/rpc/status_codec.h"
 #include "common/telemetry/log.h"
+#include "router/retry_hint.h"
 #include "router/wire_request.h"
 
 namespace baton {
 namespace {
 
 constexpr char kRequestIdKey[] = "x-request-id";
-constexpr char kRetryAfterKey[] = "retry-after-ms";
 
 // The call's deadline by our own monotonic clock.
 Instant DeadlineOf(const grpc::CallbackServerContext& context, Instant now) {
@@ -34,9 +34,18 @@ GenerateStream::GenerateStream(grpc::CallbackServerContext* context, RouterLoop*
 void GenerateStream::Begin(const grpc::ByteBuffer& request, const ModelProfile& model,
                            const std::function<uint64_t()>& random) {
   const absl::Status status = TryBegin(request, model, random);
-  if (status.ok()) return;
+  if (!status.ok()) EndRefused(status);
+}
+
+void GenerateStream::Refuse(const absl::Status& status, uint64_t drawn_id) {
+  (void)TakeRequestId(drawn_id);  // The refusal that counts is `status`.
+  EndRefused(status);
+}
+
+void GenerateStream::EndRefused(const absl::Status& status) {
   metrics_->CountRequest(status);
   LogInfo("request refused", {{"request", request_id_}, {"status", status}});
+  AddRetryHint(status, context_);
   FinishCall(status);
 }
 
@@ -54,16 +63,16 @@ absl::Status GenerateStream::TakeRequestId(uint64_t drawn) {
 
 absl::Status GenerateStream::TryBegin(const grpc::ByteBuffer& bytes, const ModelProfile& model,
                                       const std::function<uint64_t()>& random) {
-  const Instant now = Now();
   BATON_RETURN_IF_ERROR(TakeRequestId(random()));
+  if (cancelled()) return absl::CancelledError("cancelled by the client");
   v1::GenerateRequest request;
   BATON_RETURN_IF_ERROR(ParseWireRequest(bytes, &request));
   NewRequest work;
   BATON_ASSIGN_OR_RETURN(static_cast<CheckedRequest&>(work), ReadRequest(request, model, random()));
   work.id = id_;
   work.client_request_id = request_id_;
-  work.received = now;
-  work.deadline = DeadlineOf(*context_, now);
+  work.received = received_;
+  work.deadline = DeadlineOf(*context_, Now());
   v1::GenerateResponse response;
   response.mutable_started()->set_request_id(request_id_);
   response.mutable_started()->set_seed(work.sampling.seed());
@@ -85,6 +94,9 @@ absl::Status GenerateStream::TryBegin(const grpc::ByteBuffer& bytes, const Model
     absl::MutexLock lock(&mutex_);
     first = &outbox_.front().response;
   }
+  // A cancel that came before the request was there has found nothing. The write that has not
+  // started yet keeps `this` alive.
+  if (cancelled()) loop_->Cancel(id_);
   StartWrite(first);
   return absl::OkStatus();
 }
@@ -125,9 +137,7 @@ void GenerateStream::End(const absl::Status& status, const v1::Finished& finishe
                             {"prefill", finished.prefill_worker()},
                             {"decode", finished.decode_worker()},
                             {"retries", finished.retries()}});
-  if (retry_after_ms > 0) {
-    context_->AddTrailingMetadata(kRetryAfterKey, absl::StrCat(retry_after_ms));
-  }
+  if (retry_after_ms > 0) AddRetryHint(retry_after_ms, context_);
   if (status.ok()) {
     v1::GenerateResponse response;
     *response.mutable_finished() = finished;
@@ -164,7 +174,13 @@ void GenerateStream::OnWriteDone(bool ok) {
   if (end.has_value()) FinishCall(*end);
 }
 
-void GenerateStream::OnCancel() { loop_->Cancel(id_); }
+void GenerateStream::OnCancel() {
+  {
+    absl::MutexLock lock(&mutex_);
+    cancelled_ = true;
+  }
+  loop_->Cancel(id_);
+}
 
 // The last touch: `this` may be gone when it returns.
 void GenerateStream::FinishCall(const absl::Status& status) {

@@ -1,7 +1,7 @@
 // One Generate call: its checks, its outbox, its end.
 //
-// gRPC's threads run Begin and the reactions, the router's thread the ClientStream methods. Deletes
-// itself when gRPC is done with the call.
+// A thread of the text pool runs Begin, gRPC's the reactions, the router's the ClientStream
+// methods. Deletes itself when gRPC is done with the call.
 #ifndef BATON_ROUTER_GENERATE_STREAM_H_
 #define BATON_ROUTER_GENERATE_STREAM_H_
 
@@ -27,7 +27,9 @@ class GenerateStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   // All outlive the call.
   GenerateStream(grpc::CallbackServerContext* context, RouterLoop* loop, RouterMetrics* metrics);
 
-  // Checks the request and hands it to the router's thread, or ends the call. Called once, first.
+  // Either of these once, first. Begin checks the request and hands it to the router's thread, or
+  // ends the call; Refuse ends it, under the client's request id or `drawn_id`.
+  void Refuse(const absl::Status& status, uint64_t drawn_id);
   void Begin(const grpc::ByteBuffer& request, const ModelProfile& model,
              const std::function<uint64_t()>& random);
 
@@ -49,19 +51,27 @@ class GenerateStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   absl::Status TryBegin(const grpc::ByteBuffer& bytes, const ModelProfile& model,
                         const std::function<uint64_t()>& random);
   absl::Status TakeRequestId(uint64_t drawn);
+  void EndRefused(const absl::Status& status);
   // False: the client is gone.
   bool Post(Message message);
+  // The call's context does not know before gRPC has the reactor.
+  bool cancelled() {
+    absl::MutexLock lock(&mutex_);
+    return cancelled_;
+  }
   void FinishCall(const absl::Status& status);
 
   grpc::CallbackServerContext* const context_;
   RouterLoop* const loop_;
   RouterMetrics* const metrics_;
   const RequestId id_;
+  const Instant received_ = Now();
   std::string request_id_;  // For people. Constant once Begin has submitted the request.
 
   absl::Mutex mutex_;
   std::deque<Message> outbox_ ABSL_GUARDED_BY(mutex_);  // The front is being written.
-  bool broken_ ABSL_GUARDED_BY(mutex_) = false;         // A write failed.
+  bool cancelled_ ABSL_GUARDED_BY(mutex_) = false;
+  bool broken_ ABSL_GUARDED_BY(mutex_) = false;  // A write failed.
   uint64_t written_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
   bool ended_ ABSL_GUARDED_BY(mutex_) = false;
   absl::Status end_status_ ABSL_GUARDED_BY(mutex_);

@@ -10,6 +10,7 @@
 #include "common/base/command_line.h"
 #include "common/base/status_macros.h"
 #include "common/base/version.h"
+#include "common/rpc/message_limit.h"
 
 ABSL_FLAG(
     std::string, model, "",
@@ -80,6 +81,7 @@ absl::StatusOr<RouterOptions> RouterOptionsFromFlags() {
   BATON_RETURN_IF_ERROR(CheckPositive("streams_max", absl::GetFlag(FLAGS_streams_max)));
   options.workers.resolve_interval = std::chrono::seconds(absl::GetFlag(FLAGS_resolve_seconds));
   options.loop.streams_max = absl::GetFlag(FLAGS_streams_max);
+  options.texts.jobs_max = absl::GetFlag(FLAGS_streams_max);
   CoreOptions& core = options.loop.core;
   core.queue.requests = absl::GetFlag(FLAGS_queue_requests);
   core.queue.tokens = absl::GetFlag(FLAGS_queue_tokens);

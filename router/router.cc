@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <utility>
 
-#include "absl/strings/str_cat.h"
 #include "common/base/secure_random.h"
 #include "common/base/status_macros.h"
+#include "common/rpc/message_limit.h"
 #include "common/telemetry/log.h"
 
 namespace baton {
@@ -13,18 +13,6 @@ namespace {
 
 // How long calls that have ended may take to be flushed to their clients.
 constexpr Duration kFlushGrace = std::chrono::seconds(2);
-
-// The largest command is Admit or Prefill of a full context: a token takes up to 5 bytes, the other
-// fields (logit bias, stop ids, addresses) stay within the overhead.
-absl::Status CheckMessageLimit(uint32_t context_tokens, int message_bytes_max) {
-  constexpr uint64_t kTokenBytes = 5;
-  constexpr uint64_t kOverheadBytes = 128 << 10;
-  const uint64_t needed = kTokenBytes * context_tokens + kOverheadBytes;
-  if (static_cast<uint64_t>(message_bytes_max) >= needed) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat("--message_limit: ", message_bytes_max,
-                                                 " bytes are too few for a context of ",
-                                                 context_tokens, " tokens, which takes ", needed));
-}
 
 }  // namespace
 
@@ -56,12 +44,13 @@ absl::StatusOr<std::unique_ptr<Router>> Router::Start(RouterOptions options,
       .incarnation = incarnation,
       .version = options.version,
       .random = SecureRandom,
+      .texts = options.texts,
   });
   BATON_ASSIGN_OR_RETURN(router->server_, RpcServer::Start(options.rpc, {router->service_.get()}));
   BATON_ASSIGN_OR_RETURN(
       router->directory_,
       WorkerDirectory::Start(
-          options.workers, WorkerDirectory::ResolveBySystem,
+          options.workers, std::move(options.resolver),
           [loop = router->loop_.get()](v1::Role role, std::vector<std::string> addresses) {
             loop->SetWorkers(role, std::move(addresses));
           }));
@@ -76,9 +65,10 @@ Router::~Router() { DrainAndStop(Duration::zero()); }
 
 void Router::DrainAndStop(Duration grace) {
   if (server_ != nullptr) server_->BeginDrain();
-  directory_.reset();
   loop_->Stop(grace);
   if (server_ != nullptr) server_->Shutdown(kFlushGrace);
+  // Last: it may be waiting for a name server, and no client should wait with it.
+  directory_.reset();
 }
 
 }  // namespace baton

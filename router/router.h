@@ -22,7 +22,9 @@ struct RouterOptions {
   std::string model;  // Folder.
   RouterLoopOptions loop;
   WorkerDirectoryOptions workers;
+  WorkerDirectory::Resolver resolver = WorkerDirectory::ResolveBySystem;
   RpcServerOptions rpc;
+  TextPoolOptions texts;
   std::string version;
 };
 

@@ -28,21 +28,29 @@ class RouterLoop::WorkerLink final : public SessionClientHandler {
  public:
   WorkerLink(RouterLoop* loop, WorkerId worker, const std::string& address)
       : loop_(loop), worker_(worker), address_(address) {
-    client_ = std::make_unique<SessionClient>(address, this, loop->options_.session);
+    SessionClientOptions options = loop->options_.session;
+    options.numbers = &loop->session_numbers_;
+    client_ = std::make_unique<SessionClient>(address, this, options);
   }
   ~WorkerLink() override { client_->Stop(); }
 
-  void OnUp(SessionNumber number, const v1::WorkerHello& hello) override {
-    (void)loop_->queue_.TryPush(WorkerUp{worker_, number, hello});
+  absl::Status OnUp(SessionNumber number, const v1::WorkerHello& hello) override {
+    if (loop_->queue_.TryPush(WorkerUp{worker_, number, hello}, loop_->session_room())) {
+      announced_ = number;
+      return absl::OkStatus();
+    }
+    return absl::ResourceExhaustedError("the router cannot keep up with sessions");
   }
-  void OnEvent(SessionNumber number, v1::Event event) override {
-    const bool has_room = loop_->queue_.size() < loop_->worker_event_room();
-    if (has_room && loop_->queue_.TryPush(WorkerSaid{worker_, std::move(event)})) return;
-    if (loop_->queue_.closed()) return;
-    client_->Break(number, absl::ResourceExhaustedError("the router cannot keep up with events"));
+  absl::Status OnEvent(SessionNumber, v1::Event event) override {
+    if (loop_->queue_.TryPush(WorkerSaid{worker_, std::move(event)}, loop_->worker_event_room())) {
+      return absl::OkStatus();
+    }
+    return absl::ResourceExhaustedError("the router cannot keep up with events");
   }
-  void OnDown(SessionNumber, const absl::Status& status) override {
-    (void)loop_->queue_.TryPush(WorkerDown{worker_, status});
+  void OnDown(SessionNumber number, const absl::Status& status) override {
+    // The end of a session that began must not be lost. Of failed attempts there will be others.
+    const size_t room = number == announced_ ? SIZE_MAX : loop_->failed_attempt_room();
+    (void)loop_->queue_.TryPush(WorkerDown{worker_, status}, room);
   }
 
   bool Send(v1::Command command) { return client_->Send(session, std::move(command)); }
@@ -56,13 +64,14 @@ class RouterLoop::WorkerLink final : public SessionClientHandler {
   RouterLoop* const loop_;
   const WorkerId worker_;
   const std::string address_;
+  SessionNumber announced_{};  // Of the client's callbacks: the last that the router's thread saw.
   std::unique_ptr<SessionClient> client_;
 };
 
 RouterLoop::RouterLoop(RouterLoopOptions options, RouterMetrics* metrics)
     : options_(std::move(options)),
       metrics_(metrics),
-      queue_(size_t{4} * options_.streams_max),
+      queue_(capacity()),
       core_(options_.core),
       thread_([this] { Run(); }) {}
 
@@ -81,14 +90,20 @@ absl::Status RouterLoop::Submit(NewRequest request, ClientStream* stream) {
 }
 
 // A cancel that finds no room is noticed when the stream refuses its next message.
-void RouterLoop::Cancel(RequestId id) { (void)queue_.TryPush(Cancelled{id}); }
+void RouterLoop::Cancel(RequestId id) { (void)queue_.TryPush(Cancelled{id}, cancel_room()); }
 
-bool RouterLoop::Query(std::function<void(const RouterCore&)> query) {
-  return queue_.TryPush(Asked{std::move(query)});
+absl::Status RouterLoop::Query(std::function<void(const RouterCore&)> query) {
+  const bool has_room = query_count_.fetch_add(1) < kQueriesMax;
+  if (has_room && queue_.TryPush(Asked{std::move(query)})) return absl::OkStatus();
+  query_count_.fetch_sub(1);
+  return queue_.closed() ? absl::UnavailableError("the router is shutting down")
+                         : absl::ResourceExhaustedError("too many questions wait for the router");
 }
 
 void RouterLoop::SetWorkers(v1::Role role, std::vector<std::string> addresses) {
-  if (!queue_.TryPush(WorkersNamed{role, std::move(addresses)}) && !queue_.closed()) {
+  const bool pushed =
+      queue_.TryPush(WorkersNamed{role, std::move(addresses)}, failed_attempt_room());
+  if (!pushed && !queue_.closed()) {
     LogWarning("worker addresses dropped, the router cannot keep up");
   }
 }
@@ -150,7 +165,10 @@ void RouterLoop::Apply(Happening happening, Instant now) {
                  },
                  [&](WorkerSaid& said) { core_.OnWorkerEvent(said.worker, said.event, now); },
                  [&](WorkerDown& down) { ApplyDown(down.worker, down.status, now); },
-                 [&](Asked& asked) { asked.query(core_); },
+                 [&](Asked& asked) {
+                   query_count_.fetch_sub(1);
+                   asked.query(core_);
+                 },
                  [&](DrainAsked&) {
                    draining_ = true;
                    core_.Drain();

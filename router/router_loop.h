@@ -49,8 +49,9 @@ class RouterLoop {
   // too many calls inside. kUnavailable: the router has stopped.
   absl::Status Submit(NewRequest request, ClientStream* stream);
   void Cancel(RequestId id);
-  // Runs `query` on the router's thread, before Stop returns. False: it will not run.
-  [[nodiscard]] bool Query(std::function<void(const RouterCore&)> query);
+  // Runs `query` on the router's thread, before Stop returns. On failure it will not run.
+  // kResourceExhausted: too many wait. kUnavailable: the router has stopped.
+  absl::Status Query(std::function<void(const RouterCore&)> query);
   // The addresses that should have a session as workers of this role. One that is no longer named
   // keeps its session until that breaks: a name service forgets a worker that drains.
   void SetWorkers(v1::Role role, std::vector<std::string> addresses);
@@ -95,6 +96,8 @@ class RouterLoop {
   using Happening = std::variant<Arrived, Cancelled, WorkersNamed, WorkerUp, WorkerSaid, WorkerDown,
                                  Asked, DrainAsked>;
 
+  static constexpr uint32_t kQueriesMax = 64;  // Waiting at once.
+
   void Run();
   // What follows runs on the router's thread.
   void Apply(Happening happening, Instant now);
@@ -105,14 +108,24 @@ class RouterLoop {
   void PerformEmit(Emit emit);
   void PerformFinish(const Finish& finish);
 
-  // How much of the queue worker events may fill; the rest is for what must not be lost.
+  // The queue's rooms, each a bound on what fills the queue up to it. Beyond them only a session's
+  // end may go: once no new session finds room, there are no more ends than links.
   size_t worker_event_room() const { return size_t{2} * options_.streams_max; }
+  size_t cancel_room() const { return worker_event_room() + options_.streams_max; }
+  // Arrivals and queries are bounded by their number.
+  size_t counted_room() const { return cancel_room() + options_.streams_max + kQueriesMax; }
+  size_t failed_attempt_room() const { return counted_room() + options_.workers_max; }
+  size_t session_room() const { return failed_attempt_room() + options_.workers_max; }
+  size_t capacity() const { return session_room() + size_t{2} * options_.workers_max; }
 
   const RouterLoopOptions options_;
   RouterMetrics* const metrics_;
   BoundedQueue<Happening> queue_;
   std::atomic<uint64_t> next_request_{1};
   std::atomic<uint32_t> stream_count_{0};
+  std::atomic<uint32_t> query_count_{0};
+
+  SessionCounter session_numbers_;  // Of all links.
 
   // The router's thread's own.
   RouterCore core_;

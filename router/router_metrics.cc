@@ -22,6 +22,9 @@ RouterMetrics::RouterMetrics(MetricsRegistry* registry)
       output_token_(registry->AddHistogram(kTimePerOutputTokenSeconds,
                                            "Mean time per token after the first, per request.",
                                            StepSecondsBuckets())),
+      handoff_(registry->AddHistogram(
+          kHandoffSeconds, "Time from the prompt's last layer to the acknowledged commit.",
+          StepSecondsBuckets())),
       queued_(registry->AddGauge(kRequestsQueued, "Requests that wait for a worker.")),
       queued_tokens_(registry->AddGauge("baton_tokens_queued", "Tokens of waiting requests.")),
       running_(registry->AddGauge(kRequestsRunning, "Requests that are on a worker.")),
@@ -61,6 +64,10 @@ void RouterMetrics::OnFinish(const Finish& finish) {
   prompt_tokens_.Increment(usage.prompt_tokens());
   cached_tokens_.Increment(usage.cached_tokens());
   first_token_.Observe(timings.first_token_ms() / kMillisecondsPerSecond);
+  // Local prefills have none.
+  if (timings.transfer_tail_ms() > 0) {
+    handoff_.Observe(timings.transfer_tail_ms() / kMillisecondsPerSecond);
+  }
   if (usage.generated_tokens() > 1) {
     output_token_.Observe(timings.decode_ms() / kMillisecondsPerSecond /
                           (usage.generated_tokens() - 1));

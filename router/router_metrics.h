@@ -30,6 +30,7 @@ class RouterMetrics {
   Histogram& duration_;
   Histogram& first_token_;
   Histogram& output_token_;
+  Histogram& handoff_;
   Gauge& queued_;
   Gauge& queued_tokens_;
   Gauge& running_;

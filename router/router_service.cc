@@ -8,6 +8,7 @@
 #include "common/request/request_reader.h"
 #include "common/rpc/status_codec.h"
 #include "router/generate_stream.h"
+#include "router/retry_hint.h"
 #include "router/wire_request.h"
 
 namespace baton {
@@ -16,15 +17,31 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* RouterService::Generate(
     grpc::CallbackServerContext* context, const grpc::ByteBuffer* request) {
   // Deletes itself when the call is over.
   auto* stream = new GenerateStream(context, options_.loop, options_.metrics);
-  stream->Begin(*request, *options_.model, options_.random);
+  const absl::Status room =
+      texts_.Run(request->Length(), [this, stream, request] {  // Both live until the call ends.
+        stream->Begin(*request, *options_.model, options_.random);
+      });
+  if (!room.ok()) stream->Refuse(room, options_.random());
   return stream;
 }
 
 grpc::ServerUnaryReactor* RouterService::Tokenize(grpc::CallbackServerContext* context,
                                                   const grpc::ByteBuffer* request,
                                                   grpc::ByteBuffer* response) {
+  return Answer(
+      request->Length(), [this, request, response] { return DoTokenize(*request, response); },
+      context);
+}
+
+grpc::ServerUnaryReactor* RouterService::Answer(uint64_t bytes,
+                                                std::function<absl::Status()> answer,
+                                                grpc::CallbackServerContext* context) {
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-  reactor->Finish(ToGrpcStatus(DoTokenize(*request, response)));
+  const absl::Status room = texts_.Run(
+      bytes, [reactor, answer = std::move(answer)] { reactor->Finish(ToGrpcStatus(answer())); });
+  if (room.ok()) return reactor;
+  AddRetryHint(room, context);
+  reactor->Finish(ToGrpcStatus(room));
   return reactor;
 }
 
@@ -37,7 +54,7 @@ absl::Status RouterService::DoTokenize(const grpc::ByteBuffer& bytes,
     BATON_ASSIGN_OR_RETURN(ids, ChatTokens(request.chat(), *options_.model));
   } else if (request.has_text()) {
     const bool add_special = !request.has_add_special_tokens() || request.add_special_tokens();
-    BATON_ASSIGN_OR_RETURN(ids, options_.model->tokenizer->Encode(request.text(), add_special));
+    BATON_ASSIGN_OR_RETURN(ids, TextTokens("text", request.text(), add_special, *options_.model));
   } else {
     return absl::InvalidArgumentError("text: one of text and chat must be given");
   }
@@ -50,9 +67,9 @@ absl::Status RouterService::DoTokenize(const grpc::ByteBuffer& bytes,
 grpc::ServerUnaryReactor* RouterService::Detokenize(grpc::CallbackServerContext* context,
                                                     const v1::DetokenizeRequest* request,
                                                     v1::DetokenizeResponse* response) {
-  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-  reactor->Finish(ToGrpcStatus(DoDetokenize(*request, response)));
-  return reactor;
+  return Answer(
+      request->ByteSizeLong(),
+      [this, request, response] { return DoDetokenize(*request, response); }, context);
 }
 
 absl::Status RouterService::DoDetokenize(const v1::DetokenizeRequest& request,
@@ -77,7 +94,7 @@ grpc::ServerUnaryReactor* RouterService::GetModel(grpc::CallbackServerContext* c
   const ModelProfile& model = *options_.model;
   if (model.chat.ok()) response->set_chat_format(model.chat->name());
   v1::ModelInfo* info = response->mutable_model();
-  const bool asked = options_.loop->Query([reactor, info, &model](const RouterCore& core) {
+  const absl::Status asked = options_.loop->Query([reactor, info, &model](const RouterCore& core) {
     // The workers know what the router does not read: fingerprints, numerics, size.
     for (const auto& [id, worker] : core.workers().all()) {
       if (worker.serving()) *info = worker.hello.model();
@@ -89,7 +106,10 @@ grpc::ServerUnaryReactor* RouterService::GetModel(grpc::CallbackServerContext* c
     info->mutable_eos_token_ids()->Assign(model.eos_token_ids.begin(), model.eos_token_ids.end());
     reactor->Finish(grpc::Status::OK);
   });
-  if (!asked) reactor->Finish(ToGrpcStatus(absl::UnavailableError("the router is shutting down")));
+  if (!asked.ok()) {
+    AddRetryHint(asked, context);
+    reactor->Finish(ToGrpcStatus(asked));
+  }
   return reactor;
 }
 
@@ -97,14 +117,18 @@ grpc::ServerUnaryReactor* RouterService::GetCluster(grpc::CallbackServerContext*
                                                     const v1::GetClusterRequest*,
                                                     v1::GetClusterResponse* response) {
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-  const bool asked = options_.loop->Query([reactor, response, incarnation = options_.incarnation,
-                                           version = options_.version](const RouterCore& core) {
-    *response = core.Cluster();
-    response->set_router_incarnation(Raw(incarnation));
-    response->set_version(version);
-    reactor->Finish(grpc::Status::OK);
-  });
-  if (!asked) reactor->Finish(ToGrpcStatus(absl::UnavailableError("the router is shutting down")));
+  const absl::Status asked =
+      options_.loop->Query([reactor, response, incarnation = options_.incarnation,
+                            version = options_.version](const RouterCore& core) {
+        *response = core.Cluster();
+        response->set_router_incarnation(Raw(incarnation));
+        response->set_version(version);
+        reactor->Finish(grpc::Status::OK);
+      });
+  if (!asked.ok()) {
+    AddRetryHint(asked, context);
+    reactor->Finish(ToGrpcStatus(asked));
+  }
   return reactor;
 }
 

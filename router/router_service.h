@@ -1,5 +1,7 @@
-// The client API (proto/inference.proto) over gRPC: reads and checks requests on gRPC's threads,
-// hands them to the router's thread, and writes what comes back.
+// The client API (proto/inference.proto) over gRPC: reads and checks requests on the text pool's
+// threads, hands them to the router's thread, and writes what comes back.
+//
+// Outlives its calls: the server is shut down first.
 #ifndef BATON_ROUTER_ROUTER_SERVICE_H_
 #define BATON_ROUTER_ROUTER_SERVICE_H_
 
@@ -9,6 +11,7 @@
 #include "common/request/model_profile.h"
 #include "proto/inference.grpc.pb.h"
 #include "router/router_loop.h"
+#include "router/text_pool.h"
 
 namespace baton {
 
@@ -28,8 +31,9 @@ class RouterService final : public RouterServiceBase {
     std::string version;
     // 64 random bits, for seeds and request ids; any thread.
     std::function<uint64_t()> random;
+    TextPoolOptions texts;
   };
-  explicit RouterService(Options options) : options_(std::move(options)) {}
+  explicit RouterService(Options options) : options_(std::move(options)), texts_(options_.texts) {}
 
   grpc::ServerWriteReactor<grpc::ByteBuffer>* Generate(grpc::CallbackServerContext* context,
                                                        const grpc::ByteBuffer* request) override;
@@ -47,11 +51,15 @@ class RouterService final : public RouterServiceBase {
                                        v1::GetClusterResponse* response) override;
 
  private:
+  // Ends the call with what `answer` gives, on a thread of the pool.
+  grpc::ServerUnaryReactor* Answer(uint64_t bytes, std::function<absl::Status()> answer,
+                                   grpc::CallbackServerContext* context);
   absl::Status DoTokenize(const grpc::ByteBuffer& bytes, grpc::ByteBuffer* response) const;
   absl::Status DoDetokenize(const v1::DetokenizeRequest& request,
                             v1::DetokenizeResponse* response) const;
 
   const Options options_;
+  TextPool texts_;
 };
 
 }  // namespace baton

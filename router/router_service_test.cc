@@ -41,8 +41,13 @@ class RouterServiceTest : public testing::Test {
     RouterOptions options;
     options.model = "deploy/demo_model/model";
     options.workers.decode = decode;
+    options.workers.prefill = prefill;
+    options.workers.resolve_interval = milliseconds(5);
+    if (resolver) options.resolver = resolver;
     options.loop.core = std::move(core);
     options.loop.tick = milliseconds(5);
+    options.loop.streams_max = streams_max;
+    options.texts.jobs_max = text_jobs_max;
     options.loop.session.backoff_max = milliseconds(200);
     options.version = "test";
     absl::StatusOr<std::unique_ptr<Router>> started = Router::Start(std::move(options), &metrics);
@@ -141,6 +146,10 @@ class RouterServiceTest : public testing::Test {
   }
 
   static const std::vector<TokenId> kPrompt;
+  uint32_t streams_max = 8192;
+  size_t text_jobs_max = 8192;
+  std::vector<std::string> prefill;
+  WorkerDirectory::Resolver resolver;
   MetricsRegistry metrics;
   std::unique_ptr<Router> router;
   std::shared_ptr<grpc::Channel> channel;
@@ -369,6 +378,22 @@ TEST_F(RouterServiceTest, FullQueueSaysWhenToComeBack) {
   (void)reader->Finish();
 }
 
+TEST_F(RouterServiceTest, CallBeyondTheStreamsSaysWhenToComeBack) {
+  streams_max = 1;
+  StartRouter({"127.0.0.1:1"});
+  grpc::ClientContext context;
+  const auto reader = stub->Generate(&context, Ask());
+  ASSERT_TRUE(AwaitCluster([](const auto& cluster) { return cluster.requests_queued() == 1; }));
+
+  const Reply reply = Call(Ask());
+
+  EXPECT_EQ(reply.status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_THAT(reply.status.error_message(), HasSubstr("1 calls inside"));
+  EXPECT_EQ(reply.retry_after, "1000");
+  context.TryCancel();
+  (void)reader->Finish();
+}
+
 TEST_F(RouterServiceTest, WorkerThatComesLateServesWhatWaits) {
   std::string address;
   {
@@ -417,6 +442,37 @@ TEST_F(RouterServiceTest, DrainFinishesStreamsAndRefusesNewOnes) {
   EXPECT_THAT(reply.ids, ElementsAreArray(Expected()));
 }
 
+TEST_F(RouterServiceTest, DrainDoesNotWaitForANameServer) {
+  // Method: the name server answers once, so that the workers are told, and then hangs.
+  std::atomic<int> asked = 0;
+  absl::Notification hangs;
+  absl::Notification answer;
+  resolver = [&](const std::string&) -> absl::StatusOr<std::vector<std::string>> {
+    if (++asked == 2) {
+      hangs.Notify();
+      answer.WaitForNotification();
+    }
+    return std::vector<std::string>();
+  };
+  prefill = {"workers.example:7"};
+  StartRouter({"127.0.0.1:1"});
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + seconds(20));
+  const auto reader = stub->Generate(&context, Ask());
+  hangs.WaitForNotification();
+
+  std::thread drain([this] { router->DrainAndStop(Duration::zero()); });
+  Reply reply;
+  Read(reader.get(), SIZE_MAX, &reply);
+  const bool ended_first = !answer.HasBeenNotified();
+  const grpc::Status status = reader->Finish();
+  answer.Notify();
+  drain.join();
+
+  EXPECT_TRUE(ended_first);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::UNAVAILABLE);
+}
+
 TEST_F(RouterServiceTest, DrainEndsWhatTakesTooLong) {
   FakeWorker worker({.hold_after = 2});
   StartRouter({worker.address()});
@@ -453,6 +509,39 @@ TEST_F(RouterServiceTest, TextAndIdsConvert) {
             grpc::StatusCode::INVALID_ARGUMENT);
   grpc::ClientContext fourth;
   EXPECT_EQ(stub->Tokenize(&fourth, {}, &ids).error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+}
+
+TEST_F(RouterServiceTest, TextBeyondTheContextIsRefusedBeforeItIsTokenized) {
+  StartRouter({"127.0.0.1:1"});
+  const auto model = ModelProfile::Load("deploy/demo_model/model");
+  ASSERT_TRUE(model.ok());
+  v1::TokenizeRequest request;
+  request.set_text(std::string(model->text_bytes_max + 1, 'x'));
+  v1::TokenizeResponse response;
+  grpc::ClientContext context;
+
+  const grpc::Status status = stub->Tokenize(&context, request, &response);
+
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(status.error_message(), StartsWith("text: "));
+}
+
+TEST_F(RouterServiceTest, FullTextPoolSaysWhenToComeBack) {
+  text_jobs_max = 0;
+  StartRouter({"127.0.0.1:1"});
+  grpc::ClientContext context;
+  v1::TokenizeRequest request;
+  request.set_text("hi");
+  v1::TokenizeResponse response;
+
+  const grpc::Status status = stub->Tokenize(&context, request, &response);
+  const Reply reply = Call(Ask());
+
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_EQ(context.GetServerTrailingMetadata().count("retry-after-ms"), 1u);
+  EXPECT_EQ(reply.status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_EQ(reply.retry_after, "1000");
+  EXPECT_FALSE(reply.request_id_header.empty());
 }
 
 TEST_F(RouterServiceTest, ModelIsThatOfTheFolderAndOfTheWorkers) {

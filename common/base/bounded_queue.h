@@ -28,6 +28,15 @@ class BoundedQueue {
     return true;
   }
 
+  // As above, and also when the queue holds `room` items: so that those of lesser weight leave room
+  // for the others.
+  [[nodiscard]] bool TryPush(T&& item, size_t room) {
+    absl::MutexLock lock(&mutex_);
+    if (closed_ || items_.size() >= capacity_ || items_.size() >= room) return false;
+    items_.push_back(std::move(item));
+    return true;
+  }
+
   // Takes everything that is there, oldest first; empty when there is nothing. Never waits.
   std::vector<T> TakeAll() {
     absl::MutexLock lock(&mutex_);

@@ -22,6 +22,15 @@ TEST(BoundedQueueTest, RefusesWhenFullAndLeavesTheItem) {
   EXPECT_NE(second, nullptr);
 }
 
+TEST(BoundedQueueTest, ItemOfLesserWeightLeavesRoom) {
+  BoundedQueue<int> queue(2);
+  ASSERT_TRUE(queue.TryPush(1, /*room=*/1));
+
+  EXPECT_FALSE(queue.TryPush(2, /*room=*/1));
+  EXPECT_TRUE(queue.TryPush(3));
+  EXPECT_FALSE(queue.TryPush(4, /*room=*/8)) << "beyond the capacity";
+}
+
 TEST(BoundedQueueTest, TakesInOrder) {
   BoundedQueue<int> queue(8);
   ASSERT_TRUE(queue.TryPush(1));

@@ -77,6 +77,12 @@ absl::StatusOr<ModelProfile> ModelProfile::Load(const std::string& directory) {
   model.name = (path.has_filename() ? path : path.parent_path()).filename().string();
   BATON_RETURN_IF_ERROR(LoadConfig(directory, &model));
   BATON_ASSIGN_OR_RETURN(model.tokenizer, Tokenizer::Load(directory));
+  // Fewer are common: a vocabulary is padded. More would index past the embedding.
+  if (static_cast<uint32_t>(model.tokenizer->vocab_size()) > model.vocab_size) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("tokenizer.json has ids up to ", model.tokenizer->vocab_size() - 1,
+                     ", but config.json says that the model's vocab_size is ", model.vocab_size));
+  }
   size_t token_bytes_max = 1;
   for (TokenId id = 0; id < model.tokenizer->vocab_size(); ++id) {
     token_bytes_max = std::max(token_bytes_max, model.tokenizer->TokenBytes(id).size());

@@ -2,6 +2,7 @@
 
 #include <fstream>
 #include <sstream>
+#include <utility>
 
 #include "absl/flags/flag.h"
 #include "absl/strings/numbers.h"
@@ -34,6 +35,10 @@ ABSL_FLAG(std::optional<float>, frequency_penalty, std::nullopt, "Within [-2, 2]
 ABSL_FLAG(std::optional<uint64_t>, seed, std::nullopt,
           "The same seed gives the same tokens. Absent: one is drawn.");
 ABSL_FLAG(baton::RepeatedString, stop, {}, "The text ends before this string; may be repeated.");
+ABSL_FLAG(std::string, logit_bias, "",
+          "What to add to the logits of tokens, each within [-100, 100]: ID:BIAS,ID:BIAS.");
+ABSL_FLAG(std::string, stop_token_ids, "",
+          "Tokens that end the text, beside end-of-sequence: 1,2,3.");
 ABSL_FLAG(bool, ignore_eos, false, "Generate on after an end-of-sequence token.");
 ABSL_FLAG(std::optional<uint32_t>, logprobs, std::nullopt,
           "Log-probabilities of each token and of the likeliest N (shown with --json).");
@@ -102,6 +107,14 @@ void ReadSampling(v1::SamplingOptions* sampling) {
 
 absl::Status ReadOptions(v1::GenerateRequest* request) {
   ReadSampling(request->mutable_sampling());
+  if (const std::string text = absl::GetFlag(FLAGS_logit_bias); !text.empty()) {
+    BATON_ASSIGN_OR_RETURN(const auto biases, ParseLogitBias(text));
+    request->mutable_sampling()->mutable_logit_bias()->insert(biases.begin(), biases.end());
+  }
+  if (const std::string text = absl::GetFlag(FLAGS_stop_token_ids); !text.empty()) {
+    BATON_ASSIGN_OR_RETURN(const std::vector<TokenId> ids, ParseIds(text));
+    request->mutable_stopping()->mutable_stop_token_ids()->Add(ids.begin(), ids.end());
+  }
   if (const auto value = absl::GetFlag(FLAGS_max_tokens)) request->set_max_tokens(*value);
   if (const auto value = absl::GetFlag(FLAGS_min_tokens)) {
     request->mutable_stopping()->set_min_tokens(*value);
@@ -140,6 +153,25 @@ absl::StatusOr<std::vector<TokenId>> ParseIds(const std::string& text) {
     ids.push_back(id);
   }
   return ids;
+}
+
+absl::StatusOr<std::map<TokenId, float>> ParseLogitBias(const std::string& text) {
+  std::map<TokenId, float> biases;
+  for (const absl::string_view piece : absl::StrSplit(text, ',')) {
+    const std::pair<absl::string_view, absl::string_view> parts =
+        absl::StrSplit(piece, absl::MaxSplits(':', 1));
+    TokenId id = 0;
+    float bias = 0;
+    if (!absl::SimpleAtoi(parts.first, &id) || !absl::SimpleAtof(parts.second, &bias)) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "\"", piece,
+          "\" is no token id with a bias; give ID:BIAS, separated by commas: 5:-2.5,7:1"));
+    }
+    if (!biases.emplace(id, bias).second) {
+      return absl::InvalidArgumentError(absl::StrCat("token ", id, " has two biases"));
+    }
+  }
+  return biases;
 }
 
 absl::Status CheckUtf8(const std::string& what, const std::string& text) {

@@ -4,6 +4,7 @@
 #ifndef BATON_COMMON_REQUEST_REQUEST_FLAGS_H_
 #define BATON_COMMON_REQUEST_REQUEST_FLAGS_H_
 
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -30,6 +31,9 @@ absl::StatusOr<TypedRequest> RequestFromFlags();
 
 // "1,2,3" to ids.
 absl::StatusOr<std::vector<TokenId>> ParseIds(const std::string& text);
+
+// "5:-2.5,7:1" to biases by id.
+absl::StatusOr<std::map<TokenId, float>> ParseLogitBias(const std::string& text);
 
 // Protobuf refuses text that is not UTF-8 without naming the field; so it is checked before.
 absl::Status CheckUtf8(const std::string& what, const std::string& text);

@@ -95,11 +95,10 @@ absl::StatusOr<std::vector<TokenId>> PromptTokens(const v1::GenerateRequest& req
   switch (request.input_case()) {
     case v1::GenerateRequest::kPrompt: {
       if (request.prompt().empty()) return Bad("prompt", "it is empty");
-      BATON_RETURN_IF_ERROR(CheckTextSize("prompt", request.prompt(), model));
-      absl::StatusOr<std::vector<TokenId>> tokens =
-          model.tokenizer->Encode(request.prompt(), /*add_special_tokens=*/true);
-      if (!tokens.ok()) return InField("prompt", tokens.status());
-      if (tokens->empty()) return Bad("prompt", "it has no tokens");
+      BATON_ASSIGN_OR_RETURN(
+          std::vector<TokenId> tokens,
+          TextTokens("prompt", request.prompt(), /*add_special_tokens=*/true, model));
+      if (tokens.empty()) return Bad("prompt", "it has no tokens");
       return tokens;
     }
     case v1::GenerateRequest::kPromptIds: {
@@ -169,6 +168,15 @@ absl::StatusOr<v1::StopOptions> Stopping(const v1::StopOptions& asked, const Mod
 
 }  // namespace
 
+absl::StatusOr<std::vector<TokenId>> TextTokens(const std::string& field, const std::string& text,
+                                                bool add_special_tokens,
+                                                const ModelProfile& model) {
+  BATON_RETURN_IF_ERROR(CheckTextSize(field, text, model));
+  absl::StatusOr<std::vector<TokenId>> tokens = model.tokenizer->Encode(text, add_special_tokens);
+  if (!tokens.ok()) return InField(field, tokens.status());
+  return tokens;
+}
+
 absl::StatusOr<std::vector<TokenId>> ChatTokens(const v1::Chat& chat, const ModelProfile& model) {
   if (chat.messages().empty()) return Bad("chat.messages", "it is empty");
   BATON_RETURN_IF_ERROR(model.chat.status());
@@ -178,11 +186,7 @@ absl::StatusOr<std::vector<TokenId>> ChatTokens(const v1::Chat& chat, const Mode
   }
   const absl::StatusOr<std::string> text = model.chat->Render(messages);
   if (!text.ok()) return InField("chat", text.status());
-  BATON_RETURN_IF_ERROR(CheckTextSize("chat", *text, model));
-  absl::StatusOr<std::vector<TokenId>> tokens =
-      model.tokenizer->Encode(*text, /*add_special_tokens=*/false);
-  if (!tokens.ok()) return InField("chat", tokens.status());
-  return tokens;
+  return TextTokens("chat", *text, /*add_special_tokens=*/false, model);
 }
 
 absl::Status CheckRequestId(const std::string& id) {

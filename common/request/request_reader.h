@@ -30,6 +30,11 @@ struct RequestLimits {
 absl::StatusOr<CheckedRequest> ReadRequest(const v1::GenerateRequest& request,
                                            const ModelProfile& model, uint64_t drawn_seed);
 
+// A text as tokens; `field` names it in errors. One that no context could hold is refused before it
+// is tokenized.
+absl::StatusOr<std::vector<TokenId>> TextTokens(const std::string& field, const std::string& text,
+                                                bool add_special_tokens, const ModelProfile& model);
+
 // The chat's prompt as tokens.
 absl::StatusOr<std::vector<TokenId>> ChatTokens(const v1::Chat& chat, const ModelProfile& model);
 

@@ -4,10 +4,15 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <cmath>
+#include <filesystem>
+#include <fstream>
 #include <functional>
 #include <string>
+
+#include "absl/strings/str_cat.h"
 
 namespace baton {
 namespace {
@@ -188,6 +193,35 @@ TEST(RequestReaderTest, RequestIdsAreShortAndPrintable) {
   EXPECT_FALSE(CheckRequestId("a b").ok());
   EXPECT_FALSE(CheckRequestId("a\nb").ok());
   EXPECT_FALSE(CheckRequestId(std::string(129, 'a')).ok());
+}
+
+// Loads the demo model as if its configuration had this vocabulary.
+absl::Status LoadWithVocabulary(int vocab_size) {
+  const std::filesystem::path demo = "deploy/demo_model/model";
+  const std::filesystem::path folder = std::filesystem::path(testing::TempDir()) /
+                                       absl::StrCat("vocabulary_", getpid(), "_", vocab_size);
+  std::filesystem::create_directories(folder);
+  for (const char* name : {"tokenizer.json", "tokenizer_config.json"}) {
+    if (std::filesystem::exists(demo / name)) {
+      std::filesystem::copy_file(demo / name, folder / name,
+                                 std::filesystem::copy_options::overwrite_existing);
+    }
+  }
+  std::ofstream(folder / "config.json")
+      << R"({"max_position_embeddings": 64, "vocab_size": )" << vocab_size << "}";
+  const absl::Status status = ModelProfile::Load(folder.string()).status();
+  std::filesystem::remove_all(folder);
+  return status;
+}
+
+TEST(ModelProfileTest, TokenizerMayHaveFewerIdsThanTheModelAndNotMore) {
+  const int ids = Model().tokenizer->vocab_size();
+
+  EXPECT_TRUE(LoadWithVocabulary(ids).ok());
+  EXPECT_TRUE(LoadWithVocabulary(ids + 100).ok());
+  EXPECT_THAT(std::string(LoadWithVocabulary(ids - 1).message()),
+              testing::AllOf(testing::HasSubstr(absl::StrCat("ids up to ", ids - 1, ",")),
+                             testing::HasSubstr(absl::StrCat("vocab_size is ", ids - 1))));
 }
 
 TEST(ModelProfileTest, MissingFolderIsNamed) {

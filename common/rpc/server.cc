@@ -10,10 +10,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <cerrno>
 #include <cstring>
-#include <limits>
 #include <utility>
 
 #include "absl/flags/flag.h"
@@ -22,12 +20,10 @@
 #include "common/base/command_line.h"
 #include "common/base/status_macros.h"
 #include "common/rpc/grpc_setup.h"
+#include "common/rpc/message_limit.h"
 
 ABSL_FLAG(std::string, listen, "127.0.0.1:0",
           "Where gRPC is served: host:port. Port 0 takes any free one, which is printed.");
-ABSL_FLAG(baton::ByteSize, message_limit, baton::ByteSize{64 << 20},
-          "The largest gRPC message accepted or sent.");
-
 namespace baton {
 namespace {
 
@@ -74,11 +70,6 @@ void Configure(const RpcServerOptions& options, grpc::ServerBuilder* builder) {
 }
 
 }  // namespace
-
-int MessageBytesMaxFromFlags() {
-  const uint64_t bytes = absl::GetFlag(FLAGS_message_limit).bytes;
-  return static_cast<int>(std::min<uint64_t>(bytes, std::numeric_limits<int>::max()));
-}
 
 RpcServerOptions RpcServerOptionsFromFlags() {
   RpcServerOptions options;

@@ -35,8 +35,6 @@ struct RpcServerOptions {
 
 // By the flags --listen and --message_limit.
 RpcServerOptions RpcServerOptionsFromFlags();
-// The value of --message_limit, for channels.
-int MessageBytesMaxFromFlags();
 
 class RpcServer {
  public:

@@ -101,6 +101,7 @@ void SessionClient::Stream::Start() {
   hello->set_router_incarnation(Raw(options_.router_incarnation));
   hello->set_session_number(Raw(number_));
   hello->set_version(options_.version);
+  hello->set_dialed(client_->address_);
   Write(std::move(command));
   StartRead(&incoming_);
   StartCall();
@@ -204,8 +205,7 @@ absl::Status SessionClient::Stream::Deliver() {
         if (up_) return absl::InternalError("the worker said hello twice");
         up_ = true;
       }
-      client_->handler_->OnUp(number_, incoming_.hello());
-      return absl::OkStatus();
+      return client_->handler_->OnUp(number_, incoming_.hello());
     }
     case v1::Event::kLoad:
     case v1::Event::kAdmitted:
@@ -223,8 +223,7 @@ absl::Status SessionClient::Stream::Deliver() {
       break;
   }
   if (!was_up()) return absl::InternalError("the worker did not start with hello");
-  client_->handler_->OnEvent(number_, std::move(incoming_));
-  return absl::OkStatus();
+  return client_->handler_->OnEvent(number_, std::move(incoming_));
 }
 
 void SessionClient::Stream::OnWriteDone(bool ok) {
@@ -283,8 +282,10 @@ void SessionClient::Run() {
   const Duration tick = options_.heartbeat_interval / kTicksPerHeartbeat;
   Backoff backoff(options_.backoff_min, options_.backoff_max, options_.seed);
   // Forever by design: a worker may come back at any time. Stop ends it.
-  for (uint64_t number = 1;; ++number) {
-    const auto stream = std::make_unique<Stream>(this, SessionNumber{number});
+  SessionCounter& numbers = options_.numbers == nullptr ? own_numbers_ : *options_.numbers;
+  for (;;) {
+    const SessionNumber number = numbers.Next();
+    const auto stream = std::make_unique<Stream>(this, number);
     {
       absl::MutexLock lock(&mutex_);
       if (stopping_) return;
@@ -298,7 +299,7 @@ void SessionClient::Run() {
       if (stopping_) return;
     }
     const absl::Status status = stream->end_status();
-    handler_->OnDown(SessionNumber{number}, status);
+    handler_->OnDown(number, status);
     if (stream->was_up()) backoff.Reset();
     const Duration wait =
         absl::IsFailedPrecondition(status) ? options_.refused_backoff : backoff.Next();

@@ -3,6 +3,7 @@
 #ifndef BATON_COMMON_RPC_SESSION_CLIENT_H_
 #define BATON_COMMON_RPC_SESSION_CLIENT_H_
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -18,9 +19,19 @@
 
 namespace baton {
 
-// One attempt of a client to hold a session; counts up from 1. Whatever names an older one is
+// One attempt of a router to hold a session; counts up from 1. Whatever names an older one is
 // dropped.
 enum class SessionNumber : uint64_t {};
+
+// Numbers the sessions of one router incarnation, over all its clients: a worker reached under two
+// addresses must see the later session as the higher one. Thread-safe.
+class SessionCounter {
+ public:
+  SessionNumber Next() { return SessionNumber{last_.fetch_add(1) + 1}; }
+
+ private:
+  std::atomic<uint64_t> last_ = 0;
+};
 
 // Called from gRPC's few threads and from the client's own, one call at a time for one client: hand
 // the message over and return, never block. For each session number: OnUp at most once, then
@@ -29,15 +40,18 @@ class SessionClientHandler {
  public:
   virtual ~SessionClientHandler() = default;
 
-  virtual void OnUp(SessionNumber session, const v1::WorkerHello& hello) = 0;
+  // Of these two, an error breaks the session with it.
+  virtual absl::Status OnUp(SessionNumber session, const v1::WorkerHello& hello) = 0;
   // Any event but hello and heartbeats.
-  virtual void OnEvent(SessionNumber session, v1::Event event) = 0;
+  virtual absl::Status OnEvent(SessionNumber session, v1::Event event) = 0;
   // The session broke, or could not be had. FAILED_PRECONDITION: the worker refused us.
   virtual void OnDown(SessionNumber session, const absl::Status& status) = 0;
 };
 
 struct SessionClientOptions {
   Incarnation router_incarnation{};
+  // Borrowed by all clients of that incarnation; null: the client is its only one.
+  SessionCounter* numbers = nullptr;
   std::string version;
   Duration heartbeat_interval = std::chrono::seconds(1);
   Duration silence_max = std::chrono::seconds(3);  // Also the longest wait for the worker's hello.
@@ -87,6 +101,7 @@ class SessionClient {
   const std::string address_;
   SessionClientHandler* const handler_;
   const SessionClientOptions options_;
+  SessionCounter own_numbers_;  // When the options name none.
 
   mutable absl::Mutex mutex_;
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;

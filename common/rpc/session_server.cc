@@ -56,6 +56,8 @@ struct SessionServer::Metrics {
         return "refused";
       case EndReason::kProtocol:
         return "protocol";
+      case EndReason::kStalled:
+        return "stalled";
       case EndReason::kClosed:
         return "closed";
     }
@@ -85,6 +87,10 @@ class SessionServer::Stream final : public grpc::ServerBidiReactor<v1::Command, 
   }
 
   SessionId id() const { return id_; }
+  bool ended() const {
+    absl::MutexLock lock(&mutex_);
+    return ended_;
+  }
 
   void Push(v1::Event&& event);
   // Ends the stream. `flush`: what is queued is still written. The first call decides.
@@ -105,10 +111,6 @@ class SessionServer::Stream final : public grpc::ServerBidiReactor<v1::Command, 
 
   void HandleHello();
   void HandleCommand();
-  bool ended() const {
-    absl::MutexLock lock(&mutex_);
-    return ended_;
-  }
   // Starts the next operation: a write, or the end once nothing is left to write.
   void Advance() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Write(v1::Event&& event) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -254,6 +256,10 @@ void SessionServer::Stream::HandleHello() {
   // Held until the handler has answered: a still newer session waits here for its turn.
   absl::MutexLock delivery(&delivery_mutex_);
   if (phase_ == Phase::kClosed) return;
+  if (const absl::Status worker = server_->CheckWorker(Now()); !worker.ok()) {
+    End(EndReason::kStalled, worker, /*flush=*/false);
+    return;
+  }
   const absl::StatusOr<std::shared_ptr<Stream>> retired =
       server_->Register(hello, shared_from_this());
   if (!retired.ok()) {
@@ -397,12 +403,17 @@ absl::StatusOr<std::shared_ptr<SessionServer::Stream>> SessionServer::Register(
     const v1::RouterHello& hello, std::shared_ptr<Stream> stream) {
   absl::MutexLock lock(&mutex_);
   Router& router = routers_[hello.router_incarnation()];
+  if (router.stream != nullptr && !router.stream->ended() && hello.dialed() != router.dialed) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("this router already reaches this worker as ", router.dialed));
+  }
   if (router.stream != nullptr && hello.session_number() <= router.session_number) {
     return absl::AbortedError(absl::StrCat("session ", hello.session_number(),
                                            " comes after session ", router.session_number,
                                            " of the same router"));
   }
   router.session_number = hello.session_number();
+  router.dialed = hello.dialed();
   return std::exchange(router.stream, std::move(stream));
 }
 
@@ -435,6 +446,7 @@ bool SessionServer::AllForgotten() const {
 
 void SessionServer::Run() {
   const absl::Duration tick = absl::FromChrono(options_.heartbeat_interval / kTicksPerHeartbeat);
+  bool worked = true;
   for (;;) {
     std::vector<std::shared_ptr<Stream>> closed;
     {
@@ -445,8 +457,23 @@ void SessionServer::Run() {
     }
     for (const std::shared_ptr<Stream>& stream : closed) stream->DeliverClosed();
     const Instant now = Now();
-    for (const std::shared_ptr<Stream>& stream : AllStreams()) stream->Tick(now);
+    const absl::Status worker = CheckWorker(now);
+    if (!worker.ok() && worked) LogError("sessions are broken", {{"reason", worker}});
+    if (worker.ok() && !worked) LogInfo("sessions are taken again");
+    worked = worker.ok();
+    TickAll(worker, now);
   }
+}
+
+void SessionServer::TickAll(const absl::Status& worker, Instant now) {
+  for (const std::shared_ptr<Stream>& stream : AllStreams()) {
+    if (!worker.ok()) stream->End(EndReason::kStalled, worker, /*flush=*/false);
+    stream->Tick(now);
+  }
+}
+
+absl::Status SessionServer::CheckWorker(Instant now) const {
+  return options_.check ? options_.check(now) : absl::OkStatus();
 }
 
 }  // namespace baton

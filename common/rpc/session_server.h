@@ -9,6 +9,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <thread>
@@ -56,6 +57,10 @@ struct SessionServerOptions {
   size_t outbox_bytes_max = 64 << 20;
   size_t sessions_max = 256;
   MetricsRegistry* metrics = nullptr;  // Borrowed; may be null.
+  // Whether the worker behind the sessions works; null: it does. While it does not, there are no
+  // sessions: those open are broken with this status and new ones refused. Called often, from
+  // gRPC's threads and the server's own.
+  std::function<absl::Status(Instant now)> check;
 };
 
 class SessionServer final : public v1::Worker::CallbackService {
@@ -88,17 +93,29 @@ class SessionServer final : public v1::Worker::CallbackService {
   class Stream;
   struct Metrics;
   // Why a session ended; a label of baton_sessions_ended_total.
-  enum class EndReason { kPeer, kSilence, kOverflow, kRetired, kRefused, kProtocol, kClosed };
+  enum class EndReason {
+    kPeer,
+    kSilence,
+    kOverflow,
+    kRetired,
+    kRefused,
+    kProtocol,
+    kStalled,
+    kClosed
+  };
   // The live session of one router.
   struct Router {
     uint64_t session_number;
+    std::string dialed;  // Our address as that router knows it.
     std::shared_ptr<Stream> stream;
   };
 
   std::shared_ptr<Stream> Find(SessionId session) const;
   std::vector<std::shared_ptr<Stream>> AllStreams() const;
-  // Makes `stream` the session of its router and returns the one it replaces, if any. ABORTED when
-  // a session of this number or a higher one is there.
+  // Makes `stream` the session of its router and returns the one it replaces, if any.
+  // FAILED_PRECONDITION while a session of that router under another of our addresses is alive: the
+  // two would retire each other for ever. ABORTED when a session of this number or a higher one is
+  // there.
   absl::StatusOr<std::shared_ptr<Stream>> Register(const v1::RouterHello& hello,
                                                    std::shared_ptr<Stream> stream);
   // The stream has ended: the timer thread is to tell the handler.
@@ -108,8 +125,10 @@ class SessionServer final : public v1::Worker::CallbackService {
   // gRPC has forgotten the stream.
   void Forget(SessionId session);
 
-  // The timer thread: heartbeats, silence, and OnSessionClosed.
+  absl::Status CheckWorker(Instant now) const;
+  // The timer thread: heartbeats, silence, the worker's check, and OnSessionClosed.
   void Run();
+  void TickAll(const absl::Status& worker, Instant now);
   bool HasWork() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   bool AllDelivered() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   bool AllForgotten() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <optional>
 #include <string>
 #include <thread>
@@ -181,6 +182,36 @@ TEST(SessionTest, LowerSessionNumberIsRefusedUnseenByTheHandler) {
   EXPECT_TRUE(other.Read()->has_hello());
 
   EXPECT_THAT(handler.journal.All(), ElementsAre("opened 1 number 5", "opened 4 number 1"));
+}
+
+TEST(SessionTest, SecondAddressOfAWorkerWaitsUntilTheFirstSessionIsBroken) {
+  // Goal: two links of one router that lead to the same worker do not retire each other in turn.
+  // Method: one server under two names of loopback; the second link asks again and again.
+  RecordingHandler handler;
+  TestWorker worker(&handler);
+  const std::string port = worker.address().substr(worker.address().rfind(':'));
+  SessionCounter numbers;
+  SessionClientOptions options = FastClientOptions();
+  options.numbers = &numbers;
+  RecordingClientHandler first_handler;
+  SessionClient first("127.0.0.1" + port, &first_handler, options);
+  ASSERT_TRUE(first_handler.journal.Await("up 1"));
+  RecordingClientHandler second_handler;
+  options.refused_backoff = milliseconds(1);
+  SessionClient second("localhost" + port, &second_handler, options);
+
+  ASSERT_TRUE(second_handler.journal.Await("down", 3));
+  EXPECT_EQ(
+      second_handler.journal.All()[0],
+      "down 2 FAILED_PRECONDITION: this router already reaches this worker as 127.0.0.1" + port);
+  EXPECT_EQ(second_handler.journal.Count("up"), 0u);
+  EXPECT_EQ(first_handler.journal.Count("down"), 0u);
+
+  first.Stop();
+
+  EXPECT_TRUE(second_handler.journal.Await("up"));
+  EXPECT_THAT(handler.journal.All(),
+              ElementsAre("opened 1 number 1", "closed 1", HasSubstr("opened")));
 }
 
 TEST(SessionTest, ManyRivalSessionsOpenAndCloseInPairs) {
@@ -435,6 +466,17 @@ TEST(SessionTest, BreakEndsTheSessionAndANewOneFollows) {
   EXPECT_TRUE(client_handler.journal.Await("up 2"));
 }
 
+TEST(SessionTest, SessionWhoseBeginningFindsNoRoomIsBrokenAndANewOneFollows) {
+  RecordingHandler handler;
+  TestWorker worker(&handler);
+  RecordingClientHandler client_handler;
+  client_handler.no_room_for = SessionNumber{1};
+  SessionClient client(worker.address(), &client_handler, FastClientOptions());
+
+  EXPECT_TRUE(client_handler.journal.Await("down 1 RESOURCE_EXHAUSTED: no room"));
+  EXPECT_TRUE(client_handler.journal.Await("up 2"));
+}
+
 TEST(SessionTest, ShutdownClosesAllSessionsAndRefusesNewOnes) {
   RecordingHandler handler;
   TestWorker worker(&handler);
@@ -453,6 +495,29 @@ TEST(SessionTest, ShutdownClosesAllSessionsAndRefusesNewOnes) {
   late.Hello(9);
   EXPECT_EQ(late.ReadToEnd().code(), absl::StatusCode::kUnavailable);
   EXPECT_EQ(handler.journal.Count("opened"), 2u);
+}
+
+TEST(SessionTest, WorkerThatHangsHasNoSessionsUntilItWorksAgain) {
+  RecordingHandler handler;
+  std::atomic<bool> hangs = false;
+  SessionServerOptions options = FastServerOptions();
+  options.check = [&hangs](Instant) {
+    return hangs ? absl::UnavailableError("the engine hangs") : absl::OkStatus();
+  };
+  TestWorker worker(&handler, options);
+  RecordingClientHandler client_handler;
+  SessionClient client(worker.address(), &client_handler, FastClientOptions());
+  ASSERT_TRUE(client_handler.journal.Await("up 1"));
+
+  hangs = true;
+
+  EXPECT_TRUE(client_handler.journal.Await("down 1 UNAVAILABLE: the engine hangs"));
+  EXPECT_TRUE(client_handler.journal.Await("down 3 UNAVAILABLE: the engine hangs"));
+  EXPECT_EQ(handler.journal.Count("opened"), 1u) << "refused unseen by the handler";
+
+  hangs = false;
+
+  EXPECT_TRUE(client_handler.journal.Await("up", 2));
 }
 
 TEST(SessionTest, TooManySessionsAreRefused) {

@@ -86,24 +86,27 @@ class RecordingHandler final : public SessionHandler {
 
 class RecordingClientHandler final : public SessionClientHandler {
  public:
-  void OnUp(SessionNumber session, const v1::WorkerHello& hello) override {
+  absl::Status OnUp(SessionNumber session, const v1::WorkerHello& hello) override {
     journal.Add(absl::StrCat("up ", Raw(session), " worker ", hello.incarnation()));
     if (on_up) on_up(session);
+    return no_room_for == session ? absl::ResourceExhaustedError("no room") : absl::OkStatus();
   }
-  void OnEvent(SessionNumber session, v1::Event event) override {
+  absl::Status OnEvent(SessionNumber session, v1::Event event) override {
     std::string what = "event";
     for (const auto& sequence : event.tokens().sequences()) {
       for (const auto& token : sequence.tokens()) absl::StrAppend(&what, " ", token.index());
     }
     if (event.has_load()) absl::StrAppend(&what, " load ", event.load().load().blocks_free());
     journal.Add(absl::StrCat("event ", Raw(session), what.substr(5)));
+    return absl::OkStatus();
   }
   void OnDown(SessionNumber session, const absl::Status& status) override {
     journal.Add(absl::StrCat("down ", Raw(session), " ", status.ToString()));
   }
 
   Journal journal;
-  std::function<void(SessionNumber)> on_up;  // Constant while a client runs.
+  std::function<void(SessionNumber)> on_up;  // Constant while a client runs, as is the next.
+  SessionNumber no_room_for{};
 };
 
 inline SessionServerOptions FastServerOptions() {

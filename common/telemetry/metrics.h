@@ -36,9 +36,10 @@ inline constexpr char kTimePerOutputTokenSeconds[] = "baton_time_per_output_toke
 inline constexpr char kRequestsTotal[] = "baton_requests_total";  // {status}
 inline constexpr char kRequestsRunning[] = "baton_requests_running";
 inline constexpr char kRequestsQueued[] = "baton_requests_queued";
-inline constexpr char kTokensTotal[] = "baton_tokens_total";               // {phase}
-inline constexpr char kKvBlocks[] = "baton_kv_blocks";                     // {state}
-inline constexpr char kEngineStepSeconds[] = "baton_engine_step_seconds";  // {phase}
+inline constexpr char kTokensTotal[] = "baton_tokens_total";  // {phase}
+inline constexpr char kKvBlocks[] = "baton_kv_blocks";        // {state}
+inline constexpr char kEngineStepSeconds[] = "baton_engine_step_seconds";
+// What a handoff takes beyond the prefill that it overlaps: from the last layer to the commit.
 inline constexpr char kHandoffSeconds[] = "baton_handoff_seconds";
 inline constexpr char kHandoffBytesTotal[] = "baton_handoff_bytes_total";
 inline constexpr char kFallbacksTotal[] = "baton_fallbacks_total";  // {reason}

@@ -13,9 +13,11 @@
 #include "common/base/check.h"
 #include "common/base/secure_random.h"
 #include "common/base/status_macros.h"
+#include "common/rpc/message_limit.h"
 #include "common/rpc/session_server.h"
 #include "common/telemetry/log.h"
 #include "common/worker/agent_port.h"
+#include "common/worker/engine_watch.h"
 #include "common/worker/worker_metrics.h"
 
 namespace baton {
@@ -53,6 +55,7 @@ class Worker::Impl final : public SessionHandler, public EventPort {
       : options_(options),
         parts_(std::move(parts)),
         incarnation_(RandomIncarnation()),
+        watch_(options.engine_stall_max, Now()),
         metrics_registry_(metrics),
         metrics_(metrics),
         inbox_(kInboxMax) {}
@@ -60,6 +63,8 @@ class Worker::Impl final : public SessionHandler, public EventPort {
   ~Impl() override { Stop(absl::UnavailableError("the worker stopped")); }
 
   absl::Status Start(const EngineFactory& make_engine) {
+    BATON_RETURN_IF_ERROR(CheckMessageLimit(parts_.model->config().context_tokens,
+                                            options_.rpc.receive_message_bytes_max));
     BATON_ASSIGN_OR_RETURN(
         std::unique_ptr<TransferAgent> agent,
         TransferAgent::Create(options_.transfers, *parts_.arena,
@@ -74,6 +79,7 @@ class Worker::Impl final : public SessionHandler, public EventPort {
     BATON_RETURN_IF_ERROR(ProbeItself());
     SessionServerOptions session_options;
     session_options.metrics = metrics_registry_;
+    session_options.check = [this](Instant now) { return watch_.Check(now); };
     sessions_ = std::make_unique<SessionServer>(this, session_options);
     published_sessions_.store(sessions_.get(), std::memory_order_release);
     BATON_ASSIGN_OR_RETURN(server_, RpcServer::Start(options_.rpc, {sessions_.get()}));
@@ -188,6 +194,7 @@ class Worker::Impl final : public SessionHandler, public EventPort {
         next_tick = now + kTick;
       }
       can_step = engine_->HasWork() && Step();
+      watch_.RoundEnded(Now());
     }
   }
 
@@ -271,6 +278,7 @@ class Worker::Impl final : public SessionHandler, public EventPort {
   const WorkerOptions options_;
   EngineParts parts_;
   const Incarnation incarnation_;
+  EngineWatch watch_;
   MetricsRegistry* const metrics_registry_;
   WorkerMetrics metrics_;  // Engine thread.
   BoundedQueue<InboxItem> inbox_;

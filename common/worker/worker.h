@@ -39,6 +39,8 @@ struct WorkerOptions {
   RpcServerOptions rpc;
   TransferOptions transfers;
   std::string version;
+  // The longest that one step may take before the worker breaks its sessions; zero: any time.
+  Duration engine_stall_max = std::chrono::seconds(120);
 };
 
 class Worker {

@@ -4,12 +4,26 @@
 
 #include <nlohmann/json.hpp>
 
+#include "common/base/command_line.h"
+#include "router/cli/options.h"
 #include "router/cli/output.h"
 
 namespace baton::cli {
 namespace {
 
 using ::testing::HasSubstr;
+
+TEST(CliOptionsTest, MessageLimitIsTheUsers) {
+  const auto no_environment = [](const std::string&) { return std::optional<std::string>(); };
+  const absl::StatusOr<CommandLine> line =
+      SetFlags({"status", "--message_limit=100MiB"}, no_environment);
+  ASSERT_TRUE(line.ok()) << line.status();
+
+  const absl::StatusOr<Options> options = OptionsFromFlags(line->positional);
+
+  ASSERT_TRUE(options.ok()) << options.status();
+  EXPECT_EQ(options->message_bytes_max, 100 << 20);
+}
 
 TEST(CliOutputTest, StatusShowsWhyAWorkerIsNotUsed) {
   v1::GetClusterResponse cluster;

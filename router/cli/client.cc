@@ -35,8 +35,12 @@ class Client::Call {
   Client* const client_;
 };
 
-Client::Client(const std::string& router, std::optional<Duration> timeout)
-    : router_(router), timeout_(timeout), stub_(v1::Inference::NewStub(CreateChannel(router))) {}
+Client::Client(const std::string& router, std::optional<Duration> timeout, int message_bytes_max)
+    : router_(router),
+      timeout_(timeout),
+      stub_(
+          v1::Inference::NewStub(CreateChannel(router, {.message_bytes_max = message_bytes_max}))) {
+}
 
 bool Client::Cancel() {
   absl::MutexLock lock(&mutex_);

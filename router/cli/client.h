@@ -22,7 +22,8 @@ namespace baton::cli {
 
 class Client {
  public:
-  Client(const std::string& router, std::optional<Duration> timeout);
+  // `message_bytes_max`: of what is sent and of what is accepted.
+  Client(const std::string& router, std::optional<Duration> timeout, int message_bytes_max);
 
   // `on_text` gets the text as it comes. On failure the message says what to do.
   absl::StatusOr<Answer> Generate(const v1::GenerateRequest& request, const std::string& request_id,

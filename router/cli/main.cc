@@ -5,22 +5,29 @@
 #include <thread>
 
 #include "common/base/command_line.h"
+#include "common/base/status_macros.h"
 #include "common/base/version.h"
 #include "common/rpc/termination.h"
+#include "common/telemetry/log.h"
 #include "router/cli/commands.h"
 
 namespace {
 
 constexpr int kExitInterrupted = 130;  // As a shell reports SIGINT.
 
+absl::StatusOr<baton::cli::Options> ReadCommandLine(const std::vector<std::string>& positional) {
+  BATON_RETURN_IF_ERROR(baton::InitLogFromFlags("baton"));
+  return baton::cli::OptionsFromFlags(positional);
+}
+
 int Run(const std::vector<std::string>& positional) {
   baton::TerminationSignal interrupt;  // Before any other thread.
-  const absl::StatusOr<baton::cli::Options> options = baton::cli::OptionsFromFlags(positional);
+  const absl::StatusOr<baton::cli::Options> options = ReadCommandLine(positional);
   if (!options.ok()) {
     std::fprintf(stderr, "error: %s\n", std::string(options.status().message()).c_str());
     return 1;
   }
-  baton::cli::Client client(options->router, options->timeout);
+  baton::cli::Client client(options->router, options->timeout, options->message_bytes_max);
   std::atomic<bool> done = false;
   // Ctrl-C cancels the call that is under way; between calls it ends the program.
   std::thread watcher([&interrupt, &client, &done] {

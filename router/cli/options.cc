@@ -4,6 +4,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/command_line.h"
 #include "common/base/status_macros.h"
+#include "common/rpc/message_limit.h"
 
 ABSL_FLAG(std::string, router, "127.0.0.1:7000", "The router: host:port.");
 ABSL_FLAG(int32_t, priority, 0, "Higher goes first in the router's queue.");
@@ -65,6 +66,7 @@ absl::StatusOr<Options> OptionsFromFlags(const std::vector<std::string>& positio
   if (timeout > 0) {
     options.timeout = std::chrono::duration_cast<Duration>(std::chrono::duration<double>(timeout));
   }
+  options.message_bytes_max = MessageBytesMaxFromFlags();
   options.request_id = absl::GetFlag(FLAGS_request_id);
   BATON_ASSIGN_OR_RETURN(options.typed, RequestFromFlags());
   options.typed.options.set_priority(absl::GetFlag(FLAGS_priority));

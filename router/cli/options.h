@@ -18,6 +18,7 @@ struct Options {
   Command command = Command::kGenerate;
   std::string router;               // host:port
   std::optional<Duration> timeout;  // Of one call.
+  int message_bytes_max = 0;        // Of a gRPC message, each way.
   std::string request_id;           // Empty: the router draws one.
   TypedRequest typed;               // With an input that the command can take.
 };

@@ -21,7 +21,7 @@ SECONDS_MAX = 120
 
 # Flags by program that scripts rely on.
 REQUEST_FLAGS = ("prompt prompt_ids prompt_file max_tokens temperature top_k top_p seed stop ignore_eos "
-                 "json logprobs generated_ids").split()
+                 "json logprobs generated_ids logit_bias stop_token_ids").split()
 WORKER_FLAGS = "model listen metrics threads weights kv_memory block_tokens chunk_tokens drain_seconds".split()
 SCRIPTED_FLAGS = {
     "baton": ["router", *REQUEST_FLAGS],
@@ -72,12 +72,27 @@ class ProgramsTest(unittest.TestCase):
             self.assertIn("no_such_flag", done.stderr)
             self.assertEqual(len(done.stderr.strip().splitlines()), 1, done.stderr)
 
+    def test_a_log_level_that_is_none_is_refused(self):
+        for program, flags in SCRIPTED_FLAGS.items():
+            if not re.search(r"--log_level\b", run(program, "--help").stdout):
+                continue
+            done = run(program, "--log_level", "loud", *(["status"] if program == "baton" else []))
+            self.assertEqual(done.returncode, 1, program)
+            self.assertIn("loud", done.stderr, program)
+
     def test_a_missing_model_is_named(self):
         for program in ("baton_run", "baton_router", "baton_prefill_worker", "baton_decode_worker"):
             own = {"baton_run": ["--prompt", "x"], "baton_router": ["--decode", "127.0.0.1:1"]}.get(program, [])
             done = run(program, "--model", "/nowhere", *own)
             self.assertEqual(done.returncode, 1, program)
             self.assertIn("/nowhere", done.stderr.splitlines()[-1])
+
+    def test_a_message_limit_below_the_context_is_refused(self):
+        for program in ("baton_router", "baton_prefill_worker", "baton_decode_worker"):
+            own = {"baton_router": ["--decode", "127.0.0.1:1"]}.get(program, [])
+            done = run(program, "--model", MODEL, "--message_limit", "1KiB", *own)
+            self.assertEqual(done.returncode, 1, program)
+            self.assertIn("--message_limit", done.stderr.splitlines()[-1])
 
     def test_a_gpu_that_is_not_there_is_said(self):
         done = run("baton_run", "--model", MODEL, "--prompt", "x", "--device", "cuda")
