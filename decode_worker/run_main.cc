@@ -73,6 +73,7 @@ class Answering {
       answer_.finished.mutable_timings()->set_first_token_ms(ToMilliseconds(Now() - start_));
     }
     answer_.tokens.push_back(token);
+    if (request_->is_stop_token(token.id())) return true;  // The text ends before it.
     Take(request_->text->Feed(token.id()), /*shown=*/false);
     return !ended();
   }

@@ -361,19 +361,33 @@ void RouterCore::EndOverdueInQueue(Instant now) {
     }
   }
   if (overdue.empty()) return;
-  const bool any_decode = std::any_of(
-      workers_.all().begin(), workers_.all().end(),
-      [](const auto& item) { return item.second.role == v1::ROLE_DECODE && item.second.ready(); });
+  const absl::Status lack = WhatIsMissing();
   const auto seconds = std::chrono::duration_cast<std::chrono::seconds>(options_.queue_time_max);
   for (const RequestId id : overdue) {
     const std::string waited = absl::StrCat(" for ", seconds.count(), " s; see `baton status`");
     Ending ending{
-        .status = any_decode
+        .status = lack.ok()
                       ? absl::ResourceExhaustedError("no worker could take the request" + waited)
-                      : absl::UnavailableError("no decode worker was ready" + waited)};
-    if (any_decode) ending.retry_after_ms = RetryAfterMs();
+                      : absl::UnavailableError(std::string(lack.message()) + waited)};
+    if (lack.ok()) ending.retry_after_ms = RetryAfterMs();
     End(*requests_.Find(id), std::move(ending), now);
   }
+}
+
+absl::Status RouterCore::WhatIsMissing() const {
+  bool decode = false;
+  bool prefill = false;
+  for (const auto& [id, worker] : workers_.all()) {
+    if (!worker.ready()) continue;
+    decode |= worker.role == v1::ROLE_DECODE;
+    prefill |= worker.role == v1::ROLE_PREFILL || worker.hello.local_prefill();
+  }
+  if (!decode) return absl::UnavailableError("no decode worker was ready");
+  if (!prefill) {
+    return absl::UnavailableError(
+        "no prefill worker was ready, and no decode worker computes prompts itself");
+  }
+  return absl::OkStatus();
 }
 
 void RouterCore::SendProbes(Instant now) {

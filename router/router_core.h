@@ -133,6 +133,8 @@ class RouterCore {
   uint32_t RetryAfterMs() const;
   void EndExpired(Instant now);
   void EndOverdueInQueue(Instant now);
+  // kUnavailable, with the reason, if the workers that are ready cannot serve anything.
+  absl::Status WhatIsMissing() const;
   void SendProbes(Instant now);
 
   // Placements and their failures (router_core_placements.cc).

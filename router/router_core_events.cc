@@ -349,7 +349,8 @@ RouterCore::Shown RouterCore::Show(Request& request,
     End(request,
         {.status = absl::ResourceExhaustedError(absl::StrCat(
              "the client reads too slowly: ", request.unread_bytes, " bytes wait for it, at most ",
-             options_.client_buffer_bytes_max, " may"))},
+             options_.client_buffer_bytes_max, " may")),
+         .retry_after_ms = RetryAfterMs()},
         now);
     return Shown::kEnded;
   }

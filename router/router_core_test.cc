@@ -453,6 +453,19 @@ TEST(RouterCoreQueueTest, WaitIsBounded) {
               HasSubstr("no decode worker"));
 }
 
+TEST(RouterCoreQueueTest, WithoutAnybodyWhoPrefillsItSaysSo) {
+  CoreOptions options;
+  options.queue_time_max = seconds(5);
+  CoreDriver driver(options);
+  driver.AddUp(v1::ROLE_DECODE, /*local_prefill=*/false);
+  const RequestId id = driver.Ask();
+  driver.Advance(seconds(5));
+
+  EXPECT_EQ(driver.outcomes[id].code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(std::string(driver.outcomes[id].finish->status.message()),
+              HasSubstr("no prefill worker was ready"));
+}
+
 TEST(RouterCoreQueueTest, FullQueueRefusesWithARetryHint) {
   CoreOptions options;
   options.queue.requests = 2;

@@ -7,28 +7,33 @@
 namespace baton {
 
 absl::StatusOr<std::unique_ptr<ModelText>> ModelText::Create(const Tokenizer* tokenizer,
-                                                             std::vector<std::string> stops,
-                                                             bool continues_text) {
-  BATON_RETURN_IF_ERROR(StopStringMatcher::Validate(stops));
-  BATON_ASSIGN_OR_RETURN(StopStringMatcher matcher, StopStringMatcher::Create(stops));
+                                                             Options options) {
+  BATON_RETURN_IF_ERROR(StopStringMatcher::Validate(options.stops));
+  BATON_ASSIGN_OR_RETURN(StopStringMatcher matcher, StopStringMatcher::Create(options.stops));
   return std::unique_ptr<ModelText>(
-      new ModelText(tokenizer, std::move(stops), std::move(matcher), continues_text));
+      new ModelText(tokenizer, std::move(options), std::move(matcher)));
 }
 
-ModelText::ModelText(const Tokenizer* tokenizer, std::vector<std::string> stops,
-                     StopStringMatcher matcher, bool continues_text)
-    : stops_(std::move(stops)),
-      decoder_(tokenizer, DecodeOptions{.continues_text = continues_text}),
+ModelText::ModelText(const Tokenizer* tokenizer, Options options, StopStringMatcher matcher)
+    : options_(std::move(options)),
+      decoder_(tokenizer, DecodeOptions{.continues_text = options_.continues_text}),
       matcher_(std::move(matcher)) {}
 
 TextStream::Step ModelText::Match(const std::string& text) {
   Step step;
   step.text = matcher_.Push(text);
-  if (matcher_.stopped()) step.stop_string = stops_[matcher_.matched()];
+  if (matcher_.stopped()) step.stop_string = options_.stops[matcher_.matched()];
   return step;
 }
 
-TextStream::Step ModelText::Feed(TokenId token) { return Match(decoder_.Push(token)); }
+TextStream::Step ModelText::Feed(TokenId token) {
+  std::string text = decoder_.Push(token);
+  if (fed_ < options_.min_tokens) {
+    ++fed_;
+    return {.text = std::move(text), .stop_string = std::nullopt};
+  }
+  return Match(text);
+}
 
 TextStream::Step ModelText::Flush() {
   Step step = Match(decoder_.Flush());

@@ -19,21 +19,24 @@ namespace baton {
 
 class ModelText final : public TextStream {
  public:
-  // `continues_text`: the tokens go on from a prompt's text, not from a chat's turn. `tokenizer`
-  // outlives this. kInvalidArgument, naming the field, for stop strings that cannot be.
+  struct Options {
+    std::vector<std::string> stops = {};
+    uint32_t min_tokens = 0;      // The text of so many tokens is not looked at for stop strings.
+    bool continues_text = false;  // The tokens go on from a prompt's text, not from a chat's turn.
+  };
+  // `tokenizer` outlives this. kInvalidArgument, naming the field, for stop strings that cannot be.
   static absl::StatusOr<std::unique_ptr<ModelText>> Create(const Tokenizer* tokenizer,
-                                                           std::vector<std::string> stops,
-                                                           bool continues_text);
+                                                           Options options);
 
   Step Feed(TokenId token) override;
   Step Flush() override;
 
  private:
   Step Match(const std::string& text);
-  ModelText(const Tokenizer* tokenizer, std::vector<std::string> stops, StopStringMatcher matcher,
-            bool continues_text);
+  ModelText(const Tokenizer* tokenizer, Options options, StopStringMatcher matcher);
 
-  const std::vector<std::string> stops_;
+  const Options options_;
+  uint32_t fed_ = 0;
   IncrementalDecoder decoder_;
   StopStringMatcher matcher_;
 };

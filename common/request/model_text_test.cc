@@ -10,13 +10,15 @@ namespace {
 class ModelTextTest : public testing::Test {
  protected:
   // Feeds the text's tokens until a stop string matches.
-  void Run(const std::string& text, std::vector<std::string> stops) {
+  void Run(const std::string& text, std::vector<std::string> stops, uint32_t min_tokens = 0) {
     const absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer =
         Tokenizer::Load("deploy/demo_model/model");
     ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
     const absl::StatusOr<std::vector<TokenId>> ids = (*tokenizer)->Encode(text, false);
     ASSERT_TRUE(ids.ok());
-    auto stream = ModelText::Create(tokenizer->get(), std::move(stops), true);
+    auto stream = ModelText::Create(
+        tokenizer->get(),
+        {.stops = std::move(stops), .min_tokens = min_tokens, .continues_text = true});
     ASSERT_TRUE(stream.ok());
     for (const TokenId id : *ids) {
       const TextStream::Step step = (*stream)->Feed(id);
@@ -45,6 +47,12 @@ TEST_F(ModelTextTest, EndsBeforeAStopStringAcrossTokens) {
   EXPECT_EQ(stop, "wo thr");
 }
 
+TEST_F(ModelTextTest, TheLeastNumberOfTokensComesBeforeAnyStopString) {
+  Run("one two one two", {"one"}, /*min_tokens=*/2);
+  EXPECT_EQ(shown, "one two ");
+  EXPECT_EQ(stop, "one");
+}
+
 TEST_F(ModelTextTest, WhatOnlyLookedLikeAStopStringIsShownAtTheEnd) {
   Run("one two", {"two three"});
   EXPECT_EQ(shown, "one two");
@@ -55,7 +63,8 @@ TEST_F(ModelTextTest, BadStopStringsAreRefused) {
   const absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer =
       Tokenizer::Load("deploy/demo_model/model");
   ASSERT_TRUE(tokenizer.ok());
-  EXPECT_TRUE(absl::IsInvalidArgument(ModelText::Create(tokenizer->get(), {""}, true).status()));
+  EXPECT_TRUE(
+      absl::IsInvalidArgument(ModelText::Create(tokenizer->get(), {.stops = {""}}).status()));
 }
 
 }  // namespace

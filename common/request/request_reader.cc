@@ -225,10 +225,11 @@ absl::StatusOr<CheckedRequest> ReadRequest(const v1::GenerateRequest& request,
   result.sampling = request.sampling();
   if (!result.sampling.has_seed()) result.sampling.set_seed(drawn_seed);
   result.priority = request.priority();
-  BATON_ASSIGN_OR_RETURN(
-      result.text,
-      ModelText::Create(model.tokenizer.get(), {request.stop().begin(), request.stop().end()},
-                        /*continues_text=*/!request.has_chat()));
+  BATON_ASSIGN_OR_RETURN(result.text,
+                         ModelText::Create(model.tokenizer.get(),
+                                           {.stops = {request.stop().begin(), request.stop().end()},
+                                            .min_tokens = result.stopping.min_tokens(),
+                                            .continues_text = !request.has_chat()}));
   return result;
 }
 

@@ -133,6 +133,7 @@ class Worker::Impl final : public SessionHandler, public EventPort {
   // --- EventPort: the engine thread. -------------------------------------------------------------
 
   void Send(Incarnation router, v1::Event event) override {
+    LogFailure(event);
     const auto it = session_of_.find(router);
     if (it != session_of_.end()) SendTo(it->second, std::move(event));
   }
@@ -237,6 +238,15 @@ class Worker::Impl final : public SessionHandler, public EventPort {
     LogInfo(prefill ? "prefill" : "admit", {{"request", work.client_request_id()},
                                             {"number", work.request()},
                                             {"tokens", work.tokens_size()}});
+  }
+
+  static void LogFailure(const v1::Event& event) {
+    const auto log = [](const char* what, const auto& failure) {
+      LogInfo(what, {{"number", failure.request()}, {"reason", failure.message()}});
+    };
+    if (event.has_rejected()) log("rejected", event.rejected());
+    if (event.has_prefill_failed()) log("prefill failed", event.prefill_failed());
+    if (event.has_failed()) log("failed", event.failed());
   }
 
   void OnClosed(SessionId session) {
