@@ -36,8 +36,9 @@ DeviceMemory::~DeviceMemory() {
   if (device_ != nullptr) device_->Free(data_, bytes_);
 }
 
-absl::StatusOr<std::unique_ptr<Device>> OpenDevice(const std::string& name) {
-  if (name == "cpu") return MakeHostDevice();
+absl::StatusOr<std::unique_ptr<Device>> OpenDevice(const std::string& name,
+                                                   HostMemoryOptions host) {
+  if (name == "cpu") return MakeHostDevice(host);
   if (name == "cuda" || name.rfind("cuda:", 0) == 0) return LoadCudaDevice(name);
   return absl::InvalidArgumentError(
       absl::StrCat("unknown device '", name, "'; choose cpu, cuda or cuda:INDEX"));

@@ -70,12 +70,19 @@ class Device {
   virtual void Free(std::byte* data, size_t bytes) = 0;
 };
 
+struct HostMemoryOptions {
+  // Large pages for what is allocated in one piece of a megabyte or more, where the kernel has
+  // them.
+  bool huge_pages = true;
+};
+
 // "cpu" or "cuda[:index]". kUnavailable says why a GPU cannot be had; kInvalidArgument an unknown
 // name.
-absl::StatusOr<std::unique_ptr<Device>> OpenDevice(const std::string& name);
+absl::StatusOr<std::unique_ptr<Device>> OpenDevice(const std::string& name,
+                                                   HostMemoryOptions host = {});
 
 // The CPU.
-std::unique_ptr<Device> MakeHostDevice();
+std::unique_ptr<Device> MakeHostDevice(HostMemoryOptions options = {});
 
 }  // namespace baton
 

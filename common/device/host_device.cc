@@ -19,6 +19,8 @@ constexpr size_t kMappedBytesMin = size_t{1} << 20;
 
 class HostDevice final : public Device {
  public:
+  explicit HostDevice(HostMemoryOptions options) : options_(options) {}
+
   DeviceKind kind() const override { return DeviceKind::kCpu; }
   std::string name() const override { return "cpu"; }
 
@@ -51,7 +53,7 @@ class HostDevice final : public Device {
   // Pages are zeros that nobody has touched: each comes to be near the thread that first writes to
   // it. Huge ones save most of the address translations, which cost a quarter of the bandwidth when
   // weights are streamed.
-  static std::byte* Map(size_t rounded) {
+  std::byte* Map(size_t rounded) const {
     const size_t mapped = rounded + kHugePage;  // Room to begin at a huge page.
     void* const whole =
         mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -61,7 +63,8 @@ class HostDevice final : public Device {
     const size_t kept = RoundToPages(rounded);
     if (before > 0) munmap(begin, before);
     munmap(begin + before + kept, mapped - before - kept);
-    madvise(begin + before, kept, MADV_HUGEPAGE);  // Advice: without it all works, more slowly.
+    // Advice: without it all works, more slowly.
+    if (options_.huge_pages) madvise(begin + before, kept, MADV_HUGEPAGE);
     return begin + before;
   }
 
@@ -78,10 +81,14 @@ class HostDevice final : public Device {
     static const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
     return (bytes + page - 1) / page * page;
   }
+
+  const HostMemoryOptions options_;
 };
 
 }  // namespace
 
-std::unique_ptr<Device> MakeHostDevice() { return std::make_unique<HostDevice>(); }
+std::unique_ptr<Device> MakeHostDevice(HostMemoryOptions options) {
+  return std::make_unique<HostDevice>(options);
+}
 
 }  // namespace baton

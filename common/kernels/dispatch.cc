@@ -95,7 +95,7 @@ KernelContext::KernelContext(const KernelOptions& options, const KernelTable* ta
     : options_(options),
       table_(table),
       cpu_ops_(cpu_ops),
-      threads_(options.threads),
+      threads_(options.threads, options.pin_threads),
       scratch_(options.threads) {}
 
 void KernelContext::FreeDeleter::operator()(float* data) const { std::free(data); }

@@ -1,5 +1,8 @@
 #include "common/kernels/kernel_threads.h"
 
+#include <pthread.h>
+#include <sched.h>
+
 #include "common/base/check.h"
 
 namespace baton {
@@ -26,14 +29,31 @@ uint32_t AwaitChange(const std::atomic<uint32_t>& value, uint32_t old) {
   return value.load(std::memory_order_acquire);
 }
 
+// Binds the thread to the `index`-th processor of those that the process may use. Best effort:
+// where it is not allowed, or there are too few, the scheduler decides.
+void Pin(std::thread& thread, uint32_t index) {
+  cpu_set_t allowed;
+  CPU_ZERO(&allowed);
+  if (sched_getaffinity(0, sizeof(allowed), &allowed) != 0) return;
+  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
+    if (!CPU_ISSET(cpu, &allowed) || index-- > 0) continue;
+    cpu_set_t one;
+    CPU_ZERO(&one);
+    CPU_SET(cpu, &one);
+    pthread_setaffinity_np(thread.native_handle(), sizeof(one), &one);
+    return;
+  }
+}
+
 }  // namespace
 
-KernelThreads::KernelThreads(uint32_t count) {
+KernelThreads::KernelThreads(uint32_t count, bool pin) : shares_(count) {
   BATON_CHECK(count > 0);
   BATON_CHECK(count <= kThreadsMax);
   workers_.reserve(count - 1);
   for (uint32_t thread = 1; thread < count; ++thread) {
     workers_.emplace_back([this, thread] { WorkerMain(thread); });
+    if (pin) Pin(workers_.back(), thread);
   }
 }
 
@@ -50,8 +70,10 @@ void KernelThreads::ParallelFor(uint32_t task_count, Body body) {
     return;
   }
   body_ = &body;
-  task_count_ = task_count;
-  next_task_.store(0, std::memory_order_relaxed);
+  for (uint32_t thread = 0; thread < count(); ++thread) {
+    shares_[thread].next.store(ShareBegin(task_count, thread), std::memory_order_relaxed);
+    shares_[thread].end = ShareBegin(task_count, thread + 1);
+  }
   entry_.store(kOpen, std::memory_order_release);
   generation_.fetch_add(1, std::memory_order_release);
   generation_.notify_all();
@@ -85,10 +107,14 @@ bool KernelThreads::TryJoin() {
 }
 
 void KernelThreads::RunTasks(uint32_t thread) {
-  while (true) {
-    const uint32_t task = next_task_.fetch_add(1, std::memory_order_relaxed);
-    if (task >= task_count_) return;
-    (*body_)(task, thread);
+  for (uint32_t i = 0; i < count(); ++i) {
+    Share& share = shares_[(thread + i) % count()];
+    // Looked at first: threads without work do not fight for the line of one that has some.
+    while (share.next.load(std::memory_order_relaxed) < share.end) {
+      const uint32_t task = share.next.fetch_add(1, std::memory_order_relaxed);
+      if (task >= share.end) break;
+      (*body_)(task, thread);
+    }
   }
 }
 

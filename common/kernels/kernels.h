@@ -37,6 +37,7 @@ struct KernelOptions {
   DeviceKind device = DeviceKind::kCpu;
   uint32_t threads = 1;  // The caller included.
   CpuIsa cpu_isa = BestCpuIsa();
+  bool pin_threads = false;  // See KernelThreads.
 };
 
 struct KernelTable;

@@ -37,9 +37,10 @@ absl::StatusOr<std::unique_ptr<Model>> Model::Load(Device& device, const ModelOp
     BATON_ASSIGN_OR_RETURN(weight_options.form, ParseWeightForm(options.weights));
   }
   // First of all: without kernels there is no point in reading weights.
-  BATON_ASSIGN_OR_RETURN(
-      std::unique_ptr<KernelContext> context,
-      KernelContext::Create({.device = device.kind(), .threads = options.threads}));
+  BATON_ASSIGN_OR_RETURN(std::unique_ptr<KernelContext> context,
+                         KernelContext::Create({.device = device.kind(),
+                                                .threads = options.threads,
+                                                .pin_threads = options.pin_threads}));
   BATON_ASSIGN_OR_RETURN(ModelConfig config, ModelConfig::Load(options.directory));
   BATON_ASSIGN_OR_RETURN(
       std::unique_ptr<ModelWeights> weights,

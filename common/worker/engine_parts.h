@@ -3,6 +3,7 @@
 #define BATON_COMMON_WORKER_ENGINE_PARTS_H_
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -23,15 +24,17 @@ struct EngineOptions {
   std::string device = "cpu";
   std::string weights = {};            // Empty: as stored.
   std::optional<DType> kv_dtype = {};  // Absent: as the model is stored (F16 becomes F32).
+  uint32_t activation_bits = 16;       // With integer weights: 8 or 16.
   uint32_t threads = 0;                // 0: one per core.
+  bool pin_threads = false;
+  bool huge_pages = true;
   uint64_t kv_memory_bytes = uint64_t{512} << 20;
   uint32_t block_tokens = 16;
   uint32_t chunk_tokens = 512;
   uint32_t sequences_max = 256;
 };
 
-// By the flags --model, --device, --weights, --kv_dtype, --threads, --kv_memory, --block_tokens,
-// --chunk_tokens and --sequences_max. kInvalidArgument names the flag.
+// By the flags that engine_parts.cc lists. kInvalidArgument names the flag.
 absl::StatusOr<EngineOptions> EngineOptionsFromFlags();
 
 // Members are destroyed in reverse order: who borrows goes before who lends.
@@ -43,8 +46,11 @@ struct EngineParts {
   std::unique_ptr<BlockPool> pool;
   std::unique_ptr<Executor> executor;
 
-  // Errors say what to change: a file, a flag, a tensor.
-  static absl::StatusOr<EngineParts> Create(const EngineOptions& options);
+  // Errors say what to change: a file, a flag, a tensor. `progress` is called while weights are
+  // loaded, with the bytes read so far of all.
+  using Progress = std::function<void(uint64_t done, uint64_t total)>;
+  static absl::StatusOr<EngineParts> Create(const EngineOptions& options,
+                                            const Progress& progress = nullptr);
 
   // As workers introduce themselves to routers.
   v1::ModelInfo ModelInfo() const;

@@ -27,6 +27,21 @@ ABSL_FLAG(
 namespace baton {
 namespace {
 
+// Says every few seconds how far the weights are.
+class LoadProgress {
+ public:
+  explicit LoadProgress(Instant start) : next_(start + kInterval) {}
+  void Report(uint64_t done, uint64_t total, Instant now) {
+    if (now < next_) return;
+    next_ = now + kInterval;
+    LogInfo("loading weights", {{"megabytes", done >> 20}, {"of", total >> 20}});
+  }
+
+ private:
+  static constexpr Duration kInterval = std::chrono::seconds(2);
+  Instant next_;
+};
+
 absl::Status Serve(const v1::WorkerHello& hello, const EngineFactory& make_engine) {
   // First, so that every later thread has the signals blocked.
   TerminationSignal termination;
@@ -39,7 +54,11 @@ absl::Status Serve(const v1::WorkerHello& hello, const EngineFactory& make_engin
   BATON_ASSIGN_OR_RETURN(const EngineOptions engine_options, EngineOptionsFromFlags());
   LogInfo("loading model", {{"model", engine_options.model}});
   const Instant load_start = Now();
-  BATON_ASSIGN_OR_RETURN(EngineParts parts, EngineParts::Create(engine_options));
+  LoadProgress progress(load_start);
+  BATON_ASSIGN_OR_RETURN(EngineParts parts,
+                         EngineParts::Create(engine_options, [&](uint64_t done, uint64_t total) {
+                           progress.Report(done, total, Now());
+                         }));
   LogInfo("model loaded", {{"parameters", parts.model->parameter_count()},
                            {"numerics", parts.model->numerics()},
                            {"kv_blocks", parts.pool->counts().total},

@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
-#include <filesystem>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
@@ -21,8 +21,8 @@
 #include "common/base/version.h"
 #include "common/kernels/packed_weight.h"
 #include "common/model/model.h"
-#include "common/model/testing/tiny_model.h"
 #include "tests/bench/machine_limits.h"
+#include "tests/bench/random_model.h"
 
 ABSL_FLAG(std::string, model, "", "A model folder; empty: random weights of --shape.");
 ABSL_FLAG(std::string, shape, "135m", "Of the random weights: 135m, 0.5b or 1b.");
@@ -65,35 +65,6 @@ absl::StatusOr<BenchTest> ParseTest(const std::string& text) {
   }
   return absl::InvalidArgumentError(
       absl::StrCat("--tests: '", text, "' is none; give pp512, tg128, tg128@4096, tg32x16"));
-}
-
-absl::StatusOr<TinyModelOptions> ParseShape(const std::string& name) {
-  TinyModelOptions shape{.context_tokens = 1 << 16, .deviation = 0.02f, .tokenizer = false};
-  const auto set = [&shape](uint32_t layers, uint32_t hidden, uint32_t intermediate, uint32_t heads,
-                            uint32_t kv_heads, uint32_t vocab) {
-    shape.layers = layers;
-    shape.hidden = hidden;
-    shape.intermediate = intermediate;
-    shape.heads = heads;
-    shape.kv_heads = kv_heads;
-    shape.vocab = vocab;
-  };
-  if (name == "135m") {
-    set(30, 576, 1536, 9, 3, 49152);
-  } else if (name == "0.5b") {
-    set(24, 896, 4864, 14, 2, 32000);
-  } else if (name == "1b") {
-    set(16, 2048, 8192, 32, 8, 128256);
-  } else {
-    return absl::InvalidArgumentError(
-        absl::StrCat("--shape=", name, " is unknown; choose 135m, 0.5b or 1b"));
-  }
-  shape.tied_embeddings = true;
-  BATON_ASSIGN_OR_RETURN(const WeightForm form, ParseWeightForm(absl::GetFlag(FLAGS_weights)));
-  shape.dtype = form == WeightForm::kF32   ? DType::kF32
-                : form == WeightForm::kF16 ? DType::kF16
-                                           : DType::kBF16;
-  return shape;
 }
 
 // What one token costs, from the model's shape.
@@ -271,29 +242,18 @@ absl::Status RunTable(Device& device, const std::string& directory,
   return absl::OkStatus();
 }
 
-// A folder that goes with its owner.
-struct ScratchFolder {
-  std::string path = (std::filesystem::temp_directory_path() / "baton_bench_XXXXXX").string();
-  ScratchFolder() { static_cast<void>(mkdtemp(path.data())); }
-  ~ScratchFolder() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path, ignored);
-  }
-};
-
 absl::Status RunAll() {
   std::vector<BenchTest> tests;
   for (const absl::string_view text : absl::StrSplit(absl::GetFlag(FLAGS_tests), ',')) {
     BATON_ASSIGN_OR_RETURN(tests.emplace_back(), ParseTest(std::string(text)));
   }
   std::string directory = absl::GetFlag(FLAGS_model);
-  ScratchFolder folder;
+  std::unique_ptr<RandomModel> random;
   if (directory.empty()) {
-    BATON_ASSIGN_OR_RETURN(const TinyModelOptions shape, ParseShape(absl::GetFlag(FLAGS_shape)));
-    std::fprintf(stderr, "writing random weights of shape %s ...\n",
-                 absl::GetFlag(FLAGS_shape).c_str());
-    BATON_RETURN_IF_ERROR(WriteTinyModel(folder.path, shape));
-    directory = folder.path;
+    BATON_ASSIGN_OR_RETURN(const WeightForm form, ParseWeightForm(absl::GetFlag(FLAGS_weights)));
+    BATON_ASSIGN_OR_RETURN(
+        random, RandomModel::Create({.shape = absl::GetFlag(FLAGS_shape), .form = form}));
+    directory = random->path();
   }
   BATON_ASSIGN_OR_RETURN(const std::unique_ptr<Device> device, OpenDevice("cpu"));
   for (const absl::string_view text : absl::StrSplit(absl::GetFlag(FLAGS_threads), ',')) {

@@ -171,15 +171,19 @@ std::vector<Part> Divide(std::span<const LinearOutput> outputs, size_t rows, siz
   const size_t block_rows =
       ((rows + row_blocks - 1) / row_blocks + kTileRowsMax - 1) / kTileRowsMax * kTileRowsMax;
   std::vector<Part> parts;
-  for (size_t row = 0; row < rows; row += block_rows) {
+  // First the panels that the first thread packed, of every weight, then those of the second, …
+  for (size_t thread = 0; thread < threads; ++thread) {
     for (const LinearOutput& output : outputs) {
       const size_t count = (output.weight->outputs() + kPanelColumns - 1) / kPanelColumns;
-      for (size_t panel = 0; panel < count; panel += per_part) {
-        parts.push_back({.output = &output,
-                         .panel = panel,
-                         .panel_count = std::min(per_part, count - panel),
-                         .row = row,
-                         .rows = std::min(block_rows, rows - row)});
+      const size_t end = count * (thread + 1) / threads;
+      for (size_t panel = count * thread / threads; panel < end; panel += per_part) {
+        for (size_t row = 0; row < rows; row += block_rows) {
+          parts.push_back({.output = &output,
+                           .panel = panel,
+                           .panel_count = std::min(per_part, end - panel),
+                           .row = row,
+                           .rows = std::min(block_rows, rows - row)});
+        }
       }
     }
   }
