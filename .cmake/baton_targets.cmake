@@ -75,6 +75,14 @@ function(baton_cuda_module)
   _baton_tidy(baton_cuda)
 endfunction()
 
+# What every test runs with.
+set(BATON_TEST_ENVIRONMENT
+  "BATON_BIN_DIR=${PROJECT_BINARY_DIR}/bin"
+  "UCX_MEM_MMAP_HOOK_MODE=none" "UCX_MEM_EVENTS=n"
+  "ASAN_OPTIONS=detect_leaks=1"
+  "LSAN_OPTIONS=print_suppressions=0 suppressions=${PROJECT_SOURCE_DIR}/tests/lsan.supp"
+  "TSAN_OPTIONS=ignore_noninstrumented_modules=1 suppressions=${PROJECT_SOURCE_DIR}/tests/tsan.supp")
+
 # `name`.cc is the test's source; SOURCES adds others.
 function(baton_test name)
   cmake_parse_arguments(PARSE_ARGV 1 arg "" "TIMEOUT" "DEPS;LABELS;SOURCES")
@@ -92,5 +100,5 @@ function(baton_test name)
   endif()
   add_test(NAME ${name} COMMAND ${name} WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
   set_tests_properties(${name} PROPERTIES LABELS "${arg_LABELS}" TIMEOUT ${arg_TIMEOUT}
-    ENVIRONMENT "BATON_BIN_DIR=${PROJECT_BINARY_DIR}/bin;UCX_MEM_MMAP_HOOK_MODE=none;UCX_MEM_EVENTS=n;ASAN_OPTIONS=detect_leaks=1;TSAN_OPTIONS=ignore_noninstrumented_modules=1 suppressions=${PROJECT_SOURCE_DIR}/tests/tsan.supp")
+    ENVIRONMENT "${BATON_TEST_ENVIRONMENT}")
 endfunction()

@@ -165,8 +165,11 @@ void KeepMinP(std::vector<Candidate>& candidates, float min_p, float highest) {
 
 // Draws one of the candidates, in the order of their ids, with the random number u in [0, 1).
 TokenId Draw(std::vector<Candidate>& candidates, float highest, float u) {
-  std::sort(candidates.begin(), candidates.end(),
-            [](const Candidate& a, const Candidate& b) { return a.id < b.id; });
+  const auto by_id = [](const Candidate& a, const Candidate& b) { return a.id < b.id; };
+  // In order already, unless most were dropped: the whole vocabulary is never sorted.
+  if (!std::is_sorted(candidates.begin(), candidates.end(), by_id)) {
+    std::sort(candidates.begin(), candidates.end(), by_id);
+  }
   std::vector<float> weights(candidates.size());
   double total = 0.0;
   for (size_t i = 0; i < candidates.size(); ++i) {

@@ -34,6 +34,7 @@ std::vector<v1::GenerateRequest> LongPrompts() {
   std::vector<v1::GenerateRequest> requests =
       MakeWorkload({.requests = kStreams, .seed = 8, .vocab = 256, .output_max = 10});
   for (v1::GenerateRequest& request : requests) {
+    request.mutable_stopping()->set_ignore_eos(true);
     auto* ids = request.mutable_prompt_ids()->mutable_ids();
     const int given = ids->size();
     for (int i = given; i < static_cast<int>(kPromptTokens); ++i) {
