@@ -1,6 +1,8 @@
 #include "common/sampling/sampler.h"
 
 #include <algorithm>
+#include <array>
+#include <bit>
 #include <cmath>
 #include <limits>
 #include <numeric>
@@ -15,7 +17,7 @@ namespace {
 constexpr float kBarred = -std::numeric_limits<float>::infinity();
 constexpr float kHighest = std::numeric_limits<float>::max();
 
-// A token that may still be drawn.
+// A token and what it is ranked by.
 struct Candidate {
   float logit = kBarred;
   TokenId id = 0;
@@ -27,18 +29,58 @@ bool Likelier(const Candidate& a, const Candidate& b) {
 }
 
 // NaN becomes a barred token and +infinity the largest number: differences of logits are never NaN.
-void MakeComparable(std::span<float> logits) {
-  for (float& logit : logits) {
-    if (!(logit <= kHighest)) logit = logit > kHighest ? kHighest : kBarred;
-  }
+float Comparable(float logit) {
+  return logit <= kHighest ? logit : logit > kHighest ? kHighest : kBarred;
 }
 
 bool IsToken(TokenId id, std::span<const float> logits) {
   return id >= 0 && static_cast<size_t>(id) < logits.size();
 }
 
+// Loops over the whole vocabulary, of 128k entries or more, are written so that they become vector
+// code: over lanes, and without branches.
+constexpr size_t kLanes = 16;
+
+float Highest(std::span<const float> logits) {
+  std::array<float, kLanes> lanes;
+  lanes.fill(kBarred);
+  size_t id = 0;
+  for (; id + kLanes <= logits.size(); id += kLanes) {
+    for (size_t lane = 0; lane < kLanes; ++lane) {
+      lanes[lane] = logits[id + lane] > lanes[lane] ? logits[id + lane] : lanes[lane];
+    }
+  }
+  float highest = *std::max_element(lanes.begin(), lanes.end());
+  for (; id < logits.size(); ++id) highest = std::max(highest, logits[id]);
+  return highest;
+}
+
 TokenId ArgMax(std::span<const float> logits) {
-  return static_cast<TokenId>(std::max_element(logits.begin(), logits.end()) - logits.begin());
+  return static_cast<TokenId>(std::find(logits.begin(), logits.end(), Highest(logits)) -
+                              logits.begin());
+}
+
+// The `count` likeliest tokens, in no order. Takes time in proportion to the vocabulary.
+std::vector<Candidate> Likeliest(std::span<const float> logits, size_t count) {
+  std::vector<Candidate> kept;
+  if (count == 0) return kept;
+  kept.reserve(2 * std::min(count, logits.size()));
+  const auto drop_rest = [&kept, count] {
+    std::nth_element(kept.begin(), kept.begin() + static_cast<ptrdiff_t>(count - 1), kept.end(),
+                     Likelier);
+    kept.resize(count);
+  };
+  // Below it a logit is not among the likeliest. An equal one has a higher id.
+  float threshold = kBarred;
+  for (size_t id = 0; id < logits.size(); ++id) {
+    if (logits[id] <= threshold && kept.size() >= count) continue;
+    kept.push_back({logits[id], static_cast<TokenId>(id)});
+    if (kept.size() < 2 * count) continue;
+    drop_rest();
+    threshold = kept.back().logit;
+  }
+  if (kept.size() > count) drop_rest();
+  return kept;
 }
 
 // log of the sum of e^logit, in double precision, relative to the highest logit.
@@ -54,10 +96,17 @@ struct LogSum {
 
 LogSum LogSumOf(std::span<const float> logits) {
   LogSum result;
-  result.highest = logits[ArgMax(logits)];
+  result.highest = Highest(logits);
   if (result.highest == kBarred) return result;
-  double sum = 0.0;
-  for (float logit : logits) sum += StableExp(logit - result.highest);
+  std::array<double, kLanes> lanes = {};
+  size_t id = 0;
+  for (; id + kLanes <= logits.size(); id += kLanes) {
+    for (size_t lane = 0; lane < kLanes; ++lane) {
+      lanes[lane] += StableExp(logits[id + lane] - result.highest);
+    }
+  }
+  double sum = std::accumulate(lanes.begin(), lanes.end(), 0.0);
+  for (; id < logits.size(); ++id) sum += StableExp(logits[id] - result.highest);
   result.log_sum = StableLog(sum);
   return result;
 }
@@ -65,21 +114,19 @@ LogSum LogSumOf(std::span<const float> logits) {
 // The `count` likeliest tokens with their log-probabilities, likeliest first.
 std::vector<std::pair<TokenId, float>> TopLogProbabilities(std::span<const float> logits,
                                                            const LogSum& sum, size_t count) {
-  std::vector<TokenId> ids(logits.size());
-  std::iota(ids.begin(), ids.end(), 0);
-  count = std::min(count, ids.size());
-  std::partial_sort(ids.begin(), ids.begin() + count, ids.end(), [logits](TokenId a, TokenId b) {
-    return Likelier({logits[a], a}, {logits[b], b});
-  });
+  std::vector<Candidate> likeliest = Likeliest(logits, count);
+  std::sort(likeliest.begin(), likeliest.end(), Likelier);
   std::vector<std::pair<TokenId, float>> top;
-  top.reserve(count);
-  for (size_t i = 0; i < count; ++i) top.emplace_back(ids[i], sum.LogProbability(logits[ids[i]]));
+  top.reserve(likeliest.size());
+  for (const Candidate& token : likeliest) {
+    top.emplace_back(token.id, sum.LogProbability(token.logit));
+  }
   return top;
 }
 
 void ApplyBias(std::span<float> logits, const SamplingParams& params) {
   for (const auto& [id, bias] : params.logit_bias) {
-    if (IsToken(id, logits)) logits[id] += bias;
+    if (IsToken(id, logits)) logits[id] = Comparable(logits[id] + bias);
   }
 }
 
@@ -101,14 +148,15 @@ void ApplyPenalties(std::span<float> logits, std::span<const TokenId> tokens,
                     std::span<const TokenId> output, const SamplingParams& params) {
   if (params.repetition_penalty != 1.0f) {
     ForEachDistinct(tokens, logits, [&](TokenId id, size_t /*count*/) {
-      float& logit = logits[id];
-      logit = logit > 0.0f ? logit / params.repetition_penalty : logit * params.repetition_penalty;
+      const float logit = logits[id];
+      logits[id] = Comparable(logit > 0.0f ? logit / params.repetition_penalty
+                                           : logit * params.repetition_penalty);
     });
   }
   if (params.presence_penalty != 0.0f || params.frequency_penalty != 0.0f) {
     ForEachDistinct(output, logits, [&](TokenId id, size_t count) {
-      logits[id] -= params.frequency_penalty * static_cast<float>(count);
-      logits[id] -= params.presence_penalty;
+      const float logit = logits[id] - params.frequency_penalty * static_cast<float>(count);
+      logits[id] = Comparable(logit - params.presence_penalty);
     });
   }
 }
@@ -119,93 +167,111 @@ void BarStopTokens(std::span<float> logits, const StopParams& stop) {
   }
 }
 
-// Every token that can be drawn at all, by id.
-std::vector<Candidate> Possible(std::span<const float> logits) {
-  std::vector<Candidate> candidates;
-  candidates.reserve(logits.size());
+// Probabilities in fixed point, by id: multiples of 2^-30 of the likeliest token's. Integers have
+// the same sum in any order. A token without weight cannot be drawn; what is below 2^-30 is lost,
+// far under the 24 random bits of a draw.
+using Weights = std::vector<uint32_t>;
+constexpr uint32_t kWeightOfLikeliest = 1u << 30;
+
+Weights WeightsOf(std::span<const float> logits, float highest, float temperature) {
+  Weights weights(logits.size());
   for (size_t id = 0; id < logits.size(); ++id) {
-    if (logits[id] != kBarred) candidates.push_back({logits[id], static_cast<TokenId>(id)});
+    const float probability = StableExp((logits[id] - highest) / temperature);
+    weights[id] = static_cast<uint32_t>(
+        static_cast<int32_t>(probability * static_cast<float>(kWeightOfLikeliest)));
   }
-  return candidates;
+  return weights;
 }
 
-void KeepTopK(std::vector<Candidate>& candidates, uint32_t top_k) {
-  if (top_k == 0 || top_k >= candidates.size()) return;
-  std::nth_element(candidates.begin(), candidates.begin() + top_k, candidates.end(), Likelier);
-  candidates.resize(top_k);
+uint64_t Sum(std::span<const uint32_t> weights) {
+  return std::accumulate(weights.begin(), weights.end(), uint64_t{0});
 }
 
-// Keeps the fewest likeliest tokens whose probabilities sum to at least `top_p`, and one at least.
-void KeepTopP(std::vector<Candidate>& candidates, float top_p, float highest) {
+// Bars every token that is less likely than `last`.
+void DropBehind(const Candidate& last, std::span<const float> logits, Weights& weights) {
+  for (size_t id = 0; id < logits.size(); ++id) {
+    const bool kept = logits[id] > last.logit ||
+                      (logits[id] == last.logit && static_cast<TokenId>(id) <= last.id);
+    weights[id] = kept ? weights[id] : 0;
+  }
+}
+
+void KeepTopK(uint32_t top_k, std::span<const float> logits, Weights& weights) {
+  if (top_k == 0 || top_k >= logits.size()) return;
+  const std::vector<Candidate> kept = Likeliest(logits, top_k);
+  DropBehind(*std::max_element(kept.begin(), kept.end(), Likelier), logits, weights);
+}
+
+// The last of the fewest likeliest candidates whose weights sum to at least `wanted`, which is at
+// least 1 and at most the sum of all: by halves, without sorting them.
+Candidate LastOfNucleus(std::span<Candidate> candidates, const Weights& weights, uint64_t wanted) {
+  while (candidates.size() > 1) {
+    const size_t half = candidates.size() / 2;
+    std::nth_element(candidates.begin(), candidates.begin() + static_cast<ptrdiff_t>(half),
+                     candidates.end(), Likelier);
+    uint64_t likelier = 0;
+    for (const Candidate& token : candidates.first(half)) likelier += weights[token.id];
+    if (likelier >= wanted) {
+      candidates = candidates.first(half);
+    } else {
+      candidates = candidates.subspan(half);
+      wanted -= likelier;
+    }
+  }
+  return candidates.front();
+}
+
+// Keeps the fewest likeliest tokens whose probabilities sum to at least `top_p`, and one at least
+// (Holtzman et al., "The curious case of neural text degeneration", 2020).
+void KeepTopP(float top_p, std::span<const float> logits, Weights& weights) {
   if (top_p >= 1.0f) return;
-  double total = 0.0;
-  for (const Candidate& candidate : candidates) total += StableExp(candidate.logit - highest);
-  // A heap gives the likeliest one after another without sorting the rest of the vocabulary.
-  const auto less_likely = [](const Candidate& a, const Candidate& b) { return Likelier(b, a); };
-  std::make_heap(candidates.begin(), candidates.end(), less_likely);
-  const double wanted = static_cast<double>(top_p) * total;
-  double sum = 0.0;
-  size_t kept = 0;
-  while (kept < candidates.size() && (kept == 0 || sum < wanted)) {
-    const auto heap_end = candidates.end() - static_cast<ptrdiff_t>(kept);
-    std::pop_heap(candidates.begin(), heap_end, less_likely);
-    ++kept;
-    sum += StableExp(candidates[candidates.size() - kept].logit - highest);
+  // Sums over classes of nearly equal weight, likelier tokens in higher ones: a float's exponent
+  // and four bits behind it.
+  const auto class_of = [](uint32_t weight) {
+    return std::bit_cast<uint32_t>(static_cast<float>(weight)) >> 19;
+  };
+  std::vector<uint64_t> sums(class_of(kWeightOfLikeliest) + 1);
+  for (const uint32_t weight : weights) sums[class_of(weight)] += weight;
+  const auto total = static_cast<double>(std::accumulate(sums.begin(), sums.end(), uint64_t{0}));
+  auto wanted = std::max<uint64_t>(1, static_cast<uint64_t>(static_cast<double>(top_p) * total));
+  uint32_t last_class = class_of(kWeightOfLikeliest);
+  while (sums[last_class] < wanted) wanted -= sums[last_class--];
+  std::vector<Candidate> candidates;
+  for (size_t id = 0; id < weights.size(); ++id) {
+    if (class_of(weights[id]) == last_class) {
+      candidates.push_back({logits[id], static_cast<TokenId>(id)});
+    }
   }
-  candidates.erase(candidates.begin(), candidates.end() - static_cast<ptrdiff_t>(kept));
+  DropBehind(LastOfNucleus(candidates, weights, wanted), logits, weights);
 }
 
-// Keeps tokens that are at least `min_p` times as likely as the likeliest.
-void KeepMinP(std::vector<Candidate>& candidates, float min_p, float highest) {
-  if (min_p <= 0.0f) return;
-  std::erase_if(candidates, [&](const Candidate& candidate) {
-    return candidate.logit != highest && StableExp(candidate.logit - highest) < min_p;
-  });
+// Keeps tokens that are at least `min_p` times as likely as the likeliest (Nguyen et al., "Turning
+// up the heat: min-p sampling", 2024).
+void KeepMinP(float min_p, Weights& weights) {
+  const auto least =
+      static_cast<uint32_t>(std::ceil(min_p * static_cast<float>(kWeightOfLikeliest)));
+  for (uint32_t& weight : weights) weight = weight >= least ? weight : 0;
 }
 
-// Draws one of the candidates, in the order of their ids, with the random number u in [0, 1).
-TokenId Draw(std::vector<Candidate>& candidates, float highest, float u) {
-  const auto by_id = [](const Candidate& a, const Candidate& b) { return a.id < b.id; };
-  // In order already, unless most were dropped: the whole vocabulary is never sorted.
-  if (!std::is_sorted(candidates.begin(), candidates.end(), by_id)) {
-    std::sort(candidates.begin(), candidates.end(), by_id);
-  }
-  std::vector<float> weights(candidates.size());
-  double total = 0.0;
-  for (size_t i = 0; i < candidates.size(); ++i) {
-    weights[i] = StableExp(candidates[i].logit - highest);
-    total += weights[i];
-  }
-  const double target = static_cast<double>(u) * total;
-  double sum = 0.0;
-  TokenId last_possible = candidates.front().id;
-  for (size_t i = 0; i < candidates.size(); ++i) {
-    if (weights[i] == 0.0f) continue;
-    sum += weights[i];
-    last_possible = candidates[i].id;
-    if (sum > target) break;
-  }
-  return last_possible;
+// The token at the fraction u, in [0, 1), of the sum of the weights, which is not zero.
+TokenId Draw(std::span<const uint32_t> weights, float u) {
+  const auto target =
+      static_cast<uint64_t>(static_cast<double>(u) * static_cast<double>(Sum(weights)));
+  uint64_t sum = 0;
+  size_t id = 0;
+  while ((sum += weights[id]) <= target) ++id;
+  return static_cast<TokenId>(id);
 }
 
-// Divides the distance from the highest logit, so that a tiny temperature bars tokens and never
-// makes two of them equal by overflow.
-void ApplyTemperature(std::span<float> logits, float temperature) {
-  const float highest = logits[ArgMax(logits)];
-  if (temperature == 1.0f || highest == kBarred) return;
-  for (float& logit : logits) logit = (logit - highest) / temperature;
-}
-
-TokenId Choose(std::span<float> logits, const SamplingParams& params, float u) {
-  if (params.temperature <= 0.0f) return ArgMax(logits);
-  ApplyTemperature(logits, params.temperature);
-  std::vector<Candidate> candidates = Possible(logits);
-  if (candidates.empty()) return 0;
-  KeepTopK(candidates, params.top_k);
-  const float highest = std::min_element(candidates.begin(), candidates.end(), Likelier)->logit;
-  KeepTopP(candidates, params.top_p, highest);
-  KeepMinP(candidates, params.min_p, highest);
-  return Draw(candidates, highest, u);
+TokenId Choose(std::span<const float> logits, const SamplingParams& params, float u) {
+  const float highest = Highest(logits);
+  // With no token possible: some token, always the same.
+  if (params.temperature <= 0.0f || highest == kBarred) return ArgMax(logits);
+  Weights weights = WeightsOf(logits, highest, params.temperature);
+  KeepTopK(params.top_k, logits, weights);
+  KeepTopP(params.top_p, logits, weights);
+  KeepMinP(params.min_p, weights);
+  return Draw(weights, u);
 }
 
 }  // namespace
@@ -215,7 +281,7 @@ SampledToken Sample(std::span<float> logits, std::span<const TokenId> tokens,
                     uint32_t sample_index) {
   BATON_CHECK(!logits.empty());
   BATON_CHECK(prompt_tokens <= tokens.size());
-  MakeComparable(logits);
+  for (float& logit : logits) logit = Comparable(logit);
   SampledToken sampled;
   LogSum raw_sum;
   std::vector<float> raw;  // Kept only if the chosen token's probability is wanted.
@@ -226,10 +292,8 @@ SampledToken Sample(std::span<float> logits, std::span<const TokenId> tokens,
   }
   const std::span<const TokenId> output = tokens.subspan(prompt_tokens);
   ApplyBias(logits, params);
-  MakeComparable(logits);
   ApplyPenalties(logits, tokens, output, params);
   if (output.size() < stop.min_tokens) BarStopTokens(logits, stop);
-  MakeComparable(logits);
   const float u = UniformAt(params.seed, sample_index, static_cast<uint32_t>(tokens.size()));
   sampled.id = Choose(logits, params, u);
   if (params.logprobs.has_value()) sampled.logprob = raw_sum.LogProbability(raw[sampled.id]);

@@ -13,6 +13,8 @@
 #include <numeric>
 #include <random>
 
+#include "common/base/deterministic_math.h"
+
 namespace baton {
 namespace {
 
@@ -289,6 +291,71 @@ TEST_P(SamplerPropertyTest, DrawsOnlyWhatTheOptionsLeave) {
   for (uint32_t position = 0; position < 200; ++position) {
     const TokenId id = SampleCopy(logits, Tokens(position), 0, params).id;
     ASSERT_TRUE(allowed.contains(id)) << id;
+  }
+}
+
+// The definition in the same fixed point, by sorting everything.
+TokenId ChoiceBySorting(const Floats& logits, const SamplingParams& params, float u) {
+  struct Token {
+    float logit;
+    TokenId id;
+    uint64_t weight;
+  };
+  const float highest = *std::max_element(logits.begin(), logits.end());
+  const auto sum = [](const std::vector<Token>& tokens) {
+    return std::accumulate(tokens.begin(), tokens.end(), uint64_t{0},
+                           [](uint64_t seen, const Token& token) { return seen + token.weight; });
+  };
+  std::vector<Token> tokens;
+  for (size_t id = 0; id < logits.size(); ++id) {
+    const float probability = StableExp((logits[id] - highest) / params.temperature);
+    tokens.push_back(
+        {logits[id], static_cast<TokenId>(id), static_cast<uint64_t>(probability * 0x1p30f)});
+  }
+  std::sort(tokens.begin(), tokens.end(), [](const Token& a, const Token& b) {
+    return a.logit > b.logit || (a.logit == b.logit && a.id < b.id);
+  });
+  if (params.top_k != 0 && params.top_k < tokens.size()) tokens.resize(params.top_k);
+  if (params.top_p < 1.0f) {
+    const auto wanted =
+        static_cast<uint64_t>(static_cast<double>(params.top_p) * static_cast<double>(sum(tokens)));
+    size_t kept = 0;
+    for (uint64_t seen = 0; kept == 0 || seen < wanted; ++kept) seen += tokens[kept].weight;
+    tokens.resize(kept);
+  }
+  std::erase_if(tokens, [&](const Token& token) {
+    return static_cast<double>(token.weight) < params.min_p * 0x1p30;
+  });
+  std::sort(tokens.begin(), tokens.end(),
+            [](const Token& a, const Token& b) { return a.id < b.id; });
+  const double target = static_cast<double>(u) * static_cast<double>(sum(tokens));
+  uint64_t seen = 0;
+  for (const Token& token : tokens) {
+    seen += token.weight;
+    if (seen > static_cast<uint64_t>(target)) return token.id;
+  }
+  ADD_FAILURE() << "nothing to draw";
+  return 0;
+}
+
+// Goal: classes, halves and thresholds choose what sorting would, among many equal logits too.
+TEST_P(SamplerPropertyTest, ChoosesWhatSortingChooses) {
+  const uint32_t seed = GetParam();
+  std::mt19937 random(seed);
+  const auto uniform = [&] { return std::uniform_real_distribution<float>(0.0f, 1.0f)(random); };
+  Floats logits = RandomLogits(seed % 5 == 0 ? 50'000 : 1 + random() % 2000, seed, 8 * uniform());
+  if (seed % 2 == 0) {
+    for (float& logit : logits) logit = std::round(logit);
+  }
+  for (uint32_t position = 0; position < 20; ++position) {
+    const SamplingParams params = {
+        .temperature = 0.1f + 2.0f * uniform(),
+        .top_k = random() % 2 == 0 ? 0 : static_cast<uint32_t>(random() % logits.size()),
+        .top_p = random() % 3 == 0 ? 1.0f : uniform(),
+        .min_p = random() % 2 == 0 ? 0.0f : uniform() * uniform(),
+        .seed = random()};
+    ASSERT_EQ(SampleCopy(logits, Tokens(position), 0, params).id,
+              ChoiceBySorting(logits, params, UniformAt(params.seed, 0, position)));
   }
 }
 
