@@ -101,6 +101,34 @@ TEST(ElementwiseTest, SiluMulAddAndGather) {
   EXPECT_EQ(gathered, (Floats{5.0f, 6.0f, 1.0f, 2.0f}));
 }
 
+// Element by element, so that the vectors' tails and bodies are compared too.
+TEST(ElementwiseTest, GeluIsItsTanhFormWithEqualBitsInEveryIsa) {
+  const size_t n = 1203;
+  Floats x(n);
+  for (size_t i = 0; i < n; ++i) x[i] = (static_cast<float>(i) - 600.0f) / 50.0f;
+  x[0] = -1e20f;  // Cubes that overflow.
+  x[n - 1] = 1e20f;
+  Floats up = Random(n, 16);
+  Floats single(n);
+  for (size_t i = 0; i < n; ++i) FindCpuOps(CpuIsa::kBaseline)->gelu(&x[i], 1, &single[i]);
+
+  for (size_t i = 0; i < n; ++i) {
+    const double value = x[i];
+    const double u = std::sqrt(2.0 / std::acos(-1.0)) * (value + 0.044715 * std::pow(value, 3));
+    const double expected = 0.5 * value * (1.0 + std::tanh(u));
+    ASSERT_NEAR(single[i], expected, 1e-6 * std::max(1.0, std::abs(expected))) << value;
+  }
+  for (CpuIsa isa : Isas()) {
+    auto context = MakeContext(2, isa);
+    Floats plain = x;
+    Floats gated = x;
+    Gelu(*context, View(plain, {1, n}), View(plain, {1, n}));
+    GeluMul(*context, View(gated, {1, n}), View(up, {1, n}), View(gated, {1, n}));
+    EXPECT_TRUE(SameBits(plain, single)) << CpuIsaName(isa);
+    for (size_t i = 0; i < n; ++i) ASSERT_EQ(gated[i], single[i] * up[i]) << CpuIsaName(isa);
+  }
+}
+
 TEST(ExpTest, VectorTwinHasTheBitsOfTheScalarOne) {
   Floats x;
   for (float value = -95.0f; value < 95.0f; value += 0.01f) x.push_back(value);

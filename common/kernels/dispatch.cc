@@ -59,6 +59,15 @@ bool SameShape(const ConstTensorView& a, const ConstTensorView& b) {
   return true;
 }
 
+void CheckGated(const KernelContext& context, const ConstTensorView& gate,
+                const ConstTensorView& up, const TensorView& out) {
+  CheckF32(context, gate, 2);
+  CheckF32(context, up, 2);
+  CheckF32(context, out, 2);
+  BATON_CHECK(SameShape(gate, up));
+  BATON_CHECK(SameShape(gate, out));
+}
+
 }  // namespace
 
 const char* CpuIsaName(CpuIsa isa) {
@@ -191,12 +200,21 @@ void Attention(KernelContext& context, const ConstTensorView& q, const KvPages& 
 
 void SiluMul(KernelContext& context, const ConstTensorView& gate, const ConstTensorView& up,
              const TensorView& out) {
-  CheckF32(context, gate, 2);
-  CheckF32(context, up, 2);
-  CheckF32(context, out, 2);
-  BATON_CHECK(SameShape(gate, up));
-  BATON_CHECK(SameShape(gate, out));
+  CheckGated(context, gate, up, out);
   context.table().silu_mul(context, gate, up, out);
+}
+
+void Gelu(KernelContext& context, const ConstTensorView& x, const TensorView& out) {
+  CheckF32(context, x, 2);
+  CheckF32(context, out, 2);
+  BATON_CHECK(SameShape(x, out));
+  context.table().gelu(context, x, out);
+}
+
+void GeluMul(KernelContext& context, const ConstTensorView& gate, const ConstTensorView& up,
+             const TensorView& out) {
+  CheckGated(context, gate, up, out);
+  context.table().gelu_mul(context, gate, up, out);
 }
 
 void Add(KernelContext& context, const ConstTensorView& y, const TensorView& x) {

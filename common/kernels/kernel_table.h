@@ -24,6 +24,9 @@ struct KernelTable {
                     std::span<const SequenceRows> sequences, float scale, const TensorView& out);
   void (*silu_mul)(KernelContext&, const ConstTensorView& gate, const ConstTensorView& up,
                    const TensorView& out);
+  void (*gelu)(KernelContext&, const ConstTensorView& x, const TensorView& out);
+  void (*gelu_mul)(KernelContext&, const ConstTensorView& gate, const ConstTensorView& up,
+                   const TensorView& out);
   void (*add)(KernelContext&, const ConstTensorView& y, const TensorView& x);
   void (*gather_rows)(KernelContext&, const ConstTensorView& x, std::span<const uint32_t> rows,
                       const TensorView& out);

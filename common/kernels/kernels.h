@@ -163,6 +163,15 @@ void Attention(KernelContext& context, const ConstTensorView& q, const KvPages& 
 void SiluMul(KernelContext& context, const ConstTensorView& gate, const ConstTensorView& up,
              const TensorView& out);
 
+// gelu(x) in its tanh form (Hendrycks and Gimpel, 2016): 0.5 x (1 + tanh u), where u = sqrt(2 / pi)
+// (x + 0.044715 x^3); computed as x / (1 + e^-2u), which is the same and loses nothing where tanh u
+// is near -1. Shapes are equal.
+// out = gelu(x). x, out [rows, n]. `out` may be `x`.
+void Gelu(KernelContext& context, const ConstTensorView& x, const TensorView& out);
+// out = gelu(gate) * up. gate, up, out [rows, n]. `out` may be `gate`.
+void GeluMul(KernelContext& context, const ConstTensorView& gate, const ConstTensorView& up,
+             const TensorView& out);
+
 // x += y, of equal shape.
 void Add(KernelContext& context, const ConstTensorView& y, const TensorView& x);
 

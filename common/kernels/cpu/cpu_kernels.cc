@@ -137,6 +137,20 @@ void SiluMulCpu(KernelContext& context, const ConstTensorView& gate, const Const
   });
 }
 
+void GeluCpu(KernelContext& context, const ConstTensorView& x, const TensorView& out) {
+  ForRanges(context, x.elements(), 16, [&](size_t begin, size_t end, uint32_t) {
+    context.cpu_ops().gelu(x.f32() + begin, end - begin, out.f32() + begin);
+  });
+}
+
+void GeluMulCpu(KernelContext& context, const ConstTensorView& gate, const ConstTensorView& up,
+                const TensorView& out) {
+  ForRanges(context, gate.elements(), 16, [&](size_t begin, size_t end, uint32_t) {
+    context.cpu_ops().gelu_mul(gate.f32() + begin, up.f32() + begin, end - begin,
+                               out.f32() + begin);
+  });
+}
+
 void AddCpu(KernelContext& context, const ConstTensorView& y, const TensorView& x) {
   ForRanges(context, x.elements(), 1, [&](size_t begin, size_t end, uint32_t) {
     context.cpu_ops().add(y.f32() + begin, end - begin, x.f32() + begin);
@@ -164,6 +178,8 @@ const KernelTable& CpuKernels() {
       .write_kv = WriteKvCpu,
       .attention = AttentionCpu,
       .silu_mul = SiluMulCpu,
+      .gelu = GeluCpu,
+      .gelu_mul = GeluMulCpu,
       .add = AddCpu,
       .gather_rows = GatherRowsCpu,
   };

@@ -121,6 +121,8 @@ struct CpuOps {
   void (*rms_norm)(const float* x, const float* weight, float epsilon, size_t n, float* out);
   // n elements each.
   void (*silu_mul)(const float* gate, const float* up, size_t n, float* out);
+  void (*gelu)(const float* x, size_t n, float* out);
+  void (*gelu_mul)(const float* gate, const float* up, size_t n, float* out);
   void (*add)(const float* y, size_t n, float* x);
   void (*exp)(const float* x, size_t n, float* out);  // For tests: the exp that attention uses.
 };

@@ -77,6 +77,8 @@ const CpuOps kCpuOpsAvx2 = {
     .attention_merge = AttentionMergeOp,
     .rms_norm = RmsNormOp,
     .silu_mul = SiluMulOp,
+    .gelu = GeluOp,
+    .gelu_mul = GeluMulOp,
     .add = AddOp,
     .exp = ExpOp,
 };

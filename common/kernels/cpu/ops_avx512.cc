@@ -74,6 +74,8 @@ const CpuOps kCpuOpsAvx512 = {
     .attention_merge = AttentionMergeOp,
     .rms_norm = RmsNormOp,
     .silu_mul = SiluMulOp,
+    .gelu = GeluOp,
+    .gelu_mul = GeluMulOp,
     .add = AddOp,
     .exp = ExpOp,
 };

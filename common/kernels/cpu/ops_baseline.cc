@@ -68,6 +68,8 @@ const CpuOps kCpuOpsBaseline = {
     .attention_merge = AttentionMergeOp,
     .rms_norm = RmsNormOp,
     .silu_mul = SiluMulOp,
+    .gelu = GeluOp,
+    .gelu_mul = GeluMulOp,
     .add = AddOp,
     .exp = ExpOp,
 };
