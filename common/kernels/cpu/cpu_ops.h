@@ -124,6 +124,7 @@ struct CpuOps {
   void (*gelu)(const float* x, size_t n, float* out);
   void (*gelu_mul)(const float* gate, const float* up, size_t n, float* out);
   void (*add)(const float* y, size_t n, float* x);
+  void (*add_scaled)(const float* y, float factor, size_t n, float* x);  // x = y * factor + x.
   void (*exp)(const float* x, size_t n, float* out);  // For tests: the exp that attention uses.
 };
 

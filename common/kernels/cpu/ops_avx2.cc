@@ -80,6 +80,7 @@ const CpuOps kCpuOpsAvx2 = {
     .gelu = GeluOp,
     .gelu_mul = GeluMulOp,
     .add = AddOp,
+    .add_scaled = AddScaledOp,
     .exp = ExpOp,
 };
 

@@ -77,6 +77,7 @@ const CpuOps kCpuOpsAvx512 = {
     .gelu = GeluOp,
     .gelu_mul = GeluMulOp,
     .add = AddOp,
+    .add_scaled = AddScaledOp,
     .exp = ExpOp,
 };
 

@@ -71,6 +71,7 @@ const CpuOps kCpuOpsBaseline = {
     .gelu = GeluOp,
     .gelu_mul = GeluMulOp,
     .add = AddOp,
+    .add_scaled = AddScaledOp,
     .exp = ExpOp,
 };
 
