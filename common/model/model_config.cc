@@ -20,20 +20,34 @@ constexpr uint32_t kLayersMax = 4096;
 constexpr uint32_t kVocabSizeMax = 1u << 24;
 constexpr uint32_t kContextTokensMax = 1u << 20;  // StableSinCos is exact enough up to there.
 constexpr size_t kEosTokensMax = 64;
+constexpr uint32_t kExpertsMax = 4096;
 
-// What distinguishes the architectures, all else being equal.
+// As config.json describes them.
+enum class ExpertKeys { kNone, kMixtral, kQwen, kQwenShared };
+
+// What distinguishes the architectures, all else being equal; numbers hold if config.json has none.
 struct Family {
   const char* architecture;
-  bool qkv_bias;
-  bool qk_norm;
-  uint32_t head_dim;   // If config.json does not say; 0: hidden_size / heads.
-  float rms_norm_eps;  // If config.json does not say.
+  bool qkv_bias = false;
+  bool qk_norm = false;
+  uint32_t head_dim = 0;  // 0: hidden_size / heads.
+  float rms_norm_eps = 1e-6f;
+  float rope_theta = 10000.0f;
+  ExpertKeys experts = ExpertKeys::kNone;
+  TensorNames tensor_names = TensorNames::kLlama;
 };
 constexpr Family kFamilies[] = {
-    {"LlamaForCausalLM", false, false, 0, 1e-6f},
-    {"MistralForCausalLM", false, false, 0, 1e-6f},
-    {"Qwen2ForCausalLM", true, false, 0, 1e-6f},
-    {"Qwen3ForCausalLM", false, true, 128, 1e-6f},
+    {.architecture = "LlamaForCausalLM"},
+    {.architecture = "MistralForCausalLM"},
+    {.architecture = "MixtralForCausalLM",
+     .rms_norm_eps = 1e-5f,
+     .rope_theta = 1e6f,
+     .experts = ExpertKeys::kMixtral,
+     .tensor_names = TensorNames::kMixtral},
+    {.architecture = "Qwen2ForCausalLM", .qkv_bias = true},
+    {.architecture = "Qwen2MoeForCausalLM", .qkv_bias = true, .experts = ExpertKeys::kQwenShared},
+    {.architecture = "Qwen3ForCausalLM", .qk_norm = true, .head_dim = 128},
+    {.architecture = "Qwen3MoeForCausalLM", .qk_norm = true, .experts = ExpertKeys::kQwen},
 };
 
 absl::StatusOr<Family> ReadFamily(const JsonReader& config) {
@@ -178,7 +192,7 @@ absl::Status ReadScaling(const JsonReader& config, const JsonReader& scaling,
 absl::Status ReadRope(const JsonReader& config, uint32_t context_tokens, RopeConfig* rope) {
   const char* key = config.Has("rope_parameters") ? "rope_parameters" : "rope_scaling";
   const nlohmann::json* object = config.Find(key);
-  BATON_ASSIGN_OR_RETURN(rope->theta, PositiveNumber(config, "rope_theta", 10000.0));
+  BATON_ASSIGN_OR_RETURN(rope->theta, PositiveNumber(config, "rope_theta", rope->theta));
   if (object == nullptr) return absl::OkStatus();
   if (!object->is_object()) return config.Error(key, "is not an object");
   for (const auto& [name, value] : object->items()) {
@@ -228,6 +242,56 @@ absl::Status ReadDimensions(const JsonReader& config, const Family& family, Mode
   BATON_ASSIGN_OR_RETURN(model->context_tokens,
                          config.Integer("max_position_embeddings", 1, kContextTokensMax, 2048));
   return absl::OkStatus();
+}
+
+// Which layers have experts: each `decoder_sparse_step`-th, but none of `mlp_only_layers`.
+absl::Status ReadSparseLayers(const JsonReader& config, ModelConfig* model) {
+  std::vector<bool>& in_layer = model->experts.in_layer;
+  BATON_ASSIGN_OR_RETURN(const uint32_t step,
+                         config.Integer("decoder_sparse_step", 1, kLayersMax, 1));
+  for (uint32_t layer = 0; layer < model->layers; ++layer) {
+    in_layer[layer] = (layer + 1) % step == 0;
+  }
+  const nlohmann::json* dense = config.Find("mlp_only_layers");
+  if (dense == nullptr) return absl::OkStatus();
+  if (!dense->is_array()) return config.Error("mlp_only_layers", "is not a list");
+  for (const nlohmann::json& layer : *dense) {
+    if (!layer.is_number_unsigned() || layer.get<uint64_t>() >= model->layers) {
+      return config.Error("mlp_only_layers",
+                          absl::StrCat("has ", layer.dump(), ", which is no layer"));
+    }
+    in_layer[layer.get<size_t>()] = false;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ReadExperts(const JsonReader& config, const Family& family, ModelConfig* model) {
+  if (family.experts == ExpertKeys::kNone) return absl::OkStatus();
+  ExpertsConfig& experts = model->experts;
+  // Files of either family use either name.
+  const bool local = config.Has("num_local_experts");
+  BATON_ASSIGN_OR_RETURN(
+      experts.count, config.Integer(local ? "num_local_experts" : "num_experts", 1, kExpertsMax));
+  BATON_ASSIGN_OR_RETURN(experts.per_token, config.Integer("num_experts_per_tok", 1, kExpertsMax));
+  if (experts.per_token > experts.count) {
+    return config.Error("num_experts_per_tok",
+                        absl::StrCat("is ", experts.per_token, ", but there are ", experts.count));
+  }
+  experts.in_layer.assign(model->layers, true);
+  if (family.experts == ExpertKeys::kMixtral) {
+    experts.intermediate_size = model->intermediate_size;
+    experts.normalize = true;
+    return absl::OkStatus();
+  }
+  BATON_ASSIGN_OR_RETURN(experts.intermediate_size,
+                         config.Integer("moe_intermediate_size", 1, kDimensionMax));
+  BATON_ASSIGN_OR_RETURN(experts.normalize, config.Boolean("norm_topk_prob", false));
+  if (family.experts == ExpertKeys::kQwenShared) {
+    BATON_ASSIGN_OR_RETURN(experts.shared_intermediate_size,
+                           config.Integer("shared_expert_intermediate_size", 1, kDimensionMax));
+    BATON_ASSIGN_OR_RETURN(model->qkv_bias, config.Boolean("qkv_bias", model->qkv_bias));
+  }
+  return ReadSparseLayers(config, model);
 }
 
 absl::Status ReadStoredType(const JsonReader& config, ModelConfig* model) {
@@ -289,7 +353,10 @@ absl::StatusOr<ModelConfig> ModelConfig::Load(const std::string& directory) {
   model.architecture = family.architecture;
   model.qkv_bias = family.qkv_bias;
   model.qk_norm = family.qk_norm;
+  model.tensor_names = family.tensor_names;
+  model.rope.theta = family.rope_theta;
   BATON_RETURN_IF_ERROR(ReadDimensions(config, family, &model));
+  BATON_RETURN_IF_ERROR(ReadExperts(config, family, &model));
   BATON_ASSIGN_OR_RETURN(model.rms_norm_eps,
                          PositiveNumber(config, "rms_norm_eps", family.rms_norm_eps));
   BATON_ASSIGN_OR_RETURN(model.tied_embeddings, config.Boolean("tie_word_embeddings", false));

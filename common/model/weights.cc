@@ -111,9 +111,42 @@ absl::Status ModelWeights::LoadLayer(const ModelConfig& config, uint32_t index,
   }
   BATON_RETURN_IF_ERROR(
       LoadVector(prefix + "post_attention_layernorm.weight", hidden, &layer->attention_norm));
+  if (config.HasExperts(index)) return LoadExperts(config, prefix, &layer->experts);
   BATON_RETURN_IF_ERROR(LoadMatrix(prefix + "mlp.gate_proj.weight", inner, hidden, &layer->gate));
   BATON_RETURN_IF_ERROR(LoadMatrix(prefix + "mlp.up_proj.weight", inner, hidden, &layer->up));
   return LoadMatrix(prefix + "mlp.down_proj.weight", hidden, inner, &layer->down);
+}
+
+absl::Status ModelWeights::LoadExperts(const ModelConfig& config, const std::string& prefix,
+                                       ExpertWeights* experts) {
+  const ExpertsConfig& sizes = config.experts;
+  const size_t hidden = config.hidden_size;
+  const bool mixtral = config.tensor_names == TensorNames::kMixtral;
+  const std::string block = prefix + (mixtral ? "block_sparse_moe." : "mlp.");
+  const char* const gate = mixtral ? "w1" : "gate_proj";
+  const char* const up = mixtral ? "w3" : "up_proj";
+  const char* const down = mixtral ? "w2" : "down_proj";
+  BATON_RETURN_IF_ERROR(LoadAsStored(block + "gate.weight", sizes.count, hidden, &experts->router));
+  for (uint32_t expert = 0; expert < sizes.count; ++expert) {
+    BATON_RETURN_IF_ERROR(LoadNetwork(absl::StrCat(block, "experts.", expert, "."), gate, up, down,
+                                      hidden, sizes.intermediate_size,
+                                      &experts->networks.emplace_back()));
+  }
+  if (sizes.shared_intermediate_size == 0) return absl::OkStatus();
+  BATON_RETURN_IF_ERROR(
+      LoadAsStored(block + "shared_expert_gate.weight", 1, hidden, &experts->shared_gate));
+  return LoadNetwork(block + "shared_expert.", gate, up, down, hidden,
+                     sizes.shared_intermediate_size, &experts->shared);
+}
+
+absl::Status ModelWeights::LoadNetwork(const std::string& prefix, const char* gate, const char* up,
+                                       const char* down, size_t hidden, size_t inner,
+                                       NetworkWeights* network) {
+  BATON_RETURN_IF_ERROR(
+      LoadMatrix(absl::StrCat(prefix, gate, ".weight"), inner, hidden, &network->gate));
+  BATON_RETURN_IF_ERROR(
+      LoadMatrix(absl::StrCat(prefix, up, ".weight"), inner, hidden, &network->up));
+  return LoadMatrix(absl::StrCat(prefix, down, ".weight"), hidden, inner, &network->down);
 }
 
 absl::StatusOr<const StoredTensor*> ModelWeights::Require(
@@ -144,6 +177,13 @@ absl::Status ModelWeights::LoadMatrix(const std::string& name, size_t rows, size
               {.form = options_.form.value_or(WeightFormOf(*tensor->dtype)),
                .activation_bytes = options_.activation_bytes},
               weight);
+}
+
+absl::Status ModelWeights::LoadAsStored(const std::string& name, size_t rows, size_t columns,
+                                        PackedWeight* weight) {
+  BATON_ASSIGN_OR_RETURN(const StoredTensor* tensor, Require(name, {rows, columns}));
+  parameter_count_ += rows * columns;
+  return Pack(name, *tensor, rows, columns, {.form = WeightFormOf(*tensor->dtype)}, weight);
 }
 
 absl::Status ModelWeights::Pack(const std::string& name, const StoredTensor& tensor, size_t rows,
