@@ -257,7 +257,7 @@ void Decoder::RunRest(const LayerWeights& layer, std::span<const SequenceRows> s
   const size_t tokens = part.x.dim(0);
   const float scale = 1.0f / std::sqrt(static_cast<float>(config_.head_dim));
   Attention(*context_, part.q.Reshaped({tokens, config_.heads, config_.head_dim}), pages, sequences,
-            scale, part.attention.Reshaped({tokens, config_.heads, config_.head_dim}));
+            {.scale = scale}, part.attention.Reshaped({tokens, config_.heads, config_.head_dim}));
   const LinearOutput o[] = {{&layer.o, {}, part.h}};
   Linear(*context_, part.attention, o);
   Add(*context_, part.h, part.x);

@@ -78,7 +78,9 @@ const CpuOps kCpuOpsAvx2 = {
     .rms_norm = RmsNormOp,
     .silu_mul = SiluMulOp,
     .add = AddOp,
+    .soft_cap = SoftCapOp,
     .exp = ExpOp,
+    .tanh = TanhOp,
 };
 
 }  // namespace baton

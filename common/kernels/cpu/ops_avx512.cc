@@ -75,7 +75,9 @@ const CpuOps kCpuOpsAvx512 = {
     .rms_norm = RmsNormOp,
     .silu_mul = SiluMulOp,
     .add = AddOp,
+    .soft_cap = SoftCapOp,
     .exp = ExpOp,
+    .tanh = TanhOp,
 };
 
 }  // namespace baton

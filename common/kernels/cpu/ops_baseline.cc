@@ -69,7 +69,9 @@ const CpuOps kCpuOpsBaseline = {
     .rms_norm = RmsNormOp,
     .silu_mul = SiluMulOp,
     .add = AddOp,
+    .soft_cap = SoftCapOp,
     .exp = ExpOp,
+    .tanh = TanhOp,
 };
 
 }  // namespace baton
