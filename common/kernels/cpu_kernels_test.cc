@@ -101,6 +101,124 @@ TEST(ElementwiseTest, SiluMulAddAndGather) {
   EXPECT_EQ(gathered, (Floats{5.0f, 6.0f, 1.0f, 2.0f}));
 }
 
+TEST(CombineRowsTest, AddsRowsInTheirOrderWithEqualBits) {
+  const size_t n = 37;
+  Floats x = Random(5 * n, 21);
+  const std::vector<uint32_t> rows = {4, 0, 2, 1, 1, 3};
+  const std::vector<float> weights = {0.3f, -1.7f, 0.25f, 1e-3f, 2.0f, 0.7f};
+  Floats expected(2 * n);
+  for (size_t token = 0; token < 2; ++token) {
+    for (size_t term = token * 3; term < token * 3 + 3; ++term) {
+      for (size_t d = 0; d < n; ++d) {
+        float& sum = expected[token * n + d];
+        sum = std::fma(x[rows[term] * n + d], weights[term], sum);
+      }
+    }
+  }
+
+  for (CpuIsa isa : Isas()) {
+    Floats out(2 * n, 9.0f);
+    CombineRows(*MakeContext(2, isa), View(x, {5, n}), rows, weights, View(out, {2, n}));
+    EXPECT_TRUE(SameBits(out, expected)) << CpuIsaName(isa);
+  }
+}
+
+TEST(RouteExpertsTest, TakesTheHighestAndOfEqualsTheFirst) {
+  auto context = MakeContext();
+  const float log2 = std::log(2.0f);
+  Floats logits = {0.0f, log2, 0.0f, log2, 0.0f,     // 1/7, 2/7, 1/7, 2/7, 1/7
+                   log2, 0.0f, 0.0f, 0.0f, -1e30f};  // 2/5, 1/5, 1/5, 1/5, 0
+  std::vector<uint32_t> experts(6);
+  std::vector<float> weights(6);
+
+  RouteExperts(*context, View(logits, {2, 5}), 3, false, experts, weights);
+
+  EXPECT_EQ(experts, (std::vector<uint32_t>{0, 1, 3, 0, 1, 2}));
+  const double expected[] = {1.0 / 7, 2.0 / 7, 2.0 / 7, 0.4, 0.2, 0.2};
+  for (size_t i = 0; i < 6; ++i) EXPECT_NEAR(weights[i], expected[i], 1e-6);
+
+  RouteExperts(*context, View(logits, {2, 5}), 3, true, experts, weights);
+  const double normalized[] = {0.2, 0.4, 0.4, 0.5, 0.25, 0.25};
+  for (size_t i = 0; i < 6; ++i) EXPECT_NEAR(weights[i], normalized[i], 1e-6);
+}
+
+TEST(RouteExpertsTest, EqualsItsTwinForEveryThreadCount) {
+  const size_t tokens = 700;
+  const size_t count = 60;
+  const uint32_t per_token = 8;
+  Floats logits = Random(tokens * count, 22, 2.0f);
+  std::vector<uint32_t> reference;
+  std::vector<float> reference_weights;
+  for (uint32_t threads : {1u, 3u}) {
+    std::vector<uint32_t> experts(tokens * per_token);
+    std::vector<float> weights(tokens * per_token);
+
+    RouteExperts(*MakeContext(threads), View(logits, {tokens, count}), per_token, true, experts,
+                 weights);
+
+    if (threads == 1) {
+      reference = experts;
+      reference_weights = weights;
+    }
+    EXPECT_EQ(experts, reference);
+    EXPECT_EQ(weights, reference_weights);
+  }
+  for (size_t token = 0; token < tokens; ++token) {
+    const float* row = &logits[token * count];
+    std::vector<uint32_t> order(count);
+    for (uint32_t i = 0; i < count; ++i) order[i] = i;
+    std::stable_sort(order.begin(), order.end(),
+                     [row](uint32_t a, uint32_t b) { return row[a] > row[b]; });
+    order.resize(per_token);
+    std::sort(order.begin(), order.end());
+    double sum = 0.0;
+    for (uint32_t expert : order) sum += std::exp(static_cast<double>(row[expert]));
+    for (size_t i = 0; i < per_token; ++i) {
+      ASSERT_EQ(reference[token * per_token + i], order[i]);
+      ASSERT_NEAR(reference_weights[token * per_token + i], std::exp(row[order[i]]) / sum, 1e-6);
+    }
+  }
+}
+
+TEST(RouteExpertsTest, WhatIsNotANumberStillChoosesDifferentExperts) {
+  Floats logits(4, std::numeric_limits<float>::quiet_NaN());
+  std::vector<uint32_t> experts(3);
+  std::vector<float> weights(3);
+
+  RouteExperts(*MakeContext(), View(logits, {1, 4}), 3, true, experts, weights);
+
+  EXPECT_EQ(experts, (std::vector<uint32_t>{0, 1, 2}));
+  EXPECT_TRUE(std::isnan(weights[0]));
+}
+
+// Element by element, so that the vectors' tails and bodies are compared too.
+TEST(ElementwiseTest, GeluIsItsTanhFormWithEqualBitsInEveryIsa) {
+  const size_t n = 1203;
+  Floats x(n);
+  for (size_t i = 0; i < n; ++i) x[i] = (static_cast<float>(i) - 600.0f) / 50.0f;
+  x[0] = -1e20f;  // Cubes that overflow.
+  x[n - 1] = 1e20f;
+  Floats up = Random(n, 16);
+  Floats single(n);
+  for (size_t i = 0; i < n; ++i) FindCpuOps(CpuIsa::kBaseline)->gelu(&x[i], 1, &single[i]);
+
+  for (size_t i = 0; i < n; ++i) {
+    const double value = x[i];
+    const double u = std::sqrt(2.0 / std::acos(-1.0)) * (value + 0.044715 * std::pow(value, 3));
+    const double expected = 0.5 * value * (1.0 + std::tanh(u));
+    ASSERT_NEAR(single[i], expected, 1e-6 * std::max(1.0, std::abs(expected))) << value;
+  }
+  for (CpuIsa isa : Isas()) {
+    auto context = MakeContext(2, isa);
+    Floats plain = x;
+    Floats gated = x;
+    Gelu(*context, View(plain, {1, n}), View(plain, {1, n}));
+    GeluMul(*context, View(gated, {1, n}), View(up, {1, n}), View(gated, {1, n}));
+    EXPECT_TRUE(SameBits(plain, single)) << CpuIsaName(isa);
+    for (size_t i = 0; i < n; ++i) ASSERT_EQ(gated[i], single[i] * up[i]) << CpuIsaName(isa);
+  }
+}
+
 TEST(ExpTest, VectorTwinHasTheBitsOfTheScalarOne) {
   Floats x;
   for (float value = -95.0f; value < 95.0f; value += 0.01f) x.push_back(value);

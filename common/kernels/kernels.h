@@ -140,6 +140,17 @@ struct LinearOutput {
 void Linear(KernelContext& context, const ConstTensorView& x,
             std::span<const LinearOutput> outputs);
 
+// The same with other weights for other rows of x, all at once: the rows [row, row + rows) of x go
+// to `outputs`, whose out is [rows, outputs]. x [m, inputs]; groups do not overlap and ascend; rows
+// of no group are left out.
+struct LinearGroup {
+  size_t row = 0;
+  size_t rows = 0;
+  std::span<const LinearOutput> outputs;
+};
+void GroupedLinear(KernelContext& context, const ConstTensorView& x,
+                   std::span<const LinearGroup> groups);
+
 // Rotates each head by its token's angles, in Hugging Face's layout: element i is paired with
 // element i + head_dim / 2. x [rows, heads, head_dim], in place; cosines, sines [rows, head_dim /
 // 2].
@@ -180,6 +191,15 @@ void Attention(KernelContext& context, const ConstTensorView& q, const KvPages& 
 void SiluMul(KernelContext& context, const ConstTensorView& gate, const ConstTensorView& up,
              const TensorView& out);
 
+// gelu(x) in its tanh form (Hendrycks and Gimpel, 2016): 0.5 x (1 + tanh u), where u = sqrt(2 / pi)
+// (x + 0.044715 x^3); computed as x / (1 + e^-2u), which is the same and loses nothing where tanh u
+// is near -1. Shapes are equal.
+// out = gelu(x). x, out [rows, n]. `out` may be `x`.
+void Gelu(KernelContext& context, const ConstTensorView& x, const TensorView& out);
+// out = gelu(gate) * up. gate, up, out [rows, n]. `out` may be `gate`.
+void GeluMul(KernelContext& context, const ConstTensorView& gate, const ConstTensorView& up,
+             const TensorView& out);
+
 // x = cap * tanh(x / cap), in place. x [rows, n]. REQUIRES: cap > 0.
 void SoftCap(KernelContext& context, float cap, const TensorView& x);
 
@@ -192,6 +212,20 @@ void Add(KernelContext& context, const ConstTensorView& y, const TensorView& x);
 // out[i] = x[rows[i]]. x [any, n]; rows in host memory; out [rows, n].
 void GatherRows(KernelContext& context, const ConstTensorView& x, std::span<const uint32_t> rows,
                 const TensorView& out);
+
+// out[i] = sum over j, ascending, of weights[i][j] * x[rows[i][j]], each a fused multiply-add.
+// x [any, n]; rows, weights [tokens, terms], in host memory; out [tokens, n].
+void CombineRows(KernelContext& context, const ConstTensorView& x, std::span<const uint32_t> rows,
+                 std::span<const float> weights, const TensorView& out);
+
+// Which experts a token goes to in a mixture of experts (Shazeer et al., 2017; in the order of
+// Mixtral, Jiang et al., 2024): of the softmax over its logits the `per_token` highest; of equal
+// ones the first. logits [tokens, experts]. experts, weights [tokens, per_token], in host memory,
+// in ascending order of the expert: its number and its probability, which is divided by the sum of
+// those chosen if `normalize`. REQUIRES: 0 < per_token <= experts. Numbers that are not finite
+// choose something, with weights that are not finite.
+void RouteExperts(KernelContext& context, const ConstTensorView& logits, uint32_t per_token,
+                  bool normalize, std::span<uint32_t> experts, std::span<float> weights);
 
 }  // namespace baton
 

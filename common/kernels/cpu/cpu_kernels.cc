@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "common/base/check.h"
+#include "common/base/deterministic_math.h"
 #include "common/kernels/cpu/cpu_attention.h"
 #include "common/kernels/cpu/cpu_linear.h"
 #include "common/kernels/cpu/cpu_ops.h"
@@ -137,6 +138,20 @@ void SiluMulCpu(KernelContext& context, const ConstTensorView& gate, const Const
   });
 }
 
+void GeluCpu(KernelContext& context, const ConstTensorView& x, const TensorView& out) {
+  ForRanges(context, x.elements(), 16, [&](size_t begin, size_t end, uint32_t) {
+    context.cpu_ops().gelu(x.f32() + begin, end - begin, out.f32() + begin);
+  });
+}
+
+void GeluMulCpu(KernelContext& context, const ConstTensorView& gate, const ConstTensorView& up,
+                const TensorView& out) {
+  ForRanges(context, gate.elements(), 16, [&](size_t begin, size_t end, uint32_t) {
+    context.cpu_ops().gelu_mul(gate.f32() + begin, up.f32() + begin, end - begin,
+                               out.f32() + begin);
+  });
+}
+
 void SoftCapCpu(KernelContext& context, float cap, const TensorView& x) {
   ForRanges(context, x.elements(), 24, [&](size_t begin, size_t end, uint32_t) {
     context.cpu_ops().soft_cap(cap, end - begin, x.f32() + begin);
@@ -155,12 +170,82 @@ void AddCpu(KernelContext& context, const ConstTensorView& y, const TensorView& 
   });
 }
 
-void GatherRowsCpu(KernelContext& /*context*/, const ConstTensorView& x,
-                   std::span<const uint32_t> rows, const TensorView& out) {
+void GatherRowsCpu(KernelContext& context, const ConstTensorView& x, std::span<const uint32_t> rows,
+                   const TensorView& out) {
   const size_t n = x.dim(1);
-  for (size_t i = 0; i < rows.size(); ++i) {
-    std::memcpy(out.f32() + i * n, x.f32() + rows[i] * n, n * sizeof(float));
+  ForRanges(context, rows.size(), n, [&](size_t begin, size_t end, uint32_t) {
+    for (size_t i = begin; i < end; ++i) {
+      std::memcpy(out.f32() + i * n, x.f32() + rows[i] * n, n * sizeof(float));
+    }
+  });
+}
+
+void CombineRowsCpu(KernelContext& context, const ConstTensorView& x,
+                    std::span<const uint32_t> rows, std::span<const float> weights,
+                    const TensorView& out) {
+  const size_t n = x.dim(1);
+  const size_t tokens = out.dim(0);
+  const size_t terms = tokens == 0 ? 0 : rows.size() / tokens;
+  ForRanges(context, tokens, terms * n, [&](size_t begin, size_t end, uint32_t) {
+    for (size_t token = begin; token < end; ++token) {
+      float* sum = out.f32() + token * n;
+      std::fill(sum, sum + n, 0.0f);
+      for (size_t term = token * terms; term < (token + 1) * terms; ++term) {
+        context.cpu_ops().add_scaled(x.f32() + rows[term] * n, weights[term], n, sum);
+      }
+    }
+  });
+}
+
+// Softmax in place: sums in ascending order.
+void Softmax(std::span<float> values) {
+  const float highest = *std::max_element(values.begin(), values.end());
+  float sum = 0.0f;
+  for (float& value : values) {
+    value = StableExp(value - highest);
+    sum += value;
   }
+  for (float& value : values) value /= sum;
+}
+
+// Chooses experts.size() of the probabilities, the highest ones, of equals the first.
+void ChooseHighest(std::span<const float> probabilities, std::span<uint32_t> experts) {
+  const auto chosen = [&](size_t count, uint32_t expert) {
+    return std::find(experts.begin(), experts.begin() + count, expert) != experts.begin() + count;
+  };
+  for (size_t i = 0; i < experts.size(); ++i) {
+    uint32_t best = 0;
+    while (chosen(i, best)) ++best;
+    for (uint32_t expert = best + 1; expert < probabilities.size(); ++expert) {
+      if (probabilities[expert] > probabilities[best] && !chosen(i, expert)) best = expert;
+    }
+    experts[i] = best;
+  }
+  std::sort(experts.begin(), experts.end());
+}
+
+void RouteExpertsCpu(KernelContext& context, const ConstTensorView& logits, uint32_t per_token,
+                     bool normalize, std::span<uint32_t> experts, std::span<float> weights) {
+  const size_t count = logits.dim(1);
+  ForRanges(context, logits.dim(0), count * (16 + per_token),
+            [&](size_t begin, size_t end, uint32_t thread) {
+              const std::span<float> probabilities(context.Scratch(thread, count), count);
+              for (size_t token = begin; token < end; ++token) {
+                const float* from = logits.f32() + token * count;
+                std::copy(from, from + count, probabilities.begin());
+                Softmax(probabilities);
+                const auto chosen = experts.subspan(token * per_token, per_token);
+                const auto weight = weights.subspan(token * per_token, per_token);
+                ChooseHighest(probabilities, chosen);
+                float sum = 0.0f;
+                for (size_t i = 0; i < per_token; ++i) {
+                  weight[i] = probabilities[chosen[i]];
+                  sum += weight[i];
+                }
+                if (!normalize) continue;
+                for (float& value : weight) value /= sum;
+              }
+            });
 }
 
 }  // namespace
@@ -171,15 +256,19 @@ const KernelTable& CpuKernels() {
       .embedding = EmbeddingCpu,
       .rms_norm = RmsNormCpu,
       .pack_weight = PackWeightCpu,
-      .linear = LinearCpu,
+      .grouped_linear = GroupedLinearCpu,
       .rope = RopeCpu,
       .write_kv = WriteKvCpu,
       .attention = AttentionCpu,
       .silu_mul = SiluMulCpu,
+      .gelu = GeluCpu,
+      .gelu_mul = GeluMulCpu,
       .soft_cap = SoftCapCpu,
       .scale = ScaleCpu,
       .add = AddCpu,
       .gather_rows = GatherRowsCpu,
+      .combine_rows = CombineRowsCpu,
+      .route_experts = RouteExpertsCpu,
   };
   return kTable;
 }

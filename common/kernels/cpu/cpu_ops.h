@@ -126,7 +126,10 @@ struct CpuOps {
   void (*rms_norm)(const float* x, const float* weight, float epsilon, size_t n, float* out);
   // n elements each.
   void (*silu_mul)(const float* gate, const float* up, size_t n, float* out);
+  void (*gelu)(const float* x, size_t n, float* out);
+  void (*gelu_mul)(const float* gate, const float* up, size_t n, float* out);
   void (*add)(const float* y, size_t n, float* x);
+  void (*add_scaled)(const float* y, float factor, size_t n, float* x);  // x = y * factor + x.
   // x = cap * tanh(x / cap).
   void (*soft_cap)(float cap, size_t n, float* x);
   void (*exp)(const float* x, size_t n, float* out);   // For tests: the exp that attention uses.
