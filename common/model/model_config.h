@@ -28,6 +28,11 @@ struct RopeConfig {
   float attention_factor = 1.0f;         // yarn: scales cos and sin
 };
 
+// How a layer's attention differs from that of the others.
+struct LayerAttention {
+  uint32_t window = 0;  // Tokens that a token sees, itself included; 0: all before it.
+};
+
 struct ModelConfig {
   std::string architecture;  // "LlamaForCausalLM", …
   uint32_t vocab_size = 0;
@@ -43,6 +48,7 @@ struct ModelConfig {
   bool qkv_bias = false;  // Qwen2
   bool qk_norm = false;   // Qwen3
   RopeConfig rope;
+  std::vector<LayerAttention> layer_attention;  // By layer.
   DType stored_dtype = DType::kF32;
   std::vector<TokenId> eos_token_ids;  // generation_config.json, else config.json.
 

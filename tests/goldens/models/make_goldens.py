@@ -6,13 +6,14 @@ Each folder beside this script holds a model in Hugging Face's layout and
   logits.f32     the logits of every prompt position: little-endian float32 [prompt, vocab]
 computed in float32 on the CPU with eager attention. common/model/golden_test.cc compares with them.
 
-Run it with the versions in requirements.txt:  python3 make_goldens.py
+Run it with the versions in requirements.txt:  python3 make_goldens.py [NAME ...]
 Half of the configurations are written with the names that transformers used before version 5.
 """
 
 import json
 import pathlib
 import shutil
+import sys
 
 import torch
 import transformers
@@ -57,10 +58,17 @@ MODELS = {
     "llama_sharded": ("Llama", 7, torch.bfloat16, 3, False, {}),
     "mistral": ("Mistral", 8, torch.float32, 1, False,
                 dict(head_dim=10, sliding_window=None, tie_word_embeddings=True)),
+    "mistral_window": ("Mistral", 13, torch.float32, 1, False, dict(sliding_window=10)),
     "qwen2": ("Qwen2", 9, torch.float32, 1, False, dict(num_attention_heads=2)),
     "qwen2_yarn": ("Qwen2", 10, torch.bfloat16, 1, True,
                    dict(head_dim=16, num_attention_heads=2, rope_parameters=YARN)),
+    "qwen2_window": ("Qwen2", 14, torch.float32, 1, True,
+                     dict(num_hidden_layers=3, use_sliding_window=True, sliding_window=5,
+                          max_window_layers=1)),
     "qwen3": ("Qwen3", 11, torch.float32, 1, True, dict(head_dim=16)),
+    "qwen3_window": ("Qwen3", 15, torch.float32, 1, False,
+                     dict(head_dim=16, use_sliding_window=True, sliding_window=20,
+                          layer_types=["sliding_attention", "full_attention"])),
     "qwen3_yarn": ("Qwen3", 12, torch.float32, 1, False,
                    dict(head_dim=16, tie_word_embeddings=True, rope_parameters=YARN_MSCALE)),
 }
@@ -85,6 +93,7 @@ def use_old_spelling(path):
     config["rope_theta"] = rope.pop("rope_theta")
     config["rope_scaling"] = None if rope["rope_type"] == "default" else rope
     config["torch_dtype"] = config.pop("dtype")
+    config.pop("layer_types", None)
     path.write_text(json.dumps(config, indent=2) + "\n")
 
 
@@ -125,8 +134,8 @@ def make(name, family, seed, dtype, shards, old_spelling, options):
 
 def main():
     torch.use_deterministic_algorithms(True)
-    for name, parameters in MODELS.items():
-        make(name, *parameters)
+    for name in sys.argv[1:] or MODELS:
+        make(name, *MODELS[name])
 
 
 if __name__ == "__main__":
