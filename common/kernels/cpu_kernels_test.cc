@@ -234,6 +234,38 @@ TEST(ExpTest, VectorTwinHasTheBitsOfTheScalarOne) {
   }
 }
 
+TEST(TanhTest, VectorTwinHasTheBitsOfTheScalarOne) {
+  Floats x;
+  for (float value = -50.0f; value < 50.0f; value += 0.01f) x.push_back(value);
+  const float infinity = std::numeric_limits<float>::infinity();
+  for (float value : {0.0f, -0.0f, 0.625f, -0.625f, 1e-30f, infinity, -infinity}) {
+    x.push_back(value);
+  }
+
+  for (CpuIsa isa : Isas()) {
+    Floats out(x.size());
+    FindCpuOps(isa)->tanh(x.data(), x.size(), out.data());
+    Floats expected;
+    for (float value : x) expected.push_back(StableTanh(value));
+    EXPECT_TRUE(SameBits(out, expected)) << CpuIsaName(isa);
+  }
+}
+
+TEST(ElementwiseTest, SoftCapAndScale) {
+  const Floats before = Random(1203, 17, 40.0f);
+  for (CpuIsa isa : Isas()) {
+    auto context = MakeContext(2, isa);
+    Floats capped = before;
+    Floats scaled = before;
+    SoftCap(*context, 30.0f, View(capped, {3, 401}));
+    Scale(*context, 1.5f, View(scaled, {3, 401}));
+    for (size_t i = 0; i < before.size(); ++i) {
+      ASSERT_EQ(capped[i], StableTanh(before[i] / 30.0f) * 30.0f) << CpuIsaName(isa);
+      ASSERT_EQ(scaled[i], before[i] * 1.5f) << CpuIsaName(isa);
+    }
+  }
+}
+
 TEST(KernelContextTest, RefusesWhatItCannotDo) {
   EXPECT_EQ(KernelContext::Create({.device = DeviceKind::kCuda}).status().code(),
             absl::StatusCode::kUnimplemented);

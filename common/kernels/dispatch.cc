@@ -205,14 +205,16 @@ void WriteKv(KernelContext& context, const ConstTensorView& k, const ConstTensor
 }
 
 void Attention(KernelContext& context, const ConstTensorView& q, const KvPages& pages,
-               std::span<const SequenceRows> sequences, float scale, const TensorView& out) {
+               std::span<const SequenceRows> sequences, const AttentionOptions& options,
+               const TensorView& out) {
   CheckF32(context, q, 3);
   CheckF32(context, out, 3);
   BATON_CHECK(SameShape(q, out));
   BATON_CHECK(pages.kv_heads > 0 && q.dim(1) % pages.kv_heads == 0);
   BATON_CHECK(q.dim(2) == pages.head_dim);
   CheckSequences(sequences, pages, q.dim(0));
-  context.table().attention(context, q, pages, sequences, scale, out);
+  BATON_CHECK(options.soft_cap >= 0.0f);
+  context.table().attention(context, q, pages, sequences, options, out);
 }
 
 void SiluMul(KernelContext& context, const ConstTensorView& gate, const ConstTensorView& up,
@@ -232,6 +234,17 @@ void GeluMul(KernelContext& context, const ConstTensorView& gate, const ConstTen
              const TensorView& out) {
   CheckGated(context, gate, up, out);
   context.table().gelu_mul(context, gate, up, out);
+}
+
+void SoftCap(KernelContext& context, float cap, const TensorView& x) {
+  CheckF32(context, x, 2);
+  BATON_CHECK(cap > 0.0f);
+  context.table().soft_cap(context, cap, x);
+}
+
+void Scale(KernelContext& context, float factor, const TensorView& x) {
+  CheckF32(context, x, 2);
+  context.table().scale(context, factor, x);
 }
 
 void Add(KernelContext& context, const ConstTensorView& y, const TensorView& x) {

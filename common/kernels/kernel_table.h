@@ -22,12 +22,15 @@ struct KernelTable {
   void (*write_kv)(KernelContext&, const ConstTensorView& k, const ConstTensorView& v,
                    std::span<const SequenceRows> sequences, const KvPages& pages);
   void (*attention)(KernelContext&, const ConstTensorView& q, const KvPages& pages,
-                    std::span<const SequenceRows> sequences, float scale, const TensorView& out);
+                    std::span<const SequenceRows> sequences, const AttentionOptions& options,
+                    const TensorView& out);
   void (*silu_mul)(KernelContext&, const ConstTensorView& gate, const ConstTensorView& up,
                    const TensorView& out);
   void (*gelu)(KernelContext&, const ConstTensorView& x, const TensorView& out);
   void (*gelu_mul)(KernelContext&, const ConstTensorView& gate, const ConstTensorView& up,
                    const TensorView& out);
+  void (*soft_cap)(KernelContext&, float cap, const TensorView& x);
+  void (*scale)(KernelContext&, float factor, const TensorView& x);
   void (*add)(KernelContext&, const ConstTensorView& y, const TensorView& x);
   void (*gather_rows)(KernelContext&, const ConstTensorView& x, std::span<const uint32_t> rows,
                       const TensorView& out);

@@ -161,14 +161,31 @@ void Rope(KernelContext& context, const ConstTensorView& cosines, const ConstTen
 void WriteKv(KernelContext& context, const ConstTensorView& k, const ConstTensorView& v,
              std::span<const SequenceRows> sequences, const KvPages& pages);
 
+// How one layer's attention weighs what a token sees.
+struct AttentionOptions {
+  float scale = 1.0f;  // Of the products of q and K.
+  // Sliding window (Beltagy et al., Longformer, 2020; Jiang et al., Mistral 7B, 2023): how many
+  // tokens a token sees at most, itself included. 0: all before it.
+  uint32_t window = 0;
+  // Scores become soft_cap * tanh(score / soft_cap) (Gemma Team, Gemma 2, 2024). 0: they stay.
+  float soft_cap = 0.0f;
+};
+
+// First position that the token at `position` sees.
+constexpr uint32_t WindowBegin(uint32_t position, uint32_t window) {
+  return window == 0 || position < window ? 0 : position - window + 1;
+}
+
 // Causal grouped-query attention over the cache, which already holds K and V of every row: the
-// token at position p sees [0, p]. Query head h reads KV head h / (heads / kv_heads). Positions are
-// taken in tiles aligned at multiples of kAttentionTile; each gives its own maximum, sum and
-// output, and they are merged in ascending order (Dao et al., FlashAttention, 2022), in prefill and
-// decode alike. q, out [rows, heads, head_dim].
+// token at position p sees [WindowBegin(p), p]; what is before the window of every row is not read.
+// Query head h reads KV head h / (heads / kv_heads). Positions are taken in tiles aligned at
+// multiples of kAttentionTile; each gives its own maximum, sum and output, and they are merged in
+// ascending order (Dao et al., FlashAttention, 2022), in prefill and decode alike.
+// q, out [rows, heads, head_dim].
 inline constexpr uint32_t kAttentionTile = 64;
 void Attention(KernelContext& context, const ConstTensorView& q, const KvPages& pages,
-               std::span<const SequenceRows> sequences, float scale, const TensorView& out);
+               std::span<const SequenceRows> sequences, const AttentionOptions& options,
+               const TensorView& out);
 
 // out = silu(gate) * up, silu(x) = x / (1 + e^-x). All of equal shape. `out` may be `gate`.
 void SiluMul(KernelContext& context, const ConstTensorView& gate, const ConstTensorView& up,
@@ -182,6 +199,12 @@ void Gelu(KernelContext& context, const ConstTensorView& x, const TensorView& ou
 // out = gelu(gate) * up. gate, up, out [rows, n]. `out` may be `gate`.
 void GeluMul(KernelContext& context, const ConstTensorView& gate, const ConstTensorView& up,
              const TensorView& out);
+
+// x = cap * tanh(x / cap), in place. x [rows, n]. REQUIRES: cap > 0.
+void SoftCap(KernelContext& context, float cap, const TensorView& x);
+
+// x *= factor, in place. x [rows, n].
+void Scale(KernelContext& context, float factor, const TensorView& x);
 
 // x += y, of equal shape.
 void Add(KernelContext& context, const ConstTensorView& y, const TensorView& x);

@@ -220,25 +220,25 @@ absl::Status Decoder::Forward(std::span<const BatchRow> rows, KvArena& cache,
   BATON_RETURN_IF_ERROR(FillAngles(batch, all));
   Embedding(*context_, weights_->embedding(), batch.tokens, all.x);
   for (uint32_t index = 0; index < config_.layers; ++index) {
-    const LayerWeights& layer = weights_->layer(index);
     const KvPages pages = LayerPages(cache, index);
-    RunQkv(layer, batch, pages, all);
+    RunQkv(index, batch, pages, all);
     // As early as K and V are complete, so that their transfer hides under the rest of the layer.
     if (layer_done) layer_done(index);
     if (index + 1 < config_.layers) {
-      BATON_RETURN_IF_ERROR(RunRest(layer, batch.sequences, pages, all));
+      BATON_RETURN_IF_ERROR(RunRest(index, batch.sequences, pages, all));
     } else if (!batch.logit_rows.empty()) {
       // After the last K and V, only tokens that want logits are of interest.
       all = Narrow(batch, all);
-      BATON_RETURN_IF_ERROR(RunRest(layer, batch.logit_sequences, pages, all));
+      BATON_RETURN_IF_ERROR(RunRest(index, batch.logit_sequences, pages, all));
     }
   }
   if (batch.logit_rows.empty()) return absl::OkStatus();
   return WriteLogits(all, logits);
 }
 
-void Decoder::RunQkv(const LayerWeights& layer, const Batch& batch, const KvPages& pages,
+void Decoder::RunQkv(uint32_t index, const Batch& batch, const KvPages& pages,
                      const Activations& part) {
+  const LayerWeights& layer = weights_->layer(index);
   const size_t tokens = part.x.dim(0);
   const size_t head_dim = config_.head_dim;
   RmsNorm(*context_, part.x, layer.input_norm, config_.rms_norm_eps, part.h);
@@ -259,12 +259,17 @@ void Decoder::RunQkv(const LayerWeights& layer, const Batch& batch, const KvPage
   WriteKv(*context_, k, v, batch.sequences, pages);
 }
 
-absl::Status Decoder::RunRest(const LayerWeights& layer, std::span<const SequenceRows> sequences,
+AttentionOptions Decoder::AttentionOf(uint32_t index) const {
+  return {.scale = 1.0f / std::sqrt(static_cast<float>(config_.head_dim)),
+          .window = config_.layer_attention[index].window};
+}
+
+absl::Status Decoder::RunRest(uint32_t index, std::span<const SequenceRows> sequences,
                               const KvPages& pages, const Activations& part) {
+  const LayerWeights& layer = weights_->layer(index);
   const size_t tokens = part.x.dim(0);
-  const float scale = 1.0f / std::sqrt(static_cast<float>(config_.head_dim));
   Attention(*context_, part.q.Reshaped({tokens, config_.heads, config_.head_dim}), pages, sequences,
-            scale, part.attention.Reshaped({tokens, config_.heads, config_.head_dim}));
+            AttentionOf(index), part.attention.Reshaped({tokens, config_.heads, config_.head_dim}));
   const LinearOutput o[] = {{&layer.o, {}, part.h}};
   Linear(*context_, part.attention, o);
   Add(*context_, part.h, part.x);

@@ -69,10 +69,10 @@ class Decoder final : public Model {
   absl::Status FillAngles(const Batch& batch, const Activations& all);
   Activations Cut(size_t tokens) const;
   // Keys, values and queries of layer `index`; keys and values go to `pages`.
-  void RunQkv(const LayerWeights& layer, const Batch& batch, const KvPages& pages,
-              const Activations& part);
+  void RunQkv(uint32_t index, const Batch& batch, const KvPages& pages, const Activations& part);
+  AttentionOptions AttentionOf(uint32_t index) const;
   // Attention's output and the feed-forward network, added to the residual stream.
-  absl::Status RunRest(const LayerWeights& layer, std::span<const SequenceRows> sequences,
+  absl::Status RunRest(uint32_t index, std::span<const SequenceRows> sequences,
                        const KvPages& pages, const Activations& part);
   // h = the feed-forward network's output for h.
   absl::Status RunNetwork(const LayerWeights& layer, const Activations& part);

@@ -80,6 +80,11 @@ const nlohmann::json* JsonReader::Find(const char* key) const {
   return found == object_->end() || found->is_null() ? nullptr : &*found;
 }
 
+bool JsonReader::IsNull(const char* key) const {
+  const auto found = object_->find(key);
+  return found != object_->end() && found->is_null();
+}
+
 bool JsonReader::Has(const char* key) const { return Find(key) != nullptr; }
 
 absl::StatusOr<uint32_t> JsonReader::Integer(const char* key, uint32_t low, uint32_t high,

@@ -34,6 +34,8 @@ class JsonReader {
 
   // False for null, too.
   bool Has(const char* key) const;
+  // True for null only, not if absent.
+  bool IsNull(const char* key) const;
   // Null if absent.
   const nlohmann::json* Find(const char* key) const;
 

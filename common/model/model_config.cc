@@ -25,6 +25,16 @@ constexpr uint32_t kExpertsMax = 4096;
 // As config.json describes them.
 enum class ExpertKeys { kNone, kMixtral, kQwen, kQwenShared };
 
+// Which layers have a sliding window where config.json has no layer_types.
+enum class SlidingLayers {
+  kNone,   // Nor may config.json ask for one.
+  kEvery,  // If there is a window.
+  // These if use_sliding_window:
+  kAll,
+  kUpper,      // From max_window_layers on.
+  kAlternate,  // The first, third, … below max_window_layers.
+};
+
 // What distinguishes the architectures, all else being equal; numbers hold if config.json has none.
 struct Family {
   const char* architecture;
@@ -35,19 +45,39 @@ struct Family {
   float rope_theta = 10000.0f;
   ExpertKeys experts = ExpertKeys::kNone;
   TensorNames tensor_names = TensorNames::kLlama;
+  SlidingLayers sliding_layers = SlidingLayers::kNone;
+  uint32_t sliding_window = 0;
 };
 constexpr Family kFamilies[] = {
     {.architecture = "LlamaForCausalLM"},
-    {.architecture = "MistralForCausalLM"},
+    {.architecture = "MistralForCausalLM",
+     .sliding_layers = SlidingLayers::kEvery,
+     .sliding_window = 4096},
     {.architecture = "MixtralForCausalLM",
      .rms_norm_eps = 1e-5f,
      .rope_theta = 1e6f,
      .experts = ExpertKeys::kMixtral,
-     .tensor_names = TensorNames::kMixtral},
-    {.architecture = "Qwen2ForCausalLM", .qkv_bias = true},
-    {.architecture = "Qwen2MoeForCausalLM", .qkv_bias = true, .experts = ExpertKeys::kQwenShared},
-    {.architecture = "Qwen3ForCausalLM", .qk_norm = true, .head_dim = 128},
-    {.architecture = "Qwen3MoeForCausalLM", .qk_norm = true, .experts = ExpertKeys::kQwen},
+     .tensor_names = TensorNames::kMixtral,
+     .sliding_layers = SlidingLayers::kEvery},
+    {.architecture = "Qwen2ForCausalLM",
+     .qkv_bias = true,
+     .sliding_layers = SlidingLayers::kUpper,
+     .sliding_window = 4096},
+    {.architecture = "Qwen2MoeForCausalLM",
+     .qkv_bias = true,
+     .experts = ExpertKeys::kQwenShared,
+     .sliding_layers = SlidingLayers::kAlternate,
+     .sliding_window = 4096},
+    {.architecture = "Qwen3ForCausalLM",
+     .qk_norm = true,
+     .head_dim = 128,
+     .sliding_layers = SlidingLayers::kUpper,
+     .sliding_window = 4096},
+    {.architecture = "Qwen3MoeForCausalLM",
+     .qk_norm = true,
+     .experts = ExpertKeys::kQwen,
+     .sliding_layers = SlidingLayers::kAll,
+     .sliding_window = 4096},
 };
 
 absl::StatusOr<Family> ReadFamily(const JsonReader& config) {
@@ -71,28 +101,89 @@ absl::Status RefuseIfTrue(const JsonReader& config, const char* key) {
   return absl::OkStatus();
 }
 
-// Attention that does not see the whole context.
-absl::Status RefuseSlidingWindow(const JsonReader& config, uint32_t context_tokens) {
-  if (const nlohmann::json* types = config.Find("layer_types"); types != nullptr) {
-    if (!types->is_array()) return config.Error("layer_types", "is not a list");
-    for (const nlohmann::json& type : *types) {
-      if (type != "full_attention") {
-        return config.Error(
-            "layer_types", absl::StrCat("has ", type.dump(), "; only full_attention is supported"));
+// The window of those layers that have one; 0: none has.
+absl::StatusOr<uint32_t> ReadWindow(const JsonReader& config, const Family& family) {
+  const bool asked_for = family.sliding_layers != SlidingLayers::kNone &&
+                         family.sliding_layers != SlidingLayers::kEvery;
+  BATON_ASSIGN_OR_RETURN(const bool used, config.Boolean("use_sliding_window", !asked_for));
+  if (!used || config.IsNull("sliding_window")) return 0;
+  if (!config.Has("sliding_window")) return family.sliding_window;
+  return config.Integer("sliding_window", 1, std::numeric_limits<int32_t>::max());
+}
+
+// layer_types: for each layer, whether it is of type "sliding_attention".
+absl::StatusOr<std::vector<bool>> ReadLayerTypes(const JsonReader& config, uint32_t layers) {
+  const nlohmann::json& types = *config.Find("layer_types");
+  if (!types.is_array() || types.size() != layers) {
+    return config.Error("layer_types", absl::StrCat("is not a list of ", layers, " names"));
+  }
+  std::vector<bool> sliding;
+  for (const nlohmann::json& type : types) {
+    if (type != "full_attention" && type != "sliding_attention") {
+      return config.Error("layer_types",
+                          absl::StrCat("has ", type.dump(), ", which is not supported; supported ",
+                                       "are full_attention, sliding_attention"));
+    }
+    sliding.push_back(type == "sliding_attention");
+  }
+  return sliding;
+}
+
+// For each layer, whether it has the window `window` (0: there is none).
+absl::StatusOr<std::vector<bool>> ReadSlidingLayers(const JsonReader& config, const Family& family,
+                                                    uint32_t layers, uint32_t window) {
+  if (config.Has("layer_types")) return ReadLayerTypes(config, layers);
+  std::vector<bool> sliding(layers, false);
+  switch (family.sliding_layers) {
+    case SlidingLayers::kNone:
+      break;
+    case SlidingLayers::kEvery:
+    case SlidingLayers::kAll:
+      sliding.assign(layers, window != 0);
+      break;
+    case SlidingLayers::kUpper: {
+      BATON_ASSIGN_OR_RETURN(const uint32_t begin,
+                             config.Integer("max_window_layers", 0, kLayersMax, 28));
+      for (uint32_t layer = begin; layer < layers; ++layer) sliding[layer] = window != 0;
+      break;
+    }
+    case SlidingLayers::kAlternate: {
+      BATON_ASSIGN_OR_RETURN(const uint32_t end,
+                             config.Integer("max_window_layers", 0, kLayersMax, 28));
+      for (uint32_t layer = 0; layer < std::min(end, layers); layer += 2) {
+        sliding[layer] = window != 0;
       }
+      break;
     }
   }
-  BATON_ASSIGN_OR_RETURN(const bool used, config.Boolean("use_sliding_window", true));
-  if (!used || !config.Has("sliding_window")) return absl::OkStatus();
-  BATON_ASSIGN_OR_RETURN(const uint32_t window,
-                         config.Integer("sliding_window", 0, std::numeric_limits<int32_t>::max()));
-  if (window >= context_tokens) return absl::OkStatus();  // Sees everything.
-  return config.Error("sliding_window",
-                      absl::StrCat("is ", window, ": sliding window attention is not supported"));
+  return sliding;
+}
+
+// REQUIRES: model->context_tokens is final.
+absl::Status ReadLayerAttention(const JsonReader& config, const Family& family,
+                                ModelConfig* model) {
+  BATON_ASSIGN_OR_RETURN(const uint32_t window, ReadWindow(config, family));
+  BATON_ASSIGN_OR_RETURN(const std::vector<bool> sliding,
+                         ReadSlidingLayers(config, family, model->layers, window));
+  const bool some = std::find(sliding.begin(), sliding.end(), true) != sliding.end();
+  if (some && window == 0) {
+    return config.Error("layer_types", "has sliding_attention, but there is no sliding_window");
+  }
+  const bool limited = window != 0 && window < model->context_tokens;
+  if (family.sliding_layers == SlidingLayers::kNone && (some || limited)) {
+    return config.Error(
+        some ? "layer_types" : "sliding_window",
+        absl::StrCat("asks for a sliding window, which ", family.architecture, " does not have"));
+  }
+  model->layer_attention.resize(model->layers);
+  for (uint32_t layer = 0; layer < model->layers; ++layer) {
+    if (sliding[layer] && limited) model->layer_attention[layer].window = window;
+  }
+  return absl::OkStatus();
 }
 
 // Options that change the computation and that we do not implement.
-absl::Status RefuseUnsupported(const JsonReader& config, const ModelConfig& model) {
+absl::Status RefuseUnsupported(const JsonReader& config) {
   BATON_ASSIGN_OR_RETURN(const std::string activation, config.String("hidden_act", "silu"));
   if (activation != "silu" && activation != "swish") {
     return config.Error("hidden_act",
@@ -109,7 +200,7 @@ absl::Status RefuseUnsupported(const JsonReader& config, const ModelConfig& mode
   }
   BATON_ASSIGN_OR_RETURN(const double rotary, config.Number("partial_rotary_factor", 1.0));
   if (rotary != 1.0) return config.Error("partial_rotary_factor", "other than 1 is not supported");
-  return RefuseSlidingWindow(config, model.context_tokens);
+  return absl::OkStatus();
 }
 
 absl::StatusOr<float> PositiveNumber(const JsonReader& reader, const char* key,
@@ -360,9 +451,10 @@ absl::StatusOr<ModelConfig> ModelConfig::Load(const std::string& directory) {
   BATON_ASSIGN_OR_RETURN(model.rms_norm_eps,
                          PositiveNumber(config, "rms_norm_eps", family.rms_norm_eps));
   BATON_ASSIGN_OR_RETURN(model.tied_embeddings, config.Boolean("tie_word_embeddings", false));
-  BATON_RETURN_IF_ERROR(RefuseUnsupported(config, model));
+  BATON_RETURN_IF_ERROR(RefuseUnsupported(config));
   BATON_RETURN_IF_ERROR(ReadRope(config, model.context_tokens, &model.rope));
   model.context_tokens = ExtendedContext(model);
+  BATON_RETURN_IF_ERROR(ReadLayerAttention(config, family, &model));
   BATON_RETURN_IF_ERROR(ReadStoredType(config, &model));
   BATON_RETURN_IF_ERROR(ReadEosTokens(config, directory, &model));
   return model;

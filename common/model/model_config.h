@@ -41,6 +41,11 @@ struct ExpertsConfig {
 // How a file names its tensors.
 enum class TensorNames { kLlama, kMixtral };
 
+// How a layer's attention differs from that of the others.
+struct LayerAttention {
+  uint32_t window = 0;  // Tokens that a token sees, itself included; 0: all before it.
+};
+
 struct ModelConfig {
   std::string architecture;  // "LlamaForCausalLM", …
   uint32_t vocab_size = 0;
@@ -58,6 +63,7 @@ struct ModelConfig {
   ExpertsConfig experts;
   RopeConfig rope;
   TensorNames tensor_names = TensorNames::kLlama;
+  std::vector<LayerAttention> layer_attention;  // By layer.
   DType stored_dtype = DType::kF32;
   std::vector<TokenId> eos_token_ids;  // generation_config.json, else config.json.
 

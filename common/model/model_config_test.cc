@@ -68,6 +68,15 @@ class ModelConfigTest : public testing::Test {
     config[key] = value;
     return Load(config);
   }
+  // By layer.
+  std::vector<uint32_t> Windows(const Json& config) {
+    const absl::StatusOr<ModelConfig> model = Load(config);
+    EXPECT_TRUE(model.ok()) << model.status();
+    std::vector<uint32_t> windows;
+    if (!model.ok()) return windows;
+    for (const LayerAttention& layer : model->layer_attention) windows.push_back(layer.window);
+    return windows;
+  }
   void ExpectRefused(const std::string& key, const Json& value, const std::string& word = "") {
     const absl::Status status = LoadWith(key, value).status();
     EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << key << " " << value;
@@ -162,6 +171,30 @@ TEST_F(ModelConfigTest, ReadsQwenMoe) {
   EXPECT_TRUE(config->qkv_bias);
   file["qkv_bias"] = false;
   EXPECT_FALSE(Load(file)->qkv_bias);
+}
+
+TEST_F(ModelConfigTest, MixturesHaveWindowsOfTheirOwn) {
+  const auto windows = [this](const Json& file) {
+    std::vector<uint32_t> found;
+    const ModelConfig config = Load(file).value();
+    for (const LayerAttention& layer : config.layer_attention) {
+      found.push_back(layer.window);
+    }
+    return found;
+  };
+  Json file = QwenMoe();
+  file["sliding_window"] = 9;
+  EXPECT_THAT(windows(file), ElementsAre(0, 0, 0));
+  file["use_sliding_window"] = true;
+  EXPECT_THAT(windows(file), ElementsAre(9, 9, 9));
+  file["architectures"] = {"Qwen2MoeForCausalLM"};
+  file["shared_expert_intermediate_size"] = 48;
+  EXPECT_THAT(windows(file), ElementsAre(9, 0, 9));
+  file["max_window_layers"] = 2;
+  EXPECT_THAT(windows(file), ElementsAre(9, 0, 0));
+  file["architectures"] = {"MixtralForCausalLM"};
+  file.erase("use_sliding_window");
+  EXPECT_THAT(windows(file), ElementsAre(9, 9, 9));
 }
 
 TEST_F(ModelConfigTest, RefusesExpertsThatMakeNoSense) {
@@ -264,16 +297,71 @@ TEST_F(ModelConfigTest, RefusesRopeItDoesNotKnow) {
   ExpectRefused("partial_rotary_factor", 0.5);
 }
 
-TEST_F(ModelConfigTest, RefusesSlidingWindowsUnlessTheyAreOff) {
+TEST_F(ModelConfigTest, ArchitecturesWithoutAWindowRefuseIt) {
   ExpectRefused("sliding_window", 1024, "sliding window");
-  ExpectRefused("layer_types", {"full_attention", "sliding_attention"}, "sliding_attention");
+  Json types = Llama();
+  types["sliding_window"] = 4096;
+  types["layer_types"] = {"full_attention", "full_attention", "sliding_attention"};
+  EXPECT_FALSE(Load(types).ok());
   EXPECT_TRUE(LoadWith("sliding_window", nullptr).ok());
   EXPECT_TRUE(LoadWith("sliding_window", 4096).ok());  // As long as the context.
-  EXPECT_TRUE(LoadWith("layer_types", {"full_attention", "full_attention"}).ok());
+  EXPECT_TRUE(
+      LoadWith("layer_types", Json::array({"full_attention", "full_attention", "full_attention"}))
+          .ok());
   Json off = Llama();
   off["sliding_window"] = 1024;
   off["use_sliding_window"] = false;
   EXPECT_TRUE(Load(off).ok());
+}
+
+TEST_F(ModelConfigTest, MistralHasItsWindowInEveryLayer) {
+  Json config = Llama();
+  config["architectures"] = {"MistralForCausalLM"};
+  config["max_position_embeddings"] = 32768;
+
+  EXPECT_THAT(Windows(config), ElementsAre(4096, 4096, 4096));  // What it is if nothing is said.
+  config["sliding_window"] = 1024;
+  EXPECT_THAT(Windows(config), ElementsAre(1024, 1024, 1024));
+  config["sliding_window"] = nullptr;
+  EXPECT_THAT(Windows(config), ElementsAre(0, 0, 0));
+  config["sliding_window"] = 32768;
+  EXPECT_THAT(Windows(config), ElementsAre(0, 0, 0));
+  config["sliding_window"] = 0;
+  EXPECT_FALSE(Load(config).ok());
+}
+
+TEST_F(ModelConfigTest, QwenHasItsWindowInUpperLayersIfItIsUsed) {
+  for (const char* architecture : {"Qwen2ForCausalLM", "Qwen3ForCausalLM"}) {
+    Json config = Llama();
+    config["architectures"] = {architecture};
+    config["sliding_window"] = 1024;
+    config["max_window_layers"] = 1;
+
+    EXPECT_THAT(Windows(config), ElementsAre(0, 0, 0));
+    config["use_sliding_window"] = true;
+    EXPECT_THAT(Windows(config), ElementsAre(0, 1024, 1024));
+    config["max_window_layers"] = nullptr;
+    EXPECT_THAT(Windows(config), ElementsAre(0, 0, 0));
+    config["layer_types"] = {"sliding_attention", "full_attention", "sliding_attention"};
+    EXPECT_THAT(Windows(config), ElementsAre(1024, 0, 1024));
+  }
+}
+
+TEST_F(ModelConfigTest, RefusesLayerTypesThatMakeNoSense) {
+  Json config = Llama();
+  config["architectures"] = {"Qwen2ForCausalLM"};
+  config["sliding_window"] = 1024;
+  const auto refused = [&](const Json& types, bool used, const std::string& word) {
+    config["layer_types"] = types;
+    config["use_sliding_window"] = used;
+    const absl::Status status = Load(config).status();
+    EXPECT_THAT(std::string(status.message()), AllOf(HasSubstr("layer_types"), HasSubstr(word)));
+  };
+
+  refused({"sliding_attention", "full_attention", "full_attention"}, false, "no sliding_window");
+  refused({"full_attention", "full_attention"}, true, "3");
+  refused({"full_attention", "full_attention", "chunked_attention"}, true, "chunked_attention");
+  refused("full_attention", true, "list");
 }
 
 TEST_F(ModelConfigTest, RefusesWhatItDoesNotImplement) {

@@ -152,6 +152,18 @@ void GeluMulCpu(KernelContext& context, const ConstTensorView& gate, const Const
   });
 }
 
+void SoftCapCpu(KernelContext& context, float cap, const TensorView& x) {
+  ForRanges(context, x.elements(), 24, [&](size_t begin, size_t end, uint32_t) {
+    context.cpu_ops().soft_cap(cap, end - begin, x.f32() + begin);
+  });
+}
+
+void ScaleCpu(KernelContext& context, float factor, const TensorView& x) {
+  ForRanges(context, x.elements(), 1, [&](size_t begin, size_t end, uint32_t) {
+    for (size_t i = begin; i < end; ++i) x.f32()[i] *= factor;
+  });
+}
+
 void AddCpu(KernelContext& context, const ConstTensorView& y, const TensorView& x) {
   ForRanges(context, x.elements(), 1, [&](size_t begin, size_t end, uint32_t) {
     context.cpu_ops().add(y.f32() + begin, end - begin, x.f32() + begin);
@@ -251,6 +263,8 @@ const KernelTable& CpuKernels() {
       .silu_mul = SiluMulCpu,
       .gelu = GeluCpu,
       .gelu_mul = GeluMulCpu,
+      .soft_cap = SoftCapCpu,
+      .scale = ScaleCpu,
       .add = AddCpu,
       .gather_rows = GatherRowsCpu,
       .combine_rows = CombineRowsCpu,

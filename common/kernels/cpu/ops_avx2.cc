@@ -81,7 +81,9 @@ const CpuOps kCpuOpsAvx2 = {
     .gelu_mul = GeluMulOp,
     .add = AddOp,
     .add_scaled = AddScaledOp,
+    .soft_cap = SoftCapOp,
     .exp = ExpOp,
+    .tanh = TanhOp,
 };
 
 }  // namespace baton

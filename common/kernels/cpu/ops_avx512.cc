@@ -78,7 +78,9 @@ const CpuOps kCpuOpsAvx512 = {
     .gelu_mul = GeluMulOp,
     .add = AddOp,
     .add_scaled = AddScaledOp,
+    .soft_cap = SoftCapOp,
     .exp = ExpOp,
+    .tanh = TanhOp,
 };
 
 }  // namespace baton

@@ -72,7 +72,9 @@ const CpuOps kCpuOpsBaseline = {
     .gelu_mul = GeluMulOp,
     .add = AddOp,
     .add_scaled = AddScaledOp,
+    .soft_cap = SoftCapOp,
     .exp = ExpOp,
+    .tanh = TanhOp,
 };
 
 }  // namespace baton

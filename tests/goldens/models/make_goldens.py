@@ -6,7 +6,7 @@ Each folder beside this script holds a model in Hugging Face's layout and
   logits.f32     the logits of every prompt position: little-endian float32 [prompt, vocab]
 computed in float32 on the CPU with eager attention. common/model/golden_test.cc compares with them.
 
-Run it with the versions in requirements.txt:  python3 make_goldens.py [NAME...]
+Run it with the versions in requirements.txt:  python3 make_goldens.py [NAME ...]
 Half of the configurations are written with the names that transformers used before version 5.
 """
 
@@ -60,26 +60,35 @@ MODELS = {
     "llama_sharded": ("Llama", 7, torch.bfloat16, 3, False, {}),
     "mistral": ("Mistral", 8, torch.float32, 1, False,
                 dict(head_dim=10, sliding_window=None, tie_word_embeddings=True)),
+    "mistral_window": ("Mistral", 13, torch.float32, 1, False, dict(sliding_window=10)),
     "qwen2": ("Qwen2", 9, torch.float32, 1, False, dict(num_attention_heads=2)),
     "qwen2_yarn": ("Qwen2", 10, torch.bfloat16, 1, True,
                    dict(head_dim=16, num_attention_heads=2, rope_parameters=YARN)),
+    "qwen2_window": ("Qwen2", 14, torch.float32, 1, True,
+                     dict(num_hidden_layers=3, use_sliding_window=True, sliding_window=5,
+                          max_window_layers=1)),
     "qwen3": ("Qwen3", 11, torch.float32, 1, True, dict(head_dim=16)),
+    "qwen3_window": ("Qwen3", 15, torch.float32, 1, False,
+                     dict(head_dim=16, use_sliding_window=True, sliding_window=20,
+                          layer_types=["sliding_attention", "full_attention"])),
     "qwen3_yarn": ("Qwen3", 12, torch.float32, 1, False,
                    dict(head_dim=16, tie_word_embeddings=True, rope_parameters=YARN_MSCALE)),
     "mixtral": ("Mixtral", 13, torch.float32, 1, True,
                 dict(intermediate_size=24, num_local_experts=4, num_experts_per_tok=2)),
-    "mixtral_bf16": ("Mixtral", 54, torch.bfloat16, 3, False,
+    "mixtral_bf16": ("Mixtral", 114, torch.bfloat16, 3, False,
                      dict(intermediate_size=24, head_dim=16, num_local_experts=5,
-                          num_experts_per_tok=3)),
+                          num_experts_per_tok=3, sliding_window=7)),
     "qwen2_moe": ("Qwen2Moe", 15, torch.float32, 1, True,
                   dict(moe_intermediate_size=20, shared_expert_intermediate_size=36, num_experts=5,
-                       num_experts_per_tok=2, use_sliding_window=False)),
+                       num_experts_per_tok=2, use_sliding_window=True, sliding_window=6,
+                       max_window_layers=2)),
     "qwen3_moe": ("Qwen3Moe", 56, torch.float32, 1, True,
                   dict(head_dim=16, moe_intermediate_size=20, num_experts=8, num_experts_per_tok=3,
                        norm_topk_prob=True)),
     "qwen3_moe_mixed": ("Qwen3Moe", 17, torch.bfloat16, 1, False,
                         dict(moe_intermediate_size=24, num_experts=6, num_experts_per_tok=2,
                              num_hidden_layers=5, decoder_sparse_step=2, mlp_only_layers=[1],
+                             use_sliding_window=True, sliding_window=9,
                              tie_word_embeddings=True)),
 }
 
@@ -105,6 +114,7 @@ def use_old_spelling(path):
     config["torch_dtype"] = config.pop("dtype")
     if config["model_type"].startswith("qwen") and "num_local_experts" in config:
         config["num_experts"] = config.pop("num_local_experts")
+    config.pop("layer_types", None)
     path.write_text(json.dumps(config, indent=2) + "\n")
 
 
