@@ -273,8 +273,8 @@ TEST_F(DecoderTest, EmptyBatchDoesNothing) {
 TEST(TinyModelTest, EqualSeedsWriteEqualBytesForEveryFamily) {
   const std::string directory = testing::TempDir() + std::to_string(getpid()) + "tiny_model_test";
   std::filesystem::create_directories(directory);
-  for (const char* architecture :
-       {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}) {
+  for (const char* architecture : {"LlamaForCausalLM", "MistralForCausalLM", "Phi3ForCausalLM",
+                                   "Qwen2ForCausalLM", "Qwen3ForCausalLM"}) {
     for (DType dtype : {DType::kF32, DType::kF16}) {
       const TinyModelOptions options = {.architecture = architecture, .dtype = dtype};
       ASSERT_TRUE(WriteTinyModel(directory, options).ok());
