@@ -62,6 +62,10 @@ absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Create(Device& device, const M
                                                std::move(context), batch_tokens_max,
                                                std::move(fingerprint)));
   BATON_RETURN_IF_ERROR(decoder->AllocateScratch());
+  if (config.experts.count > 0) {
+    BATON_ASSIGN_OR_RETURN(decoder->experts_, ExpertMixture::Create(device, *decoder->context_,
+                                                                    config, batch_tokens_max));
+  }
   return decoder;
 }
 
@@ -94,8 +98,11 @@ absl::Status Decoder::AllocateScratch() {
   BATON_RETURN_IF_ERROR(allocate(tokens, q_size, &scratch_.attention));
   BATON_RETURN_IF_ERROR(allocate(tokens, kv_size, &scratch_.k));
   BATON_RETURN_IF_ERROR(allocate(tokens, kv_size, &scratch_.v));
-  BATON_RETURN_IF_ERROR(allocate(tokens, config_.intermediate_size, &scratch_.gate));
-  BATON_RETURN_IF_ERROR(allocate(tokens, config_.intermediate_size, &scratch_.up));
+  bool some_dense = false;
+  for (uint32_t i = 0; i < config_.layers; ++i) some_dense = some_dense || !config_.HasExperts(i);
+  const size_t inner = some_dense ? config_.intermediate_size : 0;
+  BATON_RETURN_IF_ERROR(allocate(tokens, inner, &scratch_.gate));
+  BATON_RETURN_IF_ERROR(allocate(tokens, inner, &scratch_.up));
   BATON_RETURN_IF_ERROR(allocate(tokens, half, &scratch_.cosines));
   BATON_RETURN_IF_ERROR(allocate(tokens, half, &scratch_.sines));
   host_cosines_.resize(tokens * half);
@@ -218,11 +225,11 @@ absl::Status Decoder::Forward(std::span<const BatchRow> rows, KvArena& cache,
     // As early as K and V are complete, so that their transfer hides under the rest of the layer.
     if (layer_done) layer_done(index);
     if (index + 1 < config_.layers) {
-      RunRest(index, batch.sequences, pages, all);
+      BATON_RETURN_IF_ERROR(RunRest(index, batch.sequences, pages, all));
     } else if (!batch.logit_rows.empty()) {
       // After the last K and V, only tokens that want logits are of interest.
       all = Narrow(batch, all);
-      RunRest(index, batch.logit_sequences, pages, all);
+      BATON_RETURN_IF_ERROR(RunRest(index, batch.logit_sequences, pages, all));
     }
   }
   if (batch.logit_rows.empty()) return absl::OkStatus();
@@ -257,8 +264,8 @@ AttentionOptions Decoder::AttentionOf(uint32_t index) const {
           .window = config_.layer_attention[index].window};
 }
 
-void Decoder::RunRest(uint32_t index, std::span<const SequenceRows> sequences, const KvPages& pages,
-                      const Activations& part) {
+absl::Status Decoder::RunRest(uint32_t index, std::span<const SequenceRows> sequences,
+                              const KvPages& pages, const Activations& part) {
   const LayerWeights& layer = weights_->layer(index);
   const size_t tokens = part.x.dim(0);
   Attention(*context_, part.q.Reshaped({tokens, config_.heads, config_.head_dim}), pages, sequences,
@@ -267,12 +274,19 @@ void Decoder::RunRest(uint32_t index, std::span<const SequenceRows> sequences, c
   Linear(*context_, part.attention, o);
   Add(*context_, part.h, part.x);
   RmsNorm(*context_, part.x, layer.attention_norm, config_.rms_norm_eps, part.h);
+  BATON_RETURN_IF_ERROR(RunNetwork(layer, part));
+  Add(*context_, part.h, part.x);
+  return absl::OkStatus();
+}
+
+absl::Status Decoder::RunNetwork(const LayerWeights& layer, const Activations& part) {
+  if (!layer.experts.networks.empty()) return experts_->Run(layer.experts, part.h, part.h);
   const LinearOutput gate_up[] = {{&layer.gate, {}, part.gate}, {&layer.up, {}, part.up}};
   Linear(*context_, part.h, gate_up);
   SiluMul(*context_, part.gate, part.up, part.gate);
   const LinearOutput down[] = {{&layer.down, {}, part.h}};
   Linear(*context_, part.gate, down);
-  Add(*context_, part.h, part.x);
+  return absl::OkStatus();
 }
 
 Decoder::Activations Decoder::Narrow(const Batch& batch, const Activations& all) {

@@ -1,5 +1,5 @@
-// The forward pass of Llama, Mistral, Qwen2 and Qwen3: one decoder, whose configuration says where
-// they differ. See model.h for the promises.
+// The forward pass of Llama, Mistral, Qwen and their mixtures of experts: one decoder, whose
+// configuration says where they differ. See model.h for the promises.
 #ifndef BATON_COMMON_MODEL_DECODER_H_
 #define BATON_COMMON_MODEL_DECODER_H_
 
@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "common/kernels/kernels.h"
+#include "common/model/expert_mixture.h"
 #include "common/model/model.h"
 #include "common/model/rope_angles.h"
 #include "common/model/weights.h"
@@ -71,8 +72,10 @@ class Decoder final : public Model {
   void RunQkv(uint32_t index, const Batch& batch, const KvPages& pages, const Activations& part);
   AttentionOptions AttentionOf(uint32_t index) const;
   // Attention's output and the feed-forward network, added to the residual stream.
-  void RunRest(uint32_t index, std::span<const SequenceRows> sequences, const KvPages& pages,
-               const Activations& part);
+  absl::Status RunRest(uint32_t index, std::span<const SequenceRows> sequences,
+                       const KvPages& pages, const Activations& part);
+  // h = the feed-forward network's output for h.
+  absl::Status RunNetwork(const LayerWeights& layer, const Activations& part);
   // Reduces to the tokens that want logits. x and q change places with h and attention.
   Activations Narrow(const Batch& batch, const Activations& all);
   absl::Status WriteLogits(const Activations& part, std::span<float> logits);
@@ -86,10 +89,11 @@ class Decoder final : public Model {
   const std::string numerics_;
   const RopeAngles angles_;
 
-  std::vector<DeviceMemory> memory_;  // Behind `scratch_` and `logits_`.
-  Activations scratch_;               // For batch_tokens_max_ tokens.
-  TensorView logits_;                 // [kLogitRowsMax, vocab]
-  std::vector<float> host_cosines_;   // As cosines, on the host.
+  std::vector<DeviceMemory> memory_;        // Behind `scratch_` and `logits_`.
+  Activations scratch_;                     // For batch_tokens_max_ tokens.
+  TensorView logits_;                       // [kLogitRowsMax, vocab]
+  std::unique_ptr<ExpertMixture> experts_;  // Null if no layer has any.
+  std::vector<float> host_cosines_;         // As cosines, on the host.
   std::vector<float> host_sines_;
 };
 

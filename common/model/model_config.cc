@@ -19,13 +19,17 @@ constexpr uint32_t kDimensionMax = 1u << 20;
 constexpr uint32_t kLayersMax = 4096;
 constexpr uint32_t kVocabSizeMax = 1u << 24;
 constexpr size_t kEosTokensMax = 64;
+constexpr uint32_t kExpertsMax = 4096;
 
 // Which layers have a sliding window where config.json has no layer_types.
 enum class SlidingLayers {
   kNone,   // Nor may config.json ask for one.
   kEvery,  // If there is a window.
-  kUpper,  // From max_window_layers on, if use_sliding_window.
+  kUpper,  // From max_window_layers on, if there is a window.
 };
+
+// As config.json describes them.
+enum class ExpertKeys { kNone, kMixtral, kQwen, kQwenShared };
 
 // What distinguishes the architectures, all else being equal; numbers hold if config.json has none.
 struct Family {
@@ -34,16 +38,25 @@ struct Family {
   bool qk_norm = false;
   uint32_t head_dim = 0;  // 0: hidden_size / heads.
   float rms_norm_eps = 1e-6f;
+  float rope_theta = 10000.0f;
   bool partial_rotary = false;  // Whether heads may be rotated in part.
+  ExpertKeys experts = ExpertKeys::kNone;
   TensorNames tensor_names = TensorNames::kLlama;
   SlidingLayers sliding_layers = SlidingLayers::kNone;
   uint32_t sliding_window = 0;
+  bool use_sliding_window = true;
 };
 constexpr Family kFamilies[] = {
     {.architecture = "LlamaForCausalLM"},
     {.architecture = "MistralForCausalLM",
      .sliding_layers = SlidingLayers::kEvery,
      .sliding_window = 4096},
+    {.architecture = "MixtralForCausalLM",
+     .rms_norm_eps = 1e-5f,
+     .rope_theta = 1e6f,
+     .experts = ExpertKeys::kMixtral,
+     .tensor_names = TensorNames::kMixtral,
+     .sliding_layers = SlidingLayers::kEvery},
     {.architecture = "Phi3ForCausalLM",
      .rms_norm_eps = 1e-5f,
      .partial_rotary = true,
@@ -52,12 +65,21 @@ constexpr Family kFamilies[] = {
     {.architecture = "Qwen2ForCausalLM",
      .qkv_bias = true,
      .sliding_layers = SlidingLayers::kUpper,
-     .sliding_window = 4096},
+     .sliding_window = 4096,
+     .use_sliding_window = false},
+    {.architecture = "Qwen2MoeForCausalLM", .qkv_bias = true, .experts = ExpertKeys::kQwenShared},
     {.architecture = "Qwen3ForCausalLM",
      .qk_norm = true,
      .head_dim = 128,
      .sliding_layers = SlidingLayers::kUpper,
-     .sliding_window = 4096},
+     .sliding_window = 4096,
+     .use_sliding_window = false},
+    {.architecture = "Qwen3MoeForCausalLM",
+     .qk_norm = true,
+     .experts = ExpertKeys::kQwen,
+     .sliding_layers = SlidingLayers::kEvery,
+     .sliding_window = 4096,
+     .use_sliding_window = false},
 };
 
 absl::StatusOr<Family> ReadFamily(const JsonReader& config) {
@@ -83,8 +105,8 @@ absl::Status RefuseIfTrue(const JsonReader& config, const char* key) {
 
 // The window of those layers that have one; 0: none has.
 absl::StatusOr<uint32_t> ReadWindow(const JsonReader& config, const Family& family) {
-  const bool asked_for = family.sliding_layers == SlidingLayers::kUpper;
-  BATON_ASSIGN_OR_RETURN(const bool used, config.Boolean("use_sliding_window", !asked_for));
+  BATON_ASSIGN_OR_RETURN(const bool used,
+                         config.Boolean("use_sliding_window", family.use_sliding_window));
   if (!used || config.IsNull("sliding_window")) return 0;
   if (!config.Has("sliding_window")) return family.sliding_window;
   return config.Integer("sliding_window", 1, std::numeric_limits<int32_t>::max());
@@ -210,6 +232,56 @@ absl::Status ReadDimensions(const JsonReader& config, const Family& family, Mode
   return absl::OkStatus();
 }
 
+// Which layers have experts: each `decoder_sparse_step`-th, but none of `mlp_only_layers`.
+absl::Status ReadSparseLayers(const JsonReader& config, ModelConfig* model) {
+  std::vector<bool>& in_layer = model->experts.in_layer;
+  BATON_ASSIGN_OR_RETURN(const uint32_t step,
+                         config.Integer("decoder_sparse_step", 1, kLayersMax, 1));
+  for (uint32_t layer = 0; layer < model->layers; ++layer) {
+    in_layer[layer] = (layer + 1) % step == 0;
+  }
+  const nlohmann::json* dense = config.Find("mlp_only_layers");
+  if (dense == nullptr) return absl::OkStatus();
+  if (!dense->is_array()) return config.Error("mlp_only_layers", "is not a list");
+  for (const nlohmann::json& layer : *dense) {
+    if (!layer.is_number_unsigned() || layer.get<uint64_t>() >= model->layers) {
+      return config.Error("mlp_only_layers",
+                          absl::StrCat("has ", layer.dump(), ", which is no layer"));
+    }
+    in_layer[layer.get<size_t>()] = false;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ReadExperts(const JsonReader& config, const Family& family, ModelConfig* model) {
+  if (family.experts == ExpertKeys::kNone) return absl::OkStatus();
+  ExpertsConfig& experts = model->experts;
+  // Files of either family use either name.
+  const bool local = config.Has("num_local_experts");
+  BATON_ASSIGN_OR_RETURN(
+      experts.count, config.Integer(local ? "num_local_experts" : "num_experts", 1, kExpertsMax));
+  BATON_ASSIGN_OR_RETURN(experts.per_token, config.Integer("num_experts_per_tok", 1, kExpertsMax));
+  if (experts.per_token > experts.count) {
+    return config.Error("num_experts_per_tok",
+                        absl::StrCat("is ", experts.per_token, ", but there are ", experts.count));
+  }
+  experts.in_layer.assign(model->layers, true);
+  if (family.experts == ExpertKeys::kMixtral) {
+    experts.intermediate_size = model->intermediate_size;
+    experts.normalize = true;
+    return absl::OkStatus();
+  }
+  BATON_ASSIGN_OR_RETURN(experts.intermediate_size,
+                         config.Integer("moe_intermediate_size", 1, kDimensionMax));
+  BATON_ASSIGN_OR_RETURN(experts.normalize, config.Boolean("norm_topk_prob", false));
+  if (family.experts == ExpertKeys::kQwenShared) {
+    BATON_ASSIGN_OR_RETURN(experts.shared_intermediate_size,
+                           config.Integer("shared_expert_intermediate_size", 1, kDimensionMax));
+    BATON_ASSIGN_OR_RETURN(model->qkv_bias, config.Boolean("qkv_bias", model->qkv_bias));
+  }
+  return ReadSparseLayers(config, model);
+}
+
 absl::Status ReadStoredType(const JsonReader& config, ModelConfig* model) {
   const char* key = config.Has("dtype") ? "dtype" : "torch_dtype";
   BATON_ASSIGN_OR_RETURN(const std::string name, config.String(key, "float32"));
@@ -271,12 +343,14 @@ absl::StatusOr<ModelConfig> ModelConfig::Load(const std::string& directory) {
   model.qk_norm = family.qk_norm;
   model.tensor_names = family.tensor_names;
   BATON_RETURN_IF_ERROR(ReadDimensions(config, family, &model));
+  BATON_RETURN_IF_ERROR(ReadExperts(config, family, &model));
   BATON_ASSIGN_OR_RETURN(model.rms_norm_eps,
                          config.PositiveNumber("rms_norm_eps", family.rms_norm_eps));
   BATON_ASSIGN_OR_RETURN(model.tied_embeddings, config.Boolean("tie_word_embeddings", false));
   BATON_RETURN_IF_ERROR(RefuseUnsupported(config));
   BATON_ASSIGN_OR_RETURN(model.rope, ReadRope(config, {.head_dim = model.head_dim,
                                                        .context_tokens = model.context_tokens,
+                                                       .theta = family.rope_theta,
                                                        .partial = family.partial_rotary}));
   model.context_tokens = ExtendedContext(model);
   BATON_RETURN_IF_ERROR(ReadLayerAttention(config, family, &model));

@@ -38,14 +38,25 @@ struct LayerAttention {
 // How a file names its tensors.
 enum class TensorNames {
   kLlama,
+  kMixtral,
   kPhi3,  // As kLlama, but q, k and v are one matrix, as are gate and up.
+};
+
+// A mixture of experts (Shazeer et al., 2017) in place of the feed-forward network of some layers.
+struct ExpertsConfig {
+  uint32_t count = 0;  // 0: no layer has them.
+  uint32_t per_token = 0;
+  uint32_t intermediate_size = 0;         // Of one expert.
+  uint32_t shared_intermediate_size = 0;  // Of the expert of all tokens (Qwen2-MoE); 0: none.
+  bool normalize = false;                 // The weights of a token's experts add up to 1.
+  std::vector<bool> in_layer;             // By layer.
 };
 
 struct ModelConfig {
   std::string architecture;  // "LlamaForCausalLM", …
   uint32_t vocab_size = 0;
   uint32_t hidden_size = 0;
-  uint32_t intermediate_size = 0;
+  uint32_t intermediate_size = 0;  // Of layers without experts.
   uint32_t layers = 0;
   uint32_t heads = 0;
   uint32_t kv_heads = 0;
@@ -55,11 +66,14 @@ struct ModelConfig {
   bool tied_embeddings = false;
   bool qkv_bias = false;  // Qwen2
   bool qk_norm = false;   // Qwen3
+  ExpertsConfig experts;
   RopeConfig rope;
   TensorNames tensor_names = TensorNames::kLlama;
   std::vector<LayerAttention> layer_attention;  // By layer.
   DType stored_dtype = DType::kF32;
   std::vector<TokenId> eos_token_ids;  // generation_config.json, else config.json.
+
+  bool HasExperts(uint32_t layer) const { return experts.count > 0 && experts.in_layer[layer]; }
 
   // Reads config.json and generation_config.json (optional) of a Hugging Face folder.
   static absl::StatusOr<ModelConfig> Load(const std::string& directory);

@@ -46,6 +46,15 @@ class ModelConfigTest : public testing::Test {
             {"vocab_size", 1000}};
   }
 
+  static Json QwenMoe() {
+    Json config = Llama();
+    config["architectures"] = {"Qwen3MoeForCausalLM"};
+    config["num_experts"] = 16;
+    config["num_experts_per_tok"] = 4;
+    config["moe_intermediate_size"] = 96;
+    return config;
+  }
+
   void Write(const std::string& name, const std::string& text) {
     std::ofstream(directory_ + "/" + name) << text;
   }
@@ -105,6 +114,85 @@ TEST_F(ModelConfigTest, FamiliesDiffer) {
   EXPECT_TRUE(LoadWith("architectures", {"Qwen3ForCausalLM"})->qk_norm);
   EXPECT_EQ(LoadWith("architectures", {"Qwen3ForCausalLM"})->head_dim, 128u);
   EXPECT_TRUE(LoadWith("architectures", {"MistralForCausalLM"}).ok());
+}
+
+TEST_F(ModelConfigTest, ReadsMixtral) {
+  Json file = Llama();
+  file["architectures"] = {"MixtralForCausalLM"};
+  file["num_local_experts"] = 8;
+  file["num_experts_per_tok"] = 2;
+  file.erase("rope_theta");
+  file.erase("rms_norm_eps");
+
+  const absl::StatusOr<ModelConfig> config = Load(file);
+
+  ASSERT_TRUE(config.ok()) << config.status();
+  EXPECT_EQ(config->experts.count, 8u);
+  EXPECT_EQ(config->experts.per_token, 2u);
+  EXPECT_EQ(config->experts.intermediate_size, 128u);
+  EXPECT_EQ(config->experts.shared_intermediate_size, 0u);
+  EXPECT_TRUE(config->experts.normalize);
+  EXPECT_TRUE(config->HasExperts(0));
+  EXPECT_EQ(config->rope.theta, 1e6f);
+  EXPECT_FLOAT_EQ(config->rms_norm_eps, 1e-5f);
+}
+
+TEST_F(ModelConfigTest, ReadsQwenMoe) {
+  Json file = QwenMoe();
+
+  absl::StatusOr<ModelConfig> config = Load(file);
+  ASSERT_TRUE(config.ok()) << config.status();
+  EXPECT_TRUE(config->qk_norm);
+  EXPECT_EQ(config->head_dim, 8u);
+  EXPECT_EQ(config->experts.count, 16u);
+  EXPECT_EQ(config->experts.per_token, 4u);
+  EXPECT_EQ(config->experts.intermediate_size, 96u);
+  EXPECT_EQ(config->intermediate_size, 128u);
+  EXPECT_FALSE(config->experts.normalize);
+  for (uint32_t layer = 0; layer < 3; ++layer) EXPECT_TRUE(config->HasExperts(layer));
+
+  file["num_hidden_layers"] = 6;
+  file["norm_topk_prob"] = true;
+  file["decoder_sparse_step"] = 2;
+  file["mlp_only_layers"] = {0, 3};
+  file["num_local_experts"] = file["num_experts"];  // As transformers 5 writes it.
+  file.erase("num_experts");
+  config = Load(file);
+  ASSERT_TRUE(config.ok()) << config.status();
+  EXPECT_EQ(config->experts.count, 16u);
+  EXPECT_TRUE(config->experts.normalize);
+  EXPECT_THAT(config->experts.in_layer, ElementsAre(false, true, false, false, false, true));
+
+  file["architectures"] = {"Qwen2MoeForCausalLM"};
+  file["shared_expert_intermediate_size"] = 48;
+  config = Load(file);
+  ASSERT_TRUE(config.ok()) << config.status();
+  EXPECT_EQ(config->experts.shared_intermediate_size, 48u);
+  EXPECT_TRUE(config->qkv_bias);
+  file["qkv_bias"] = false;
+  EXPECT_FALSE(Load(file)->qkv_bias);
+}
+
+TEST_F(ModelConfigTest, RefusesExpertsThatMakeNoSense) {
+  const auto refused = [this](const std::string& key, const Json& value, const std::string& word) {
+    Json file = QwenMoe();
+    file[key] = value;
+    const absl::Status status = Load(file).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << key << " " << value;
+    EXPECT_THAT(std::string(status.message()), AllOf(HasSubstr(key), HasSubstr(word)));
+  };
+
+  refused("num_experts", nullptr, "missing");
+  refused("num_experts", 0, "");
+  refused("num_experts", 100000, "");
+  refused("num_experts_per_tok", nullptr, "missing");
+  refused("num_experts_per_tok", 17, "there are 16");
+  refused("moe_intermediate_size", nullptr, "missing");
+  refused("decoder_sparse_step", 0, "");
+  refused("mlp_only_layers", {3}, "no layer");
+  refused("mlp_only_layers", {-1}, "no layer");
+  refused("mlp_only_layers", 1, "list");
+  refused("norm_topk_prob", 1, "");
 }
 
 TEST_F(ModelConfigTest, ReadsDefaultsAndNulls) {

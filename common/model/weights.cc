@@ -108,6 +108,7 @@ absl::Status ModelWeights::LoadLayer(const ModelConfig& config, uint32_t index,
   }
   BATON_RETURN_IF_ERROR(
       LoadVector(prefix + "post_attention_layernorm.weight", hidden, &layer->attention_norm));
+  if (config.HasExperts(index)) return LoadExperts(config, prefix, &layer->experts);
   BATON_RETURN_IF_ERROR(LoadGateUp(config, prefix + "mlp.", layer));
   return LoadMatrix(prefix + "mlp.down_proj.weight", hidden, config.intermediate_size,
                     &layer->down);
@@ -137,6 +138,38 @@ absl::Status ModelWeights::LoadGateUp(const ModelConfig& config, const std::stri
   }
   BATON_RETURN_IF_ERROR(LoadMatrix(prefix + "gate_proj.weight", inner, hidden, &layer->gate));
   return LoadMatrix(prefix + "up_proj.weight", inner, hidden, &layer->up);
+}
+
+absl::Status ModelWeights::LoadExperts(const ModelConfig& config, const std::string& prefix,
+                                       ExpertWeights* experts) {
+  const ExpertsConfig& sizes = config.experts;
+  const size_t hidden = config.hidden_size;
+  const bool mixtral = config.tensor_names == TensorNames::kMixtral;
+  const std::string block = prefix + (mixtral ? "block_sparse_moe." : "mlp.");
+  const char* const gate = mixtral ? "w1" : "gate_proj";
+  const char* const up = mixtral ? "w3" : "up_proj";
+  const char* const down = mixtral ? "w2" : "down_proj";
+  BATON_RETURN_IF_ERROR(LoadAsStored(block + "gate.weight", sizes.count, hidden, &experts->router));
+  for (uint32_t expert = 0; expert < sizes.count; ++expert) {
+    BATON_RETURN_IF_ERROR(LoadNetwork(absl::StrCat(block, "experts.", expert, "."), gate, up, down,
+                                      hidden, sizes.intermediate_size,
+                                      &experts->networks.emplace_back()));
+  }
+  if (sizes.shared_intermediate_size == 0) return absl::OkStatus();
+  BATON_RETURN_IF_ERROR(
+      LoadAsStored(block + "shared_expert_gate.weight", 1, hidden, &experts->shared_gate));
+  return LoadNetwork(block + "shared_expert.", gate, up, down, hidden,
+                     sizes.shared_intermediate_size, &experts->shared);
+}
+
+absl::Status ModelWeights::LoadNetwork(const std::string& prefix, const char* gate, const char* up,
+                                       const char* down, size_t hidden, size_t inner,
+                                       NetworkWeights* network) {
+  BATON_RETURN_IF_ERROR(
+      LoadMatrix(absl::StrCat(prefix, gate, ".weight"), inner, hidden, &network->gate));
+  BATON_RETURN_IF_ERROR(
+      LoadMatrix(absl::StrCat(prefix, up, ".weight"), inner, hidden, &network->up));
+  return LoadMatrix(absl::StrCat(prefix, down, ".weight"), hidden, inner, &network->down);
 }
 
 absl::StatusOr<const StoredTensor*> ModelWeights::Require(
@@ -178,6 +211,13 @@ absl::Status ModelWeights::LoadParts(const std::string& name, size_t columns,
     row += part.rows;
   }
   return absl::OkStatus();
+}
+
+absl::Status ModelWeights::LoadAsStored(const std::string& name, size_t rows, size_t columns,
+                                        PackedWeight* weight) {
+  BATON_ASSIGN_OR_RETURN(const StoredTensor* tensor, Require(name, {rows, columns}));
+  parameter_count_ += rows * columns;
+  return Pack(name, *tensor, 0, rows, columns, {.form = WeightFormOf(*tensor->dtype)}, weight);
 }
 
 absl::Status ModelWeights::Pack(const std::string& name, const StoredTensor& tensor,

@@ -22,6 +22,22 @@
 
 namespace baton {
 
+// A gated feed-forward network.
+struct NetworkWeights {
+  PackedWeight gate;  // [intermediate, hidden]
+  PackedWeight up;    // As gate.
+  PackedWeight down;  // [hidden, intermediate]
+};
+
+// A mixture of experts. What chooses among experts keeps the form in which it is stored: it is
+// small, and an error of four bits would choose other ones.
+struct ExpertWeights {
+  PackedWeight router;  // [experts, hidden]
+  std::vector<NetworkWeights> networks;
+  NetworkWeights shared;
+  PackedWeight shared_gate;  // [1, hidden]
+};
+
 // Matrices are [outputs, inputs]; norms and biases are float32. Those that an architecture lacks
 // are empty.
 struct LayerWeights {
@@ -39,6 +55,7 @@ struct LayerWeights {
   PackedWeight gate;               // [intermediate, hidden]
   PackedWeight up;                 // [intermediate, hidden]
   PackedWeight down;               // [hidden, intermediate]
+  ExpertWeights experts;           // Instead of those three.
 };
 
 struct WeightOptions {
@@ -75,6 +92,11 @@ class ModelWeights {
 
   absl::Status LoadAll(const ModelConfig& config);
   absl::Status LoadLayer(const ModelConfig& config, uint32_t index, LayerWeights* layer);
+  absl::Status LoadExperts(const ModelConfig& config, const std::string& prefix,
+                           ExpertWeights* experts);
+  // `gate`, `up` and `down` name the matrices behind `prefix`.
+  absl::Status LoadNetwork(const std::string& prefix, const char* gate, const char* up,
+                           const char* down, size_t hidden, size_t inner, NetworkWeights* network);
   // Finds the tensor and checks its shape and type.
   absl::StatusOr<const StoredTensor*> Require(const std::string& name,
                                               std::initializer_list<size_t> shape) const;
@@ -86,6 +108,9 @@ class ModelWeights {
                           LayerWeights* layer);
   absl::Status LoadMatrix(const std::string& name, size_t rows, size_t columns,
                           PackedWeight* weight);
+  // The same in the form in which it is stored, whatever the options say.
+  absl::Status LoadAsStored(const std::string& name, size_t rows, size_t columns,
+                            PackedWeight* weight);
   // Cuts a matrix of `columns` into parts of so many rows, which must be all.
   struct RowsOf {
     size_t rows = 0;

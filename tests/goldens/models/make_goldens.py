@@ -23,6 +23,8 @@ PROMPT_TOKENS = 24
 GREEDY_TOKENS = 64
 # The likeliest token must lead by so much that no rounding can change it.
 MARGIN_MIN = 1e-3
+# As must, in probability, the last expert that is chosen.
+ROUTING_MARGIN_MIN = 1e-4
 
 COMMON = dict(
     vocab_size=128,
@@ -81,6 +83,21 @@ MODELS = {
                           layer_types=["sliding_attention", "full_attention"])),
     "qwen3_yarn": ("Qwen3", 12, torch.float32, 1, False,
                    dict(head_dim=16, tie_word_embeddings=True, rope_parameters=YARN_MSCALE)),
+    "mixtral": ("Mixtral", 13, torch.float32, 1, True,
+                dict(intermediate_size=24, num_local_experts=4, num_experts_per_tok=2)),
+    "mixtral_bf16": ("Mixtral", 54, torch.bfloat16, 3, False,
+                     dict(intermediate_size=24, head_dim=16, num_local_experts=5,
+                          num_experts_per_tok=3)),
+    "qwen2_moe": ("Qwen2Moe", 15, torch.float32, 1, True,
+                  dict(moe_intermediate_size=20, shared_expert_intermediate_size=36, num_experts=5,
+                       num_experts_per_tok=2, use_sliding_window=False)),
+    "qwen3_moe": ("Qwen3Moe", 56, torch.float32, 1, True,
+                  dict(head_dim=16, moe_intermediate_size=20, num_experts=8, num_experts_per_tok=3,
+                       norm_topk_prob=True)),
+    "qwen3_moe_mixed": ("Qwen3Moe", 17, torch.bfloat16, 1, False,
+                        dict(moe_intermediate_size=24, num_experts=6, num_experts_per_tok=2,
+                             num_hidden_layers=5, decoder_sparse_step=2, mlp_only_layers=[1],
+                             tie_word_embeddings=True)),
 }
 
 
@@ -106,7 +123,23 @@ def use_old_spelling(path):
         config["partial_rotary_factor"] = rope.pop("partial_rotary_factor")
     config["torch_dtype"] = config.pop("dtype")
     config.pop("layer_types", None)
+    if config["model_type"].startswith("qwen") and "num_local_experts" in config:
+        config["num_experts"] = config.pop("num_local_experts")
     path.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def watch_routing(model):
+    """Keeps, of each token and layer, by how much the last chosen expert beat the next one."""
+    margins = [float("inf")]
+
+    def look(router, _, outputs):
+        ordered = outputs[0].softmax(-1).sort(-1, descending=True).values
+        margins.append((ordered[:, router.top_k - 1] - ordered[:, router.top_k]).min().item())
+
+    for module in model.modules():
+        if type(module).__name__.endswith("TopKRouter"):
+            module.register_forward_hook(look)
+    return margins
 
 
 def make(name, family, seed, dtype, shards, old_spelling, options):
@@ -125,6 +158,7 @@ def make(name, family, seed, dtype, shards, old_spelling, options):
 
     model = model_class.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     model.eval()
+    routing_margins = watch_routing(model)
     tokens = torch.randint(0, config.vocab_size, (PROMPT_TOKENS,), generator=generator).tolist()
     prompt = list(tokens)
     with torch.no_grad():
@@ -136,6 +170,7 @@ def make(name, family, seed, dtype, shards, old_spelling, options):
             margin = min(margin, (top.values[0] - top.values[1]).item())
             tokens.append(top.indices[0].item())
     assert margin > MARGIN_MIN, f"{name}: the margin is only {margin}; choose another seed"
+    assert min(routing_margins) > ROUTING_MARGIN_MIN, f"{name}: experts lead by too little"
     (folder / "logits.f32").write_bytes(logits.numpy().astype("<f4").tobytes())
     expected = {"prompt": prompt, "greedy": tokens[PROMPT_TOKENS:]}
     (folder / "expected.json").write_text(json.dumps(expected) + "\n")
