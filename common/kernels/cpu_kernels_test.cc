@@ -64,6 +64,17 @@ TEST(RopeTest, QuarterTurnPairsElementWithItsHalf) {
   EXPECT_EQ(x, (Floats{-3.0f, 2.0f, 1.0f, 4.0f}));
 }
 
+TEST(RopeTest, LeavesTheRestOfAHead) {
+  auto context = MakeContext();
+  Floats cosines = {0.0f};
+  Floats sines = {1.0f};
+  Floats x = {1.0f, 2.0f, 3.0f, 4.0f, 5.0f, 6.0f, 7.0f, 8.0f};  // Two heads.
+
+  Rope(*context, View(cosines, {1, 1}), View(sines, {1, 1}), View(x, {1, 2, 4}));
+
+  EXPECT_EQ(x, (Floats{-2.0f, 1.0f, 3.0f, 4.0f, -6.0f, 5.0f, 7.0f, 8.0f}));
+}
+
 TEST(EmbeddingTest, ReadsEveryWeightType) {
   auto context = MakeContext();
   for (DType dtype : {DType::kF32, DType::kBF16, DType::kF16}) {

@@ -151,9 +151,9 @@ struct LinearGroup {
 void GroupedLinear(KernelContext& context, const ConstTensorView& x,
                    std::span<const LinearGroup> groups);
 
-// Rotates each head by its token's angles, in Hugging Face's layout: element i is paired with
-// element i + head_dim / 2. x [rows, heads, head_dim], in place; cosines, sines [rows, head_dim /
-// 2].
+// Rotates the first `dim` elements of each head by its token's angles, in Hugging Face's layout:
+// element i is paired with element i + dim / 2. x [rows, heads, head_dim], in place; cosines, sines
+// [rows, dim / 2]. REQUIRES: dim <= head_dim.
 void Rope(KernelContext& context, const ConstTensorView& cosines, const ConstTensorView& sines,
           const TensorView& x);
 

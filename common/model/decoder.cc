@@ -79,7 +79,7 @@ Decoder::Decoder(Device& device, const ModelConfig& config, std::unique_ptr<Mode
       batch_tokens_max_(batch_tokens_max),
       fingerprint_(std::move(fingerprint)),
       numerics_(absl::StrCat(weights_->format_names(), "/", context_->numerics())),
-      angles_(config.rope, config.head_dim) {}
+      angles_(config.rope) {}
 
 absl::Status Decoder::AllocateScratch() {
   const auto allocate = [this](size_t rows, size_t columns, TensorView* view) -> absl::Status {
@@ -91,7 +91,7 @@ absl::Status Decoder::AllocateScratch() {
   const size_t tokens = batch_tokens_max_;
   const size_t q_size = static_cast<size_t>(config_.heads) * config_.head_dim;
   const size_t kv_size = static_cast<size_t>(config_.kv_heads) * config_.head_dim;
-  const size_t half = config_.head_dim / 2;
+  const size_t half = config_.rope.dim / 2;
   BATON_RETURN_IF_ERROR(allocate(tokens, config_.hidden_size, &scratch_.x));
   BATON_RETURN_IF_ERROR(allocate(tokens, config_.hidden_size, &scratch_.h));
   BATON_RETURN_IF_ERROR(allocate(tokens, q_size, &scratch_.q));
@@ -182,7 +182,7 @@ Decoder::Batch Decoder::PrepareBatch(std::span<const BatchRow> rows) const {
 }
 
 absl::Status Decoder::FillAngles(const Batch& batch, const Activations& all) {
-  const size_t half = config_.head_dim / 2;
+  const size_t half = config_.rope.dim / 2;
   for (const SequenceRows& sequence : batch.sequences) {
     for (uint32_t i = 0; i < sequence.count; ++i) {
       const size_t offset = (sequence.row + i) * half;

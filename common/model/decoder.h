@@ -53,7 +53,7 @@ class Decoder final : public Model {
     TensorView v;          // As k.
     TensorView gate;       // [tokens, intermediate]
     TensorView up;         // As gate.
-    TensorView cosines;    // [tokens, head_dim / 2]
+    TensorView cosines;    // [tokens, config.rope.dim / 2]
     TensorView sines;      // As cosines.
   };
 

@@ -5,10 +5,10 @@
 #include <limits>
 
 #include "absl/strings/str_cat.h"
-#include "common/base/deterministic_math.h"
 #include "common/base/status_macros.h"
 #include "common/kernels/kernels.h"
 #include "common/model/json_file.h"
+#include "common/model/rope_reader.h"
 
 namespace baton {
 namespace {
@@ -18,22 +18,19 @@ constexpr size_t kConfigBytesMax = 1 << 20;
 constexpr uint32_t kDimensionMax = 1u << 20;
 constexpr uint32_t kLayersMax = 4096;
 constexpr uint32_t kVocabSizeMax = 1u << 24;
-constexpr uint32_t kContextTokensMax = 1u << 20;  // StableSinCos is exact enough up to there.
 constexpr size_t kEosTokensMax = 64;
 constexpr uint32_t kExpertsMax = 4096;
 
-// As config.json describes them.
-enum class ExpertKeys { kNone, kMixtral, kQwen, kQwenShared };
-
 // Which layers have a sliding window where config.json has no layer_types.
 enum class SlidingLayers {
-  kNone,   // Nor may config.json ask for one.
-  kEvery,  // If there is a window.
-  // These if use_sliding_window:
-  kAll,
-  kUpper,      // From max_window_layers on.
-  kAlternate,  // The first, third, … below max_window_layers.
+  kNone,       // Nor may config.json ask for one.
+  kEvery,      // If there is a window.
+  kUpper,      // From max_window_layers on, if there is a window.
+  kAlternate,  // The first, third, … below max_window_layers, if there is a window.
 };
+
+// As config.json describes them.
+enum class ExpertKeys { kNone, kMixtral, kQwen, kQwenShared };
 
 // What distinguishes the architectures, all else being equal; numbers hold if config.json has none.
 struct Family {
@@ -43,10 +40,12 @@ struct Family {
   uint32_t head_dim = 0;  // 0: hidden_size / heads.
   float rms_norm_eps = 1e-6f;
   float rope_theta = 10000.0f;
+  bool partial_rotary = false;  // Whether heads may be rotated in part.
   ExpertKeys experts = ExpertKeys::kNone;
   TensorNames tensor_names = TensorNames::kLlama;
   SlidingLayers sliding_layers = SlidingLayers::kNone;
   uint32_t sliding_window = 0;
+  bool use_sliding_window = true;
 };
 constexpr Family kFamilies[] = {
     {.architecture = "LlamaForCausalLM"},
@@ -59,25 +58,34 @@ constexpr Family kFamilies[] = {
      .experts = ExpertKeys::kMixtral,
      .tensor_names = TensorNames::kMixtral,
      .sliding_layers = SlidingLayers::kEvery},
+    {.architecture = "Phi3ForCausalLM",
+     .rms_norm_eps = 1e-5f,
+     .partial_rotary = true,
+     .tensor_names = TensorNames::kPhi3,
+     .sliding_layers = SlidingLayers::kEvery},
     {.architecture = "Qwen2ForCausalLM",
      .qkv_bias = true,
      .sliding_layers = SlidingLayers::kUpper,
-     .sliding_window = 4096},
+     .sliding_window = 4096,
+     .use_sliding_window = false},
     {.architecture = "Qwen2MoeForCausalLM",
      .qkv_bias = true,
      .experts = ExpertKeys::kQwenShared,
      .sliding_layers = SlidingLayers::kAlternate,
-     .sliding_window = 4096},
+     .sliding_window = 4096,
+     .use_sliding_window = false},
     {.architecture = "Qwen3ForCausalLM",
      .qk_norm = true,
      .head_dim = 128,
      .sliding_layers = SlidingLayers::kUpper,
-     .sliding_window = 4096},
+     .sliding_window = 4096,
+     .use_sliding_window = false},
     {.architecture = "Qwen3MoeForCausalLM",
      .qk_norm = true,
      .experts = ExpertKeys::kQwen,
-     .sliding_layers = SlidingLayers::kAll,
-     .sliding_window = 4096},
+     .sliding_layers = SlidingLayers::kEvery,
+     .sliding_window = 4096,
+     .use_sliding_window = false},
 };
 
 absl::StatusOr<Family> ReadFamily(const JsonReader& config) {
@@ -103,9 +111,8 @@ absl::Status RefuseIfTrue(const JsonReader& config, const char* key) {
 
 // The window of those layers that have one; 0: none has.
 absl::StatusOr<uint32_t> ReadWindow(const JsonReader& config, const Family& family) {
-  const bool asked_for = family.sliding_layers != SlidingLayers::kNone &&
-                         family.sliding_layers != SlidingLayers::kEvery;
-  BATON_ASSIGN_OR_RETURN(const bool used, config.Boolean("use_sliding_window", !asked_for));
+  BATON_ASSIGN_OR_RETURN(const bool used,
+                         config.Boolean("use_sliding_window", family.use_sliding_window));
   if (!used || config.IsNull("sliding_window")) return 0;
   if (!config.Has("sliding_window")) return family.sliding_window;
   return config.Integer("sliding_window", 1, std::numeric_limits<int32_t>::max());
@@ -138,7 +145,6 @@ absl::StatusOr<std::vector<bool>> ReadSlidingLayers(const JsonReader& config, co
     case SlidingLayers::kNone:
       break;
     case SlidingLayers::kEvery:
-    case SlidingLayers::kAll:
       sliding.assign(layers, window != 0);
       break;
     case SlidingLayers::kUpper: {
@@ -198,102 +204,7 @@ absl::Status RefuseUnsupported(const JsonReader& config) {
   for (const char* key : {"attn_logit_softcapping", "final_logit_softcapping"}) {
     if (config.Has(key)) return config.Error(key, "is not supported");
   }
-  BATON_ASSIGN_OR_RETURN(const double rotary, config.Number("partial_rotary_factor", 1.0));
-  if (rotary != 1.0) return config.Error("partial_rotary_factor", "other than 1 is not supported");
   return absl::OkStatus();
-}
-
-absl::StatusOr<float> PositiveNumber(const JsonReader& reader, const char* key,
-                                     std::optional<double> default_value = std::nullopt) {
-  BATON_ASSIGN_OR_RETURN(const double value, reader.Number(key, default_value));
-  if (!(value > 0.0 && value <= std::numeric_limits<float>::max())) {
-    return reader.Error(key, "must be positive");
-  }
-  return static_cast<float>(value);
-}
-
-// yarn's "mscale" (Peng et al., 2023, equation 22).
-double YarnScale(double factor, double mscale) {
-  return factor <= 1.0 ? 1.0 : 0.1 * mscale * StableLog(factor) + 1.0;
-}
-
-absl::Status ReadYarn(const JsonReader& scaling, uint32_t context_tokens, RopeConfig* rope) {
-  BATON_ASSIGN_OR_RETURN(rope->factor, PositiveNumber(scaling, "factor",
-                                                      static_cast<double>(context_tokens) /
-                                                          rope->original_context_tokens));
-  // Zero stands for the default, as null does.
-  BATON_ASSIGN_OR_RETURN(const double beta_fast, scaling.Number("beta_fast", 32.0));
-  BATON_ASSIGN_OR_RETURN(const double beta_slow, scaling.Number("beta_slow", 1.0));
-  rope->beta_fast = static_cast<float>(beta_fast == 0.0 ? 32.0 : beta_fast);
-  rope->beta_slow = static_cast<float>(beta_slow == 0.0 ? 1.0 : beta_slow);
-  if (!(rope->beta_fast > 0.0f && rope->beta_slow > 0.0f)) {
-    return scaling.Error("beta_fast", "and beta_slow must be positive");
-  }
-  BATON_ASSIGN_OR_RETURN(rope->truncate, scaling.Boolean("truncate", true));
-  if (rope->theta == 1.0f) return scaling.Error("rope_theta", "must not be 1 with yarn");
-  BATON_ASSIGN_OR_RETURN(const double mscale, scaling.Number("mscale", 0.0));
-  BATON_ASSIGN_OR_RETURN(const double mscale_all, scaling.Number("mscale_all_dim", 0.0));
-  const double inferred =
-      mscale != 0.0 && mscale_all != 0.0
-          ? YarnScale(rope->factor, mscale) / YarnScale(rope->factor, mscale_all)
-          : YarnScale(rope->factor, 1.0);
-  BATON_ASSIGN_OR_RETURN(rope->attention_factor,
-                         PositiveNumber(scaling, "attention_factor", inferred));
-  return absl::OkStatus();
-}
-
-// `scaling` is "rope_scaling", or "rope_parameters" as newer files call it.
-absl::Status ReadScaling(const JsonReader& config, const JsonReader& scaling,
-                         uint32_t context_tokens, RopeConfig* rope) {
-  BATON_ASSIGN_OR_RETURN(const std::string old_type, scaling.String("type", "default"));
-  BATON_ASSIGN_OR_RETURN(const std::string type, scaling.String("rope_type", old_type));
-  BATON_ASSIGN_OR_RETURN(const double rotary, scaling.Number("partial_rotary_factor", 1.0));
-  if (rotary != 1.0) return scaling.Error("partial_rotary_factor", "other than 1 is not supported");
-  BATON_ASSIGN_OR_RETURN(
-      const uint32_t outer_original,
-      config.Integer("original_max_position_embeddings", 1, kContextTokensMax, context_tokens));
-  BATON_ASSIGN_OR_RETURN(
-      const uint32_t original,
-      scaling.Integer("original_max_position_embeddings", 1, kContextTokensMax, outer_original));
-  if (type == "default") return absl::OkStatus();
-  if (type == "linear") {
-    rope->scaling = RopeScaling::kLinear;
-    BATON_ASSIGN_OR_RETURN(rope->factor, PositiveNumber(scaling, "factor"));
-    return absl::OkStatus();
-  }
-  rope->original_context_tokens = original;
-  if (type == "llama3") {
-    rope->scaling = RopeScaling::kLlama3;
-    BATON_ASSIGN_OR_RETURN(rope->factor, PositiveNumber(scaling, "factor"));
-    BATON_ASSIGN_OR_RETURN(rope->low_freq_factor, PositiveNumber(scaling, "low_freq_factor"));
-    BATON_ASSIGN_OR_RETURN(rope->high_freq_factor, PositiveNumber(scaling, "high_freq_factor"));
-    if (rope->high_freq_factor <= rope->low_freq_factor) {
-      return scaling.Error("high_freq_factor", "must be above low_freq_factor");
-    }
-    return absl::OkStatus();
-  }
-  if (type == "yarn") {
-    rope->scaling = RopeScaling::kYarn;
-    return ReadYarn(scaling, context_tokens, rope);
-  }
-  return scaling.Error("rope_type", absl::StrCat("is '", type, "', which is not supported; ",
-                                                 "supported are default, linear, llama3, yarn"));
-}
-
-absl::Status ReadRope(const JsonReader& config, uint32_t context_tokens, RopeConfig* rope) {
-  const char* key = config.Has("rope_parameters") ? "rope_parameters" : "rope_scaling";
-  const nlohmann::json* object = config.Find(key);
-  BATON_ASSIGN_OR_RETURN(rope->theta, PositiveNumber(config, "rope_theta", rope->theta));
-  if (object == nullptr) return absl::OkStatus();
-  if (!object->is_object()) return config.Error(key, "is not an object");
-  for (const auto& [name, value] : object->items()) {
-    if (value.is_object()) {
-      return config.Error(key, absl::StrCat("differs by layer ('", name, "'): not supported"));
-    }
-  }
-  const JsonReader scaling(*object, absl::StrCat(config.name(), ": ", key));
-  BATON_ASSIGN_OR_RETURN(rope->theta, PositiveNumber(scaling, "rope_theta", rope->theta));
-  return ReadScaling(config, scaling, context_tokens, rope);
 }
 
 // Files that extend the context by yarn often leave max_position_embeddings at the original one.
@@ -445,14 +356,16 @@ absl::StatusOr<ModelConfig> ModelConfig::Load(const std::string& directory) {
   model.qkv_bias = family.qkv_bias;
   model.qk_norm = family.qk_norm;
   model.tensor_names = family.tensor_names;
-  model.rope.theta = family.rope_theta;
   BATON_RETURN_IF_ERROR(ReadDimensions(config, family, &model));
   BATON_RETURN_IF_ERROR(ReadExperts(config, family, &model));
   BATON_ASSIGN_OR_RETURN(model.rms_norm_eps,
-                         PositiveNumber(config, "rms_norm_eps", family.rms_norm_eps));
+                         config.PositiveNumber("rms_norm_eps", family.rms_norm_eps));
   BATON_ASSIGN_OR_RETURN(model.tied_embeddings, config.Boolean("tie_word_embeddings", false));
   BATON_RETURN_IF_ERROR(RefuseUnsupported(config));
-  BATON_RETURN_IF_ERROR(ReadRope(config, model.context_tokens, &model.rope));
+  BATON_ASSIGN_OR_RETURN(model.rope, ReadRope(config, {.head_dim = model.head_dim,
+                                                       .context_tokens = model.context_tokens,
+                                                       .theta = family.rope_theta,
+                                                       .partial = family.partial_rotary}));
   model.context_tokens = ExtendedContext(model);
   BATON_RETURN_IF_ERROR(ReadLayerAttention(config, family, &model));
   BATON_RETURN_IF_ERROR(ReadStoredType(config, &model));

@@ -12,20 +12,34 @@
 
 namespace baton {
 
-enum class RopeScaling { kNone, kLinear, kLlama3, kYarn };
+enum class RopeScaling { kNone, kLinear, kLlama3, kYarn, kLongRope };
 
 // Rotary position embedding (Su et al., RoFormer, 2021) and its context extensions.
 struct RopeConfig {
+  uint32_t dim = 0;  // How many elements of each head are rotated: the first ones.
   float theta = 10000.0f;
   RopeScaling scaling = RopeScaling::kNone;
   float factor = 1.0f;
   float low_freq_factor = 1.0f;          // llama3
   float high_freq_factor = 4.0f;         // llama3
-  uint32_t original_context_tokens = 0;  // llama3, yarn
+  uint32_t original_context_tokens = 0;  // llama3, yarn, longrope
   float beta_fast = 32.0f;               // yarn (Peng et al., 2023)
   float beta_slow = 1.0f;                // yarn
   bool truncate = true;                  // yarn: the ramp begins and ends at whole dimensions
-  float attention_factor = 1.0f;         // yarn: scales cos and sin
+  float attention_factor = 1.0f;         // yarn, longrope: scales cos and sin
+  std::vector<float> divisors = {};      // longrope: of the frequencies, [dim / 2]
+};
+
+// How a layer's attention differs from that of the others.
+struct LayerAttention {
+  uint32_t window = 0;  // Tokens that a token sees, itself included; 0: all before it.
+};
+
+// How a file names its tensors.
+enum class TensorNames {
+  kLlama,
+  kMixtral,
+  kPhi3,  // As kLlama, but q, k and v are one matrix, as are gate and up.
 };
 
 // A mixture of experts (Shazeer et al., 2017) in place of the feed-forward network of some layers.
@@ -36,14 +50,6 @@ struct ExpertsConfig {
   uint32_t shared_intermediate_size = 0;  // Of the expert of all tokens (Qwen2-MoE); 0: none.
   bool normalize = false;                 // The weights of a token's experts add up to 1.
   std::vector<bool> in_layer;             // By layer.
-};
-
-// How a file names its tensors.
-enum class TensorNames { kLlama, kMixtral };
-
-// How a layer's attention differs from that of the others.
-struct LayerAttention {
-  uint32_t window = 0;  // Tokens that a token sees, itself included; 0: all before it.
 };
 
 struct ModelConfig {

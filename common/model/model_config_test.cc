@@ -286,9 +286,49 @@ TEST_F(ModelConfigTest, YarnScalesAttentionAndContext) {
   EXPECT_FLOAT_EQ(LoadWith("rope_scaling", given)->rope.attention_factor, 0.75f);
 }
 
+TEST_F(ModelConfigTest, LongRopeHasTheFactorsOfItsContext) {
+  const Json longrope = {{"type", "longrope"},
+                         {"short_factor", {1.0, 1.1, 1.2, 1.3}},
+                         {"long_factor", {1.0, 2.0, 4.0, 8.0}}};
+  Json config = Llama();
+  config["rope_scaling"] = longrope;
+
+  EXPECT_THAT(std::string(Load(config).status().message()), HasSubstr("original_max_position"));
+  config["original_max_position_embeddings"] = 4096;
+  EXPECT_THAT(Load(config)->rope.divisors, ElementsAre(1.0f, 1.1f, 1.2f, 1.3f));
+  EXPECT_EQ(Load(config)->rope.attention_factor, 1.0f);
+  config["original_max_position_embeddings"] = 1024;
+  EXPECT_THAT(Load(config)->rope.divisors, ElementsAre(1.0f, 2.0f, 4.0f, 8.0f));
+  EXPECT_FLOAT_EQ(Load(config)->rope.attention_factor,
+                  std::sqrt(1.0f + std::log(4.0f) / std::log(1024.0f)));
+  config["rope_scaling"]["attention_factor"] = 1.5;
+  EXPECT_FLOAT_EQ(Load(config)->rope.attention_factor, 1.5f);
+}
+
+TEST_F(ModelConfigTest, Phi3RotatesPartOfAHead) {
+  Json config = Llama();
+  config["architectures"] = {"Phi3ForCausalLM"};
+  EXPECT_EQ(Load(config)->rope.dim, 8u);
+  config["partial_rotary_factor"] = 0.75;
+  EXPECT_EQ(Load(config)->rope.dim, 6u);
+  config["rope_parameters"] = {{"rope_type", "default"}, {"partial_rotary_factor", 0.5}};
+  EXPECT_EQ(Load(config)->rope.dim, 4u);
+  for (double part : {0.0, 0.4, 1.5}) {
+    config["rope_parameters"]["partial_rotary_factor"] = part;
+    EXPECT_THAT(std::string(Load(config).status().message()), HasSubstr("partial_rotary_factor"));
+  }
+}
+
 TEST_F(ModelConfigTest, RefusesRopeItDoesNotKnow) {
   ExpectRefused("rope_scaling", {{"rope_type", "dynamic"}, {"factor", 2.0}}, "dynamic");
-  ExpectRefused("rope_scaling", {{"rope_type", "longrope"}}, "longrope");
+  Json longrope = {{"rope_type", "longrope"}, {"original_max_position_embeddings", 4096}};
+  ExpectRefused("rope_scaling", longrope, "short_factor");
+  longrope["short_factor"] = {1, 2, 3};
+  ExpectRefused("rope_scaling", longrope, "4 numbers");
+  longrope["short_factor"] = {1, 2, 0, 4};
+  ExpectRefused("rope_scaling", longrope, "has 0");
+  longrope["long_mscale"] = 1.2;
+  ExpectRefused("rope_scaling", longrope, "long_mscale");
   ExpectRefused("rope_scaling", {{"rope_type", "linear"}}, "factor is missing");
   ExpectRefused("rope_scaling", {{"rope_type", "linear"}, {"factor", 0}}, "factor");
   ExpectRefused("rope_scaling", "linear");

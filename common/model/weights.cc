@@ -83,7 +83,7 @@ absl::Status ModelWeights::LoadHead(const std::string& name, const ModelConfig& 
   WeightForm form = options_.form.value_or(WeightFormOf(*tensor->dtype));
   if (form == WeightForm::kInt4) form = WeightForm::kInt8;
   if (!config.tied_embeddings) parameter_count_ += embedding_.elements();
-  return Pack(name, *tensor, config.vocab_size, config.hidden_size,
+  return Pack(name, *tensor, 0, config.vocab_size, config.hidden_size,
               {.form = form, .activation_bytes = options_.activation_bytes}, &head_);
 }
 
@@ -91,14 +91,11 @@ absl::Status ModelWeights::LoadLayer(const ModelConfig& config, uint32_t index,
                                      LayerWeights* layer) {
   const std::string prefix = absl::StrCat("model.layers.", index, ".");
   const size_t hidden = config.hidden_size;
-  const size_t inner = config.intermediate_size;
   const size_t q_size = static_cast<size_t>(config.heads) * config.head_dim;
   const size_t kv_size = static_cast<size_t>(config.kv_heads) * config.head_dim;
   const std::string attention = prefix + "self_attn.";
   BATON_RETURN_IF_ERROR(LoadVector(prefix + "input_layernorm.weight", hidden, &layer->input_norm));
-  BATON_RETURN_IF_ERROR(LoadMatrix(attention + "q_proj.weight", q_size, hidden, &layer->q));
-  BATON_RETURN_IF_ERROR(LoadMatrix(attention + "k_proj.weight", kv_size, hidden, &layer->k));
-  BATON_RETURN_IF_ERROR(LoadMatrix(attention + "v_proj.weight", kv_size, hidden, &layer->v));
+  BATON_RETURN_IF_ERROR(LoadQkv(config, attention, layer));
   BATON_RETURN_IF_ERROR(LoadMatrix(attention + "o_proj.weight", hidden, q_size, &layer->o));
   if (config.qkv_bias) {
     BATON_RETURN_IF_ERROR(LoadVector(attention + "q_proj.bias", q_size, &layer->q_bias));
@@ -112,9 +109,35 @@ absl::Status ModelWeights::LoadLayer(const ModelConfig& config, uint32_t index,
   BATON_RETURN_IF_ERROR(
       LoadVector(prefix + "post_attention_layernorm.weight", hidden, &layer->attention_norm));
   if (config.HasExperts(index)) return LoadExperts(config, prefix, &layer->experts);
-  BATON_RETURN_IF_ERROR(LoadMatrix(prefix + "mlp.gate_proj.weight", inner, hidden, &layer->gate));
-  BATON_RETURN_IF_ERROR(LoadMatrix(prefix + "mlp.up_proj.weight", inner, hidden, &layer->up));
-  return LoadMatrix(prefix + "mlp.down_proj.weight", hidden, inner, &layer->down);
+  BATON_RETURN_IF_ERROR(LoadGateUp(config, prefix + "mlp.", layer));
+  return LoadMatrix(prefix + "mlp.down_proj.weight", hidden, config.intermediate_size,
+                    &layer->down);
+}
+
+absl::Status ModelWeights::LoadQkv(const ModelConfig& config, const std::string& prefix,
+                                   LayerWeights* layer) {
+  const size_t hidden = config.hidden_size;
+  const size_t q_size = static_cast<size_t>(config.heads) * config.head_dim;
+  const size_t kv_size = static_cast<size_t>(config.kv_heads) * config.head_dim;
+  if (config.tensor_names == TensorNames::kPhi3) {
+    return LoadParts(prefix + "qkv_proj.weight", hidden,
+                     {{q_size, &layer->q}, {kv_size, &layer->k}, {kv_size, &layer->v}});
+  }
+  BATON_RETURN_IF_ERROR(LoadMatrix(prefix + "q_proj.weight", q_size, hidden, &layer->q));
+  BATON_RETURN_IF_ERROR(LoadMatrix(prefix + "k_proj.weight", kv_size, hidden, &layer->k));
+  return LoadMatrix(prefix + "v_proj.weight", kv_size, hidden, &layer->v);
+}
+
+absl::Status ModelWeights::LoadGateUp(const ModelConfig& config, const std::string& prefix,
+                                      LayerWeights* layer) {
+  const size_t hidden = config.hidden_size;
+  const size_t inner = config.intermediate_size;
+  if (config.tensor_names == TensorNames::kPhi3) {
+    return LoadParts(prefix + "gate_up_proj.weight", hidden,
+                     {{inner, &layer->gate}, {inner, &layer->up}});
+  }
+  BATON_RETURN_IF_ERROR(LoadMatrix(prefix + "gate_proj.weight", inner, hidden, &layer->gate));
+  return LoadMatrix(prefix + "up_proj.weight", inner, hidden, &layer->up);
 }
 
 absl::Status ModelWeights::LoadExperts(const ModelConfig& config, const std::string& prefix,
@@ -171,25 +194,38 @@ absl::StatusOr<const StoredTensor*> ModelWeights::Require(
 
 absl::Status ModelWeights::LoadMatrix(const std::string& name, size_t rows, size_t columns,
                                       PackedWeight* weight) {
+  return LoadParts(name, columns, {{rows, weight}});
+}
+
+absl::Status ModelWeights::LoadParts(const std::string& name, size_t columns,
+                                     std::initializer_list<RowsOf> parts) {
+  size_t rows = 0;
+  for (const RowsOf& part : parts) rows += part.rows;
   BATON_ASSIGN_OR_RETURN(const StoredTensor* tensor, Require(name, {rows, columns}));
   parameter_count_ += rows * columns;
-  return Pack(name, *tensor, rows, columns,
-              {.form = options_.form.value_or(WeightFormOf(*tensor->dtype)),
-               .activation_bytes = options_.activation_bytes},
-              weight);
+  const WeightFormat format = {.form = options_.form.value_or(WeightFormOf(*tensor->dtype)),
+                               .activation_bytes = options_.activation_bytes};
+  size_t row = 0;
+  for (const RowsOf& part : parts) {
+    BATON_RETURN_IF_ERROR(Pack(name, *tensor, row, part.rows, columns, format, part.weight));
+    row += part.rows;
+  }
+  return absl::OkStatus();
 }
 
 absl::Status ModelWeights::LoadAsStored(const std::string& name, size_t rows, size_t columns,
                                         PackedWeight* weight) {
   BATON_ASSIGN_OR_RETURN(const StoredTensor* tensor, Require(name, {rows, columns}));
   parameter_count_ += rows * columns;
-  return Pack(name, *tensor, rows, columns, {.form = WeightFormOf(*tensor->dtype)}, weight);
+  return Pack(name, *tensor, 0, rows, columns, {.form = WeightFormOf(*tensor->dtype)}, weight);
 }
 
-absl::Status ModelWeights::Pack(const std::string& name, const StoredTensor& tensor, size_t rows,
-                                size_t columns, WeightFormat format, PackedWeight* weight) {
-  const ConstTensorView matrix(tensor.data.data(), *tensor.dtype, DeviceKind::kCpu,
-                               {rows, columns});
+absl::Status ModelWeights::Pack(const std::string& name, const StoredTensor& tensor,
+                                size_t row_begin, size_t rows, size_t columns, WeightFormat format,
+                                PackedWeight* weight) {
+  const size_t row_bytes = columns * DTypeBytes(*tensor.dtype);
+  const ConstTensorView matrix(tensor.data.data() + row_begin * row_bytes, *tensor.dtype,
+                               DeviceKind::kCpu, {rows, columns});
   absl::StatusOr<PackedWeight> packed = PackWeight(context_, device_, matrix, format);
   if (!packed.ok()) {
     return absl::Status(packed.status().code(), absl::StrCat(tensor.file, ": tensor '", name, "' ",
@@ -198,7 +234,7 @@ absl::Status ModelWeights::Pack(const std::string& name, const StoredTensor& ten
   }
   *weight = *std::move(packed);
   format_names_.insert(format.name());
-  Report(tensor.data.size());
+  Report(rows * row_bytes);
   return absl::OkStatus();
 }
 

@@ -102,13 +102,25 @@ class ModelWeights {
                                               std::initializer_list<size_t> shape) const;
   absl::Status LoadEmbedding(const std::string& name, const ModelConfig& config);
   absl::Status LoadHead(const std::string& name, const ModelConfig& config);
+  // q, k and v of a layer, or gate and up, whether they are matrices of their own or parts of one.
+  absl::Status LoadQkv(const ModelConfig& config, const std::string& prefix, LayerWeights* layer);
+  absl::Status LoadGateUp(const ModelConfig& config, const std::string& prefix,
+                          LayerWeights* layer);
   absl::Status LoadMatrix(const std::string& name, size_t rows, size_t columns,
                           PackedWeight* weight);
   // The same in the form in which it is stored, whatever the options say.
   absl::Status LoadAsStored(const std::string& name, size_t rows, size_t columns,
                             PackedWeight* weight);
-  absl::Status Pack(const std::string& name, const StoredTensor& tensor, size_t rows,
-                    size_t columns, WeightFormat format, PackedWeight* weight);
+  // Cuts a matrix of `columns` into parts of so many rows, which must be all.
+  struct RowsOf {
+    size_t rows = 0;
+    PackedWeight* weight = nullptr;
+  };
+  absl::Status LoadParts(const std::string& name, size_t columns,
+                         std::initializer_list<RowsOf> parts);
+  // Rows [row_begin, row_begin + rows) of a tensor.
+  absl::Status Pack(const std::string& name, const StoredTensor& tensor, size_t row_begin,
+                    size_t rows, size_t columns, WeightFormat format, PackedWeight* weight);
   absl::Status LoadVector(const std::string& name, size_t size, ConstTensorView* view);
   void Report(size_t bytes);
 

@@ -70,13 +70,14 @@ void RmsNormCpu(KernelContext& context, const ConstTensorView& x, const ConstTen
 void RopeCpu(KernelContext& context, const ConstTensorView& cosines, const ConstTensorView& sines,
              const TensorView& x) {
   const size_t heads = x.dim(1);
-  const size_t half = x.dim(2) / 2;
+  const size_t head_dim = x.dim(2);
+  const size_t half = cosines.dim(1);
   ForRanges(context, x.dim(0), heads * half * 4, [&](size_t begin, size_t end, uint32_t) {
     for (size_t row = begin; row < end; ++row) {
       const float* cosine = cosines.f32() + row * half;
       const float* sine = sines.f32() + row * half;
       for (size_t head = 0; head < heads; ++head) {
-        float* first = x.f32() + (row * heads + head) * 2 * half;
+        float* first = x.f32() + (row * heads + head) * head_dim;
         float* second = first + half;
         for (size_t i = 0; i < half; ++i) {
           const float a = first[i];

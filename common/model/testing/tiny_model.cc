@@ -180,9 +180,15 @@ void AddLayer(const TinyModelOptions& options, uint32_t index, SafetensorsWriter
   const uint32_t kv_size = options.kv_heads * head_dim;
   const float deviation = options.deviation;
   writer->Add(prefix + "input_layernorm.weight", {options.hidden}, 1.0f, 0.1f);
-  writer->Add(attention + "q_proj.weight", {q_size, options.hidden}, 0.0f, deviation);
-  writer->Add(attention + "k_proj.weight", {kv_size, options.hidden}, 0.0f, deviation);
-  writer->Add(attention + "v_proj.weight", {kv_size, options.hidden}, 0.0f, deviation);
+  const bool fused = options.architecture == "Phi3ForCausalLM";
+  if (fused) {
+    writer->Add(attention + "qkv_proj.weight", {q_size + 2 * kv_size, options.hidden}, 0.0f,
+                deviation);
+  } else {
+    writer->Add(attention + "q_proj.weight", {q_size, options.hidden}, 0.0f, deviation);
+    writer->Add(attention + "k_proj.weight", {kv_size, options.hidden}, 0.0f, deviation);
+    writer->Add(attention + "v_proj.weight", {kv_size, options.hidden}, 0.0f, deviation);
+  }
   writer->Add(attention + "o_proj.weight", {options.hidden, q_size}, 0.0f, deviation);
   if (options.architecture == "Qwen2ForCausalLM" || options.architecture == "Qwen2MoeForCausalLM") {
     writer->Add(attention + "q_proj.bias", {q_size}, 0.0f, deviation);
@@ -196,6 +202,11 @@ void AddLayer(const TinyModelOptions& options, uint32_t index, SafetensorsWriter
   writer->Add(prefix + "post_attention_layernorm.weight", {options.hidden}, 1.0f, 0.1f);
   if (HasExperts(options)) {
     AddExperts(options, prefix, writer);
+  } else if (fused) {
+    writer->Add(prefix + "mlp.gate_up_proj.weight", {2 * options.intermediate, options.hidden},
+                0.0f, deviation);
+    writer->Add(prefix + "mlp.down_proj.weight", {options.hidden, options.intermediate}, 0.0f,
+                deviation);
   } else {
     AddNetwork(options, prefix + "mlp.", kLlamaNetwork, options.intermediate, writer);
   }

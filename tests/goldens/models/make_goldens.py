@@ -44,6 +44,8 @@ COMMON = dict(
 LLAMA3 = dict(rope_type="llama3", rope_theta=10000.0, factor=4.0, low_freq_factor=1.0,
               high_freq_factor=4.0, original_max_position_embeddings=32)
 YARN = dict(rope_type="yarn", rope_theta=10000.0, factor=4.0, original_max_position_embeddings=32)
+LONGROPE = dict(rope_type="longrope", rope_theta=10000.0, partial_rotary_factor=0.75,
+                short_factor=[1.0, 1.0, 1.1, 1.2, 1.3, 1.5], long_factor=[1.0, 1.2, 2.0, 3.5, 5.0, 8.0])
 YARN_MSCALE = dict(YARN, beta_fast=16.0, beta_slow=2.0, mscale=1.0, mscale_all_dim=0.5)
 
 # name: (family, seed, stored type, shards, old spelling, options)
@@ -61,6 +63,14 @@ MODELS = {
     "mistral": ("Mistral", 8, torch.float32, 1, False,
                 dict(head_dim=10, sliding_window=None, tie_word_embeddings=True)),
     "mistral_window": ("Mistral", 13, torch.float32, 1, False, dict(sliding_window=10)),
+    "phi3": ("Phi3", 16, torch.float32, 1, False, dict(num_key_value_heads=4, sliding_window=12)),
+    # Longer than the original context from the first token that is compared: long factors.
+    "phi3_long": ("Phi3", 17, torch.bfloat16, 1, True,
+                  dict(hidden_size=64, original_max_position_embeddings=16,
+                       rope_parameters=LONGROPE)),
+    "phi3_short": ("Phi3", 18, torch.float32, 1, False,
+                   dict(hidden_size=64, original_max_position_embeddings=128,
+                        rope_parameters=LONGROPE)),
     "qwen2": ("Qwen2", 9, torch.float32, 1, False, dict(num_attention_heads=2)),
     "qwen2_yarn": ("Qwen2", 10, torch.bfloat16, 1, True,
                    dict(head_dim=16, num_attention_heads=2, rope_parameters=YARN)),
@@ -111,10 +121,12 @@ def use_old_spelling(path):
     rope = config.pop("rope_parameters")
     config["rope_theta"] = rope.pop("rope_theta")
     config["rope_scaling"] = None if rope["rope_type"] == "default" else rope
+    if "partial_rotary_factor" in rope:
+        config["partial_rotary_factor"] = rope.pop("partial_rotary_factor")
     config["torch_dtype"] = config.pop("dtype")
+    config.pop("layer_types", None)
     if config["model_type"].startswith("qwen") and "num_local_experts" in config:
         config["num_experts"] = config.pop("num_local_experts")
-    config.pop("layer_types", None)
     path.write_text(json.dumps(config, indent=2) + "\n")
 
 
