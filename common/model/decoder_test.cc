@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <cmath>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -104,6 +105,19 @@ TEST_F(DecoderTest, ConversionThatLosesNothingKeepsBits) {
   ASSERT_TRUE(second->Forward({&row, 1}, *MakeCache(*second), converted, nullptr).ok());
 
   EXPECT_EQ(as_stored, converted);
+}
+
+// sqrt(48) = 6.928203, which is 6.9375 with eight bits.
+TEST_F(DecoderTest, GemmaScalesEmbeddingsByARoundedRoot) {
+  for (DType dtype : {DType::kF32, DType::kBF16}) {
+    WriteModel({.architecture = "Gemma2ForCausalLM", .hidden = 48, .dtype = dtype});
+    auto context = KernelContext::Create({}).value();
+    const ModelConfig config = ModelConfig::Load(directory_).value();
+
+    const auto weights = ModelWeights::Load(*device_, *context, config, directory_, {}).value();
+
+    EXPECT_EQ(weights->embedding_scale(), dtype == DType::kF32 ? std::sqrt(48.0f) : 6.9375f);
+  }
 }
 
 TEST_F(DecoderTest, CountsParametersOnce) {
@@ -310,8 +324,9 @@ TEST(TinyModelTest, EqualSeedsWriteEqualBytesForEveryFamily) {
   const std::string directory = testing::TempDir() + std::to_string(getpid()) + "tiny_model_test";
   std::filesystem::create_directories(directory);
   for (const char* architecture :
-       {"LlamaForCausalLM", "MistralForCausalLM", "MixtralForCausalLM", "Phi3ForCausalLM",
-        "Qwen2ForCausalLM", "Qwen2MoeForCausalLM", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM"}) {
+       {"LlamaForCausalLM", "MistralForCausalLM", "GemmaForCausalLM", "Gemma2ForCausalLM",
+        "Gemma3ForCausalLM", "MixtralForCausalLM", "Phi3ForCausalLM", "Qwen2ForCausalLM",
+        "Qwen2MoeForCausalLM", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM"}) {
     for (DType dtype : {DType::kF32, DType::kF16}) {
       const TinyModelOptions options = {.architecture = architecture, .dtype = dtype};
       ASSERT_TRUE(WriteTinyModel(directory, options).ok());

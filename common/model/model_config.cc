@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <optional>
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
@@ -27,6 +28,7 @@ enum class SlidingLayers {
   kEvery,      // If there is a window.
   kUpper,      // From max_window_layers on, if there is a window.
   kAlternate,  // The first, third, … below max_window_layers, if there is a window.
+  kMost,       // All but each sliding_window_pattern-th.
 };
 
 // As config.json describes them.
@@ -40,14 +42,54 @@ struct Family {
   uint32_t head_dim = 0;  // 0: hidden_size / heads.
   float rms_norm_eps = 1e-6f;
   float rope_theta = 10000.0f;
-  bool partial_rotary = false;  // Whether heads may be rotated in part.
+  float local_rope_theta = 0.0f;  // 0: layers with a window rotate like the others.
+  bool partial_rotary = false;    // Whether heads may be rotated in part.
   ExpertKeys experts = ExpertKeys::kNone;
   TensorNames tensor_names = TensorNames::kLlama;
   SlidingLayers sliding_layers = SlidingLayers::kNone;
   uint32_t sliding_window = 0;
   bool use_sliding_window = true;
+  uint32_t sliding_window_pattern = 0;
+  bool tied_embeddings = false;
+  Activation activation = Activation::kSilu;
+  bool gemma_norms = false;  // With a scaled embedding.
+  bool output_norms = false;
+  uint32_t query_scalar = 0;  // query_pre_attn_scalar; 0: head_dim, and no such key.
+  std::optional<float> attention_soft_cap = {};  // Without a value: no such key.
+  std::optional<float> logit_soft_cap = {};
 };
 constexpr Family kFamilies[] = {
+    {.architecture = "GemmaForCausalLM",
+     .head_dim = 256,
+     .tied_embeddings = true,
+     .activation = Activation::kGeluTanh,
+     .gemma_norms = true},
+    {.architecture = "Gemma2ForCausalLM",
+     .head_dim = 256,
+     .sliding_layers = SlidingLayers::kMost,
+     .sliding_window = 4096,
+     .sliding_window_pattern = 2,
+     .tied_embeddings = true,
+     .activation = Activation::kGeluTanh,
+     .gemma_norms = true,
+     .output_norms = true,
+     .query_scalar = 256,
+     .attention_soft_cap = 50.0f,
+     .logit_soft_cap = 30.0f},
+    {.architecture = "Gemma3ForCausalLM",
+     .qk_norm = true,
+     .head_dim = 256,
+     .rope_theta = 1e6f,
+     .local_rope_theta = 10000.0f,
+     .sliding_layers = SlidingLayers::kMost,
+     .sliding_window = 4096,
+     .sliding_window_pattern = 6,
+     .tied_embeddings = true,
+     .activation = Activation::kGeluTanh,
+     .gemma_norms = true,
+     .output_norms = true,
+     .query_scalar = 256,
+     .logit_soft_cap = 0.0f},
     {.architecture = "LlamaForCausalLM"},
     {.architecture = "MistralForCausalLM",
      .sliding_layers = SlidingLayers::kEvery,
@@ -161,6 +203,13 @@ absl::StatusOr<std::vector<bool>> ReadSlidingLayers(const JsonReader& config, co
       }
       break;
     }
+    case SlidingLayers::kMost: {
+      BATON_ASSIGN_OR_RETURN(
+          const uint32_t pattern,
+          config.Integer("sliding_window_pattern", 1, kLayersMax, family.sliding_window_pattern));
+      for (uint32_t layer = 0; layer < layers; ++layer) sliding[layer] = (layer + 1) % pattern != 0;
+      break;
+    }
   }
   return sliding;
 }
@@ -173,7 +222,8 @@ absl::Status ReadLayerAttention(const JsonReader& config, const Family& family,
                          ReadSlidingLayers(config, family, model->layers, window));
   const bool some = std::find(sliding.begin(), sliding.end(), true) != sliding.end();
   if (some && window == 0) {
-    return config.Error("layer_types", "has sliding_attention, but there is no sliding_window");
+    return config.Error("sliding_window",
+                        "is not there or off, but layers are of sliding_attention");
   }
   const bool limited = window != 0 && window < model->context_tokens;
   if (family.sliding_layers == SlidingLayers::kNone && (some || limited)) {
@@ -183,26 +233,55 @@ absl::Status ReadLayerAttention(const JsonReader& config, const Family& family,
   }
   model->layer_attention.resize(model->layers);
   for (uint32_t layer = 0; layer < model->layers; ++layer) {
-    if (sliding[layer] && limited) model->layer_attention[layer].window = window;
+    if (!sliding[layer]) continue;
+    // A window as long as the context hides nothing.
+    if (limited) model->layer_attention[layer].window = window;
+    model->layer_attention[layer].local_rope = family.local_rope_theta != 0.0f;
   }
+  return absl::OkStatus();
+}
+
+absl::Status ReadActivation(const JsonReader& config, const Family& family, ModelConfig* model) {
+  model->activation = family.activation;
+  const bool gelu = family.activation == Activation::kGeluTanh;
+  const char* const expected = gelu ? "gelu_pytorch_tanh" : "silu";
+  const char* const key = config.Has("hidden_activation") ? "hidden_activation" : "hidden_act";
+  BATON_ASSIGN_OR_RETURN(const std::string name, config.String(key, expected));
+  if (name == expected || (!gelu && name == "swish")) return absl::OkStatus();
+  return config.Error(key, absl::StrCat("is '", name, "'; only ", expected, " is supported"));
+}
+
+// A number, or null for none.
+absl::StatusOr<float> ReadSoftCap(const JsonReader& config, const char* key,
+                                  std::optional<float> default_value) {
+  if (!default_value.has_value() && config.Has(key)) return config.Error(key, "is not supported");
+  if (config.Has(key)) return config.PositiveNumber(key);
+  return config.IsNull(key) ? 0.0f : default_value.value_or(0.0f);
+}
+
+// How scores and logits are scaled and capped.
+absl::Status ReadScores(const JsonReader& config, const Family& family, ModelConfig* model) {
+  float scalar = static_cast<float>(model->head_dim);
+  if (family.query_scalar != 0) {
+    BATON_ASSIGN_OR_RETURN(scalar,
+                           config.PositiveNumber("query_pre_attn_scalar", family.query_scalar));
+  }
+  model->attention_scale = 1.0f / std::sqrt(scalar);
+  BATON_ASSIGN_OR_RETURN(model->attention_soft_cap,
+                         ReadSoftCap(config, "attn_logit_softcapping", family.attention_soft_cap));
+  BATON_ASSIGN_OR_RETURN(model->logit_soft_cap,
+                         ReadSoftCap(config, "final_logit_softcapping", family.logit_soft_cap));
   return absl::OkStatus();
 }
 
 // Options that change the computation and that we do not implement.
 absl::Status RefuseUnsupported(const JsonReader& config) {
-  BATON_ASSIGN_OR_RETURN(const std::string activation, config.String("hidden_act", "silu"));
-  if (activation != "silu" && activation != "swish") {
-    return config.Error("hidden_act",
-                        absl::StrCat("is '", activation, "'; only silu is supported"));
-  }
   BATON_RETURN_IF_ERROR(RefuseIfTrue(config, "attention_bias"));
   BATON_RETURN_IF_ERROR(RefuseIfTrue(config, "mlp_bias"));
   BATON_RETURN_IF_ERROR(RefuseIfTrue(config, "use_qk_norm"));
+  BATON_RETURN_IF_ERROR(RefuseIfTrue(config, "use_bidirectional_attention"));
   if (config.Has("quantization_config")) {
     return config.Error("quantization_config", "is there: quantized weights are not supported");
-  }
-  for (const char* key : {"attn_logit_softcapping", "final_logit_softcapping"}) {
-    if (config.Has(key)) return config.Error(key, "is not supported");
   }
   return absl::OkStatus();
 }
@@ -356,16 +435,25 @@ absl::StatusOr<ModelConfig> ModelConfig::Load(const std::string& directory) {
   model.qkv_bias = family.qkv_bias;
   model.qk_norm = family.qk_norm;
   model.tensor_names = family.tensor_names;
+  model.scaled_embedding = family.gemma_norms;
+  model.norms_plus_one = family.gemma_norms;
+  model.output_norms = family.output_norms;
   BATON_RETURN_IF_ERROR(ReadDimensions(config, family, &model));
   BATON_RETURN_IF_ERROR(ReadExperts(config, family, &model));
   BATON_ASSIGN_OR_RETURN(model.rms_norm_eps,
                          config.PositiveNumber("rms_norm_eps", family.rms_norm_eps));
-  BATON_ASSIGN_OR_RETURN(model.tied_embeddings, config.Boolean("tie_word_embeddings", false));
+  BATON_ASSIGN_OR_RETURN(model.tied_embeddings,
+                         config.Boolean("tie_word_embeddings", family.tied_embeddings));
+  BATON_RETURN_IF_ERROR(ReadActivation(config, family, &model));
+  BATON_RETURN_IF_ERROR(ReadScores(config, family, &model));
   BATON_RETURN_IF_ERROR(RefuseUnsupported(config));
-  BATON_ASSIGN_OR_RETURN(model.rope, ReadRope(config, {.head_dim = model.head_dim,
-                                                       .context_tokens = model.context_tokens,
-                                                       .theta = family.rope_theta,
-                                                       .partial = family.partial_rotary}));
+  const RopeDefaults rope = {.head_dim = model.head_dim,
+                             .context_tokens = model.context_tokens,
+                             .theta = family.rope_theta,
+                             .local_theta = family.local_rope_theta,
+                             .partial = family.partial_rotary};
+  BATON_ASSIGN_OR_RETURN(model.rope, ReadRope(config, rope));
+  BATON_ASSIGN_OR_RETURN(model.local_rope, ReadLocalRope(config, rope));
   model.context_tokens = ExtendedContext(model);
   BATON_RETURN_IF_ERROR(ReadLayerAttention(config, family, &model));
   BATON_RETURN_IF_ERROR(ReadStoredType(config, &model));

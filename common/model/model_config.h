@@ -32,8 +32,12 @@ struct RopeConfig {
 
 // How a layer's attention differs from that of the others.
 struct LayerAttention {
-  uint32_t window = 0;  // Tokens that a token sees, itself included; 0: all before it.
+  uint32_t window = 0;      // Tokens that a token sees, itself included; 0: all before it.
+  bool local_rope = false;  // Rotates by ModelConfig::local_rope.
 };
+
+// Of the gate of a feed-forward network.
+enum class Activation { kSilu, kGeluTanh };
 
 // How a file names its tensors.
 enum class TensorNames {
@@ -65,9 +69,17 @@ struct ModelConfig {
   float rms_norm_eps = 1e-6f;
   bool tied_embeddings = false;
   bool qkv_bias = false;  // Qwen2
-  bool qk_norm = false;   // Qwen3
+  bool qk_norm = false;   // Qwen3, Gemma 3
+  Activation activation = Activation::kSilu;
+  bool scaled_embedding = false;    // Gemma: by sqrt(hidden_size), see ModelWeights.
+  bool norms_plus_one = false;      // Gemma: norms are stored less one.
+  bool output_norms = false;        // Gemma 2: what a layer's parts give is normalized, too.
+  float attention_scale = 1.0f;     // Of the products of q and K.
+  float attention_soft_cap = 0.0f;  // Gemma 2. 0: none.
+  float logit_soft_cap = 0.0f;      // As attention_soft_cap.
   ExpertsConfig experts;
   RopeConfig rope;
+  RopeConfig local_rope;  // Gemma 3, in layers with a window; else as rope.
   TensorNames tensor_names = TensorNames::kLlama;
   std::vector<LayerAttention> layer_attention;  // By layer.
   DType stored_dtype = DType::kF32;

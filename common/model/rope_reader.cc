@@ -148,25 +148,62 @@ absl::Status ReadScaling(const JsonReader& config, const JsonReader& scaling,
                                     "default, linear, llama3, longrope, yarn"));
 }
 
-}  // namespace
-
-absl::StatusOr<RopeConfig> ReadRope(const JsonReader& config, const RopeDefaults& defaults) {
-  RopeConfig rope;
+// The object that describes rotation. Null if there is none.
+absl::StatusOr<const nlohmann::json*> FindRope(const JsonReader& config) {
   const char* key = config.Has("rope_parameters") ? "rope_parameters" : "rope_scaling";
   const nlohmann::json* object = config.Find(key);
-  BATON_ASSIGN_OR_RETURN(rope.theta, config.PositiveNumber("rope_theta", defaults.theta));
-  const nlohmann::json nothing = nlohmann::json::object();
-  if (object == nullptr) object = &nothing;
-  if (!object->is_object()) return config.Error(key, "is not an object");
-  for (const auto& [name, value] : object->items()) {
+  if (object != nullptr && !object->is_object()) return config.Error(key, "is not an object");
+  return object;
+}
+
+// Whether rotation is described by types of layers.
+bool IsByLayer(const nlohmann::json& object) {
+  return object.contains("full_attention") || object.contains("sliding_attention");
+}
+
+absl::StatusOr<RopeConfig> ReadRopeObject(const JsonReader& config, const nlohmann::json& object,
+                                          float theta, const RopeDefaults& defaults) {
+  const char* key = config.Has("rope_parameters") ? "rope_parameters" : "rope_scaling";
+  if (!object.is_object()) return config.Error(key, "has what is not an object");
+  for (const auto& [name, value] : object.items()) {
     if (value.is_object()) {
       return config.Error(key, absl::StrCat("differs by layer ('", name, "'): not supported"));
     }
   }
-  const JsonReader scaling(*object, absl::StrCat(config.name(), ": ", key));
-  BATON_ASSIGN_OR_RETURN(rope.theta, scaling.PositiveNumber("rope_theta", rope.theta));
+  RopeConfig rope;
+  const JsonReader scaling(object, absl::StrCat(config.name(), ": ", key));
+  BATON_ASSIGN_OR_RETURN(rope.theta, scaling.PositiveNumber("rope_theta", theta));
   BATON_RETURN_IF_ERROR(ReadScaling(config, scaling, defaults, &rope));
   return rope;
+}
+
+// The object of one type of layers.
+nlohmann::json OfLayers(const nlohmann::json& object, const char* type) {
+  const auto found = object.find(type);
+  return found == object.end() || found->is_null() ? nlohmann::json::object() : *found;
+}
+
+}  // namespace
+
+absl::StatusOr<RopeConfig> ReadRope(const JsonReader& config, const RopeDefaults& defaults) {
+  BATON_ASSIGN_OR_RETURN(const nlohmann::json* object, FindRope(config));
+  BATON_ASSIGN_OR_RETURN(const float theta, config.PositiveNumber("rope_theta", defaults.theta));
+  const nlohmann::json whole = object == nullptr ? nlohmann::json::object() : *object;
+  const bool by_layer = defaults.local_theta != 0.0f && IsByLayer(whole);
+  return ReadRopeObject(config, by_layer ? OfLayers(whole, "full_attention") : whole, theta,
+                        defaults);
+}
+
+absl::StatusOr<RopeConfig> ReadLocalRope(const JsonReader& config, const RopeDefaults& defaults) {
+  if (defaults.local_theta == 0.0f) return ReadRope(config, defaults);
+  BATON_ASSIGN_OR_RETURN(const nlohmann::json* object, FindRope(config));
+  BATON_ASSIGN_OR_RETURN(const float theta,
+                         config.PositiveNumber("rope_local_base_freq", defaults.local_theta));
+  // Before there were types of layers, scaling was of the others.
+  const bool by_layer = object != nullptr && IsByLayer(*object);
+  return ReadRopeObject(
+      config, by_layer ? OfLayers(*object, "sliding_attention") : nlohmann::json::object(), theta,
+      defaults);
 }
 
 }  // namespace baton

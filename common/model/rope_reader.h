@@ -19,11 +19,14 @@ struct RopeDefaults {
   uint32_t head_dim = 0;
   uint32_t context_tokens = 0;  // max_position_embeddings
   float theta = 10000.0f;       // If config.json has none.
+  float local_theta = 0.0f;     // The same of layers with a window; 0: they are like the others.
   bool partial = false;         // Whether a part of a head may stay as it is.
 };
 
-// `config` is config.json. Errors name the key.
+// Of layers that see everything. `config` is config.json. Errors name the key.
 absl::StatusOr<RopeConfig> ReadRope(const JsonReader& config, const RopeDefaults& defaults);
+// Of layers with a window.
+absl::StatusOr<RopeConfig> ReadLocalRope(const JsonReader& config, const RopeDefaults& defaults);
 
 }  // namespace baton
 

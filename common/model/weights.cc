@@ -1,6 +1,7 @@
 #include "common/model/weights.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <utility>
@@ -27,6 +28,11 @@ float ReadElement(const std::byte* data, size_t index, DType dtype) {
   uint16_t bits = 0;
   std::memcpy(&bits, data + index * sizeof(bits), sizeof(bits));
   return dtype == DType::kBF16 ? Bf16ToF32(bits) : F16ToF32(bits);
+}
+
+float RoundTo(DType dtype, float value) {
+  if (dtype == DType::kF32) return value;
+  return dtype == DType::kBF16 ? Bf16ToF32(F32ToBf16(value)) : F16ToF32(F32ToF16(value));
 }
 
 bool IsAligned(const std::byte* data, DType dtype) {
@@ -56,7 +62,7 @@ absl::Status ModelWeights::LoadAll(const ModelConfig& config) {
     // Grown as tensors are found: the number of layers is the file's claim.
     BATON_RETURN_IF_ERROR(LoadLayer(config, index, &layers_.emplace_back()));
   }
-  BATON_RETURN_IF_ERROR(LoadVector("model.norm.weight", config.hidden_size, &final_norm_));
+  BATON_RETURN_IF_ERROR(LoadNorm(config, "model.norm.weight", config.hidden_size, &final_norm_));
   return LoadHead(config.tied_embeddings ? embedding_name : "lm_head.weight", config);
 }
 
@@ -73,6 +79,9 @@ absl::Status ModelWeights::LoadEmbedding(const std::string& name, const ModelCon
   embedding_ =
       ConstTensorView(data, stored_dtype_, device_.kind(), {config.vocab_size, config.hidden_size});
   parameter_count_ += embedding_.elements();
+  if (config.scaled_embedding) {
+    embedding_scale_ = RoundTo(stored_dtype_, std::sqrt(static_cast<float>(config.hidden_size)));
+  }
   return absl::OkStatus();
 }
 
@@ -94,7 +103,7 @@ absl::Status ModelWeights::LoadLayer(const ModelConfig& config, uint32_t index,
   const size_t q_size = static_cast<size_t>(config.heads) * config.head_dim;
   const size_t kv_size = static_cast<size_t>(config.kv_heads) * config.head_dim;
   const std::string attention = prefix + "self_attn.";
-  BATON_RETURN_IF_ERROR(LoadVector(prefix + "input_layernorm.weight", hidden, &layer->input_norm));
+  BATON_RETURN_IF_ERROR(LoadNorms(config, prefix, layer));
   BATON_RETURN_IF_ERROR(LoadQkv(config, attention, layer));
   BATON_RETURN_IF_ERROR(LoadMatrix(attention + "o_proj.weight", hidden, q_size, &layer->o));
   if (config.qkv_bias) {
@@ -103,15 +112,35 @@ absl::Status ModelWeights::LoadLayer(const ModelConfig& config, uint32_t index,
     BATON_RETURN_IF_ERROR(LoadVector(attention + "v_proj.bias", kv_size, &layer->v_bias));
   }
   if (config.qk_norm) {
-    BATON_RETURN_IF_ERROR(LoadVector(attention + "q_norm.weight", config.head_dim, &layer->q_norm));
-    BATON_RETURN_IF_ERROR(LoadVector(attention + "k_norm.weight", config.head_dim, &layer->k_norm));
+    BATON_RETURN_IF_ERROR(
+        LoadNorm(config, attention + "q_norm.weight", config.head_dim, &layer->q_norm));
+    BATON_RETURN_IF_ERROR(
+        LoadNorm(config, attention + "k_norm.weight", config.head_dim, &layer->k_norm));
   }
-  BATON_RETURN_IF_ERROR(
-      LoadVector(prefix + "post_attention_layernorm.weight", hidden, &layer->attention_norm));
   if (config.HasExperts(index)) return LoadExperts(config, prefix, &layer->experts);
   BATON_RETURN_IF_ERROR(LoadGateUp(config, prefix + "mlp.", layer));
   return LoadMatrix(prefix + "mlp.down_proj.weight", hidden, config.intermediate_size,
                     &layer->down);
+}
+
+// "post_attention_layernorm" is two things.
+absl::Status ModelWeights::LoadNorms(const ModelConfig& config, const std::string& prefix,
+                                     LayerWeights* layer) {
+  const size_t hidden = config.hidden_size;
+  const std::string after_attention = prefix + "post_attention_layernorm.weight";
+  BATON_RETURN_IF_ERROR(
+      LoadNorm(config, prefix + "input_layernorm.weight", hidden, &layer->input_norm));
+  if (!config.output_norms) return LoadNorm(config, after_attention, hidden, &layer->network_norm);
+  BATON_RETURN_IF_ERROR(LoadNorm(config, after_attention, hidden, &layer->attention_output_norm));
+  BATON_RETURN_IF_ERROR(
+      LoadNorm(config, prefix + "pre_feedforward_layernorm.weight", hidden, &layer->network_norm));
+  return LoadNorm(config, prefix + "post_feedforward_layernorm.weight", hidden,
+                  &layer->network_output_norm);
+}
+
+absl::Status ModelWeights::LoadNorm(const ModelConfig& config, const std::string& name, size_t size,
+                                    ConstTensorView* view) {
+  return LoadVector(name, size, view, config.norms_plus_one ? 1.0f : 0.0f);
 }
 
 absl::Status ModelWeights::LoadQkv(const ModelConfig& config, const std::string& prefix,
@@ -243,10 +272,13 @@ void ModelWeights::Report(size_t bytes) {
   if (options_.progress) options_.progress(bytes_done_, files_->total_bytes());
 }
 
-absl::Status ModelWeights::LoadVector(const std::string& name, size_t size, ConstTensorView* view) {
+absl::Status ModelWeights::LoadVector(const std::string& name, size_t size, ConstTensorView* view,
+                                      float added) {
   BATON_ASSIGN_OR_RETURN(const StoredTensor* tensor, Require(name, {size}));
   std::vector<float> values(size);
-  for (size_t i = 0; i < size; ++i) values[i] = ReadElement(tensor->data.data(), i, *tensor->dtype);
+  for (size_t i = 0; i < size; ++i) {
+    values[i] = ReadElement(tensor->data.data(), i, *tensor->dtype) + added;
+  }
   BATON_ASSIGN_OR_RETURN(DeviceMemory memory, device_.Allocate(size * sizeof(float)));
   BATON_RETURN_IF_ERROR(device_.CopyFromHost(
       memory.data(), reinterpret_cast<const std::byte*>(values.data()), size * sizeof(float)));

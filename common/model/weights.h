@@ -41,21 +41,23 @@ struct ExpertWeights {
 // Matrices are [outputs, inputs]; norms and biases are float32. Those that an architecture lacks
 // are empty.
 struct LayerWeights {
-  ConstTensorView input_norm;      // [hidden]
-  PackedWeight q;                  // [heads * head_dim, hidden]
-  PackedWeight k;                  // [kv_heads * head_dim, hidden]
-  PackedWeight v;                  // As k.
-  ConstTensorView q_bias;          // [heads * head_dim]
-  ConstTensorView k_bias;          // [kv_heads * head_dim]
-  ConstTensorView v_bias;          // As k_bias.
-  ConstTensorView q_norm;          // [head_dim]
-  ConstTensorView k_norm;          // [head_dim]
-  PackedWeight o;                  // [hidden, heads * head_dim]
-  ConstTensorView attention_norm;  // [hidden], after attention.
-  PackedWeight gate;               // [intermediate, hidden]
-  PackedWeight up;                 // [intermediate, hidden]
-  PackedWeight down;               // [hidden, intermediate]
-  ExpertWeights experts;           // Instead of those three.
+  ConstTensorView input_norm;             // [hidden]
+  PackedWeight q;                         // [heads * head_dim, hidden]
+  PackedWeight k;                         // [kv_heads * head_dim, hidden]
+  PackedWeight v;                         // As k.
+  ConstTensorView q_bias;                 // [heads * head_dim]
+  ConstTensorView k_bias;                 // [kv_heads * head_dim]
+  ConstTensorView v_bias;                 // As k_bias.
+  ConstTensorView q_norm;                 // [head_dim]
+  ConstTensorView k_norm;                 // [head_dim]
+  PackedWeight o;                         // [hidden, heads * head_dim]
+  ConstTensorView network_norm;           // [hidden], before the network.
+  ConstTensorView attention_output_norm;  // [hidden], of what attention gives.
+  ConstTensorView network_output_norm;    // [hidden], of what the network gives.
+  PackedWeight gate;                      // [intermediate, hidden]
+  PackedWeight up;                        // [intermediate, hidden]
+  PackedWeight down;                      // [hidden, intermediate]
+  ExpertWeights experts;                  // Instead of those three.
 };
 
 struct WeightOptions {
@@ -73,7 +75,10 @@ class ModelWeights {
                                                             const std::string& directory,
                                                             const WeightOptions& options);
 
-  const ConstTensorView& embedding() const { return embedding_; }    // [vocab, hidden]
+  const ConstTensorView& embedding() const { return embedding_; }  // [vocab, hidden]
+  // What embeddings are multiplied with. sqrt(hidden) is rounded to the stored type: so it was when
+  // the model was trained, and so does Hugging Face.
+  float embedding_scale() const { return embedding_scale_; }
   const PackedWeight& head() const { return head_; }                 // [vocab, hidden]
   const ConstTensorView& final_norm() const { return final_norm_; }  // [hidden]
   const LayerWeights& layer(uint32_t index) const { return layers_[index]; }
@@ -121,7 +126,12 @@ class ModelWeights {
   // Rows [row_begin, row_begin + rows) of a tensor.
   absl::Status Pack(const std::string& name, const StoredTensor& tensor, size_t row_begin,
                     size_t rows, size_t columns, WeightFormat format, PackedWeight* weight);
-  absl::Status LoadVector(const std::string& name, size_t size, ConstTensorView* view);
+  absl::Status LoadNorms(const ModelConfig& config, const std::string& prefix, LayerWeights* layer);
+  absl::Status LoadNorm(const ModelConfig& config, const std::string& name, size_t size,
+                        ConstTensorView* view);
+  // `added` to each element.
+  absl::Status LoadVector(const std::string& name, size_t size, ConstTensorView* view,
+                          float added = 0.0f);
   void Report(size_t bytes);
 
   Device& device_;
@@ -134,6 +144,7 @@ class ModelWeights {
   PackedWeight head_;
   ConstTensorView final_norm_;
   DType stored_dtype_ = DType::kF32;
+  float embedding_scale_ = 1.0f;
   std::set<std::string> format_names_;
   uint64_t parameter_count_ = 0;
   uint64_t bytes_done_ = 0;

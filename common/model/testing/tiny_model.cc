@@ -116,9 +116,16 @@ bool HasExperts(const TinyModelOptions& options) {
          options.architecture == "Qwen3MoeForCausalLM";
 }
 
+bool IsGemma(const TinyModelOptions& options) {
+  return options.architecture.rfind("Gemma", 0) == 0;
+}
+
+// Gemma stores norms less one.
+float NormMean(const TinyModelOptions& options) { return IsGemma(options) ? 0.0f : 1.0f; }
+
 std::string Config(const TinyModelOptions& options) {
   Json config = {{"architectures", {options.architecture}},
-                 {"hidden_act", "silu"},
+                 {"hidden_act", IsGemma(options) ? "gelu_pytorch_tanh" : "silu"},
                  {"vocab_size", options.vocab},
                  {"hidden_size", options.hidden},
                  {"intermediate_size", options.intermediate},
@@ -179,7 +186,7 @@ void AddLayer(const TinyModelOptions& options, uint32_t index, SafetensorsWriter
   const uint32_t q_size = options.heads * head_dim;
   const uint32_t kv_size = options.kv_heads * head_dim;
   const float deviation = options.deviation;
-  writer->Add(prefix + "input_layernorm.weight", {options.hidden}, 1.0f, 0.1f);
+  writer->Add(prefix + "input_layernorm.weight", {options.hidden}, NormMean(options), 0.1f);
   const bool fused = options.architecture == "Phi3ForCausalLM";
   if (fused) {
     writer->Add(attention + "qkv_proj.weight", {q_size + 2 * kv_size, options.hidden}, 0.0f,
@@ -195,11 +202,19 @@ void AddLayer(const TinyModelOptions& options, uint32_t index, SafetensorsWriter
     writer->Add(attention + "k_proj.bias", {kv_size}, 0.0f, deviation);
     writer->Add(attention + "v_proj.bias", {kv_size}, 0.0f, deviation);
   }
-  if (options.architecture == "Qwen3ForCausalLM" || options.architecture == "Qwen3MoeForCausalLM") {
-    writer->Add(attention + "q_norm.weight", {head_dim}, 1.0f, 0.1f);
-    writer->Add(attention + "k_norm.weight", {head_dim}, 1.0f, 0.1f);
+  if (options.architecture == "Qwen3ForCausalLM" || options.architecture == "Qwen3MoeForCausalLM" ||
+      options.architecture == "Gemma3ForCausalLM") {
+    writer->Add(attention + "q_norm.weight", {head_dim}, NormMean(options), 0.1f);
+    writer->Add(attention + "k_norm.weight", {head_dim}, NormMean(options), 0.1f);
   }
-  writer->Add(prefix + "post_attention_layernorm.weight", {options.hidden}, 1.0f, 0.1f);
+  writer->Add(prefix + "post_attention_layernorm.weight", {options.hidden}, NormMean(options),
+              0.1f);
+  if (options.architecture == "Gemma2ForCausalLM" || options.architecture == "Gemma3ForCausalLM") {
+    writer->Add(prefix + "pre_feedforward_layernorm.weight", {options.hidden}, NormMean(options),
+                0.1f);
+    writer->Add(prefix + "post_feedforward_layernorm.weight", {options.hidden}, NormMean(options),
+                0.1f);
+  }
   if (HasExperts(options)) {
     AddExperts(options, prefix, writer);
   } else if (fused) {
@@ -216,7 +231,7 @@ std::string Weights(const TinyModelOptions& options) {
   SafetensorsWriter writer(options.dtype, options.seed);
   writer.Add("model.embed_tokens.weight", {options.vocab, options.hidden}, 0.0f, 1.0f);
   for (uint32_t index = 0; index < options.layers; ++index) AddLayer(options, index, &writer);
-  writer.Add("model.norm.weight", {options.hidden}, 1.0f, 0.1f);
+  writer.Add("model.norm.weight", {options.hidden}, NormMean(options), 0.1f);
   if (!options.tied_embeddings) {
     writer.Add("lm_head.weight", {options.vocab, options.hidden}, 0.0f, options.deviation);
   }

@@ -44,6 +44,8 @@ COMMON = dict(
 LLAMA3 = dict(rope_type="llama3", rope_theta=10000.0, factor=4.0, low_freq_factor=1.0,
               high_freq_factor=4.0, original_max_position_embeddings=32)
 YARN = dict(rope_type="yarn", rope_theta=10000.0, factor=4.0, original_max_position_embeddings=32)
+GEMMA2 = dict(num_hidden_layers=4, head_dim=16, query_pre_attn_scalar=20)
+GEMMA3 = dict(head_dim=16, query_pre_attn_scalar=24)
 LONGROPE = dict(rope_type="longrope", rope_theta=10000.0, partial_rotary_factor=0.75,
                 short_factor=[1.0, 1.0, 1.1, 1.2, 1.3, 1.5], long_factor=[1.0, 1.2, 2.0, 3.5, 5.0, 8.0])
 YARN_MSCALE = dict(YARN, beta_fast=16.0, beta_slow=2.0, mscale=1.0, mscale_all_dim=0.5)
@@ -71,6 +73,23 @@ MODELS = {
     "phi3_short": ("Phi3", 18, torch.float32, 1, False,
                    dict(hidden_size=64, original_max_position_embeddings=128,
                         rope_parameters=LONGROPE)),
+    "gemma": ("Gemma", 18, torch.float32, 1, False,
+              dict(head_dim=16, tie_word_embeddings=True, num_key_value_heads=1)),
+    # Caps that are low enough to be felt.
+    "gemma2": ("Gemma2", 19, torch.float32, 1, False,
+               dict(GEMMA2, sliding_window=9, attn_logit_softcapping=2.0,
+                    final_logit_softcapping=5.0)),
+    "gemma2_bf16": ("Gemma2", 20, torch.bfloat16, 1, True,
+                    dict(GEMMA2, hidden_size=64, sliding_window=20)),
+    "gemma3": ("Gemma3", 21, torch.float32, 1, False,
+               dict(GEMMA3, num_hidden_layers=7, sliding_window=7)),
+    "gemma3_linear": ("Gemma3", 22, torch.float32, 1, True,
+                      dict(GEMMA3, num_hidden_layers=4, sliding_window=18, sliding_window_pattern=2,
+                           final_logit_softcapping=4.0,
+                           rope_parameters=dict(
+                               full_attention=dict(rope_type="linear", rope_theta=50000.0,
+                                                   factor=4.0),
+                               sliding_attention=dict(rope_type="default", rope_theta=5000.0)))),
     "qwen2": ("Qwen2", 9, torch.float32, 1, False, dict(num_attention_heads=2)),
     "qwen2_yarn": ("Qwen2", 10, torch.bfloat16, 1, True,
                    dict(head_dim=16, num_attention_heads=2, rope_parameters=YARN)),
@@ -103,15 +122,15 @@ MODELS = {
 }
 
 
-def randomize(model, generator):
+def randomize(model, family, generator):
     """Weights large enough that attention and logits are far from flat."""
     with torch.no_grad():
         for name, tensor in model.named_parameters():
             noise = torch.randn(tensor.shape, generator=generator)
             if name.endswith("norm.weight") or "layernorm" in name:
-                tensor.copy_(1.0 + 0.2 * noise)
+                tensor.copy_((0.0 if family.startswith("Gemma") else 1.0) + 0.2 * noise)
             elif "embed_tokens" in name:
-                tensor.copy_(0.7 * noise)
+                tensor.copy_((0.15 if family.startswith("Gemma") else 0.7) * noise)
             else:
                 tensor.copy_(0.35 * noise)
 
@@ -119,6 +138,10 @@ def randomize(model, generator):
 def use_old_spelling(path):
     config = json.loads(path.read_text())
     rope = config.pop("rope_parameters")
+    if "full_attention" in rope:
+        config["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
+        config["sliding_window_pattern"] = config.pop("_sliding_window_pattern")
+        rope = rope["full_attention"]
     config["rope_theta"] = rope.pop("rope_theta")
     config["rope_scaling"] = None if rope["rope_type"] == "default" else rope
     if "partial_rotary_factor" in rope:
@@ -148,10 +171,11 @@ def make(name, family, seed, dtype, shards, old_spelling, options):
     folder = HERE / name
     shutil.rmtree(folder, ignore_errors=True)
     generator = torch.Generator().manual_seed(seed)
-    config = getattr(transformers, family + "Config")(**{**COMMON, **options})
+    config_name = family + ("TextConfig" if family == "Gemma3" else "Config")
+    config = getattr(transformers, config_name)(**{**COMMON, **options})
     model_class = getattr(transformers, family + "ForCausalLM")
     model = model_class(config)
-    randomize(model, generator)
+    randomize(model, family, generator)
     model = model.to(dtype)
     size = sum(t.numel() * t.element_size() for t in model.parameters())
     model.save_pretrained(folder, max_shard_size=size if shards == 1 else size // (shards - 1))
