@@ -53,6 +53,51 @@ TEST(RmsNormTest, EqualsTwinInEveryIsaAndInPlace) {
   }
 }
 
+TEST(LayerNormTest, ByHand) {
+  auto context = MakeContext();
+  Floats x = {1.0f, 3.0f};
+  Floats weight = {2.0f, 5.0f};
+  Floats bias = {0.5f, -1.0f};
+  Floats out(2);
+
+  LayerNorm(*context, View(x, {1, 2}), View(weight, {2}), View(bias, {2}), 0.0f, View(out, {1, 2}));
+
+  EXPECT_EQ(out, (Floats{-1.5f, 4.0f}));
+}
+
+TEST(LayerNormTest, EqualsTwinInEveryIsaAndInPlace) {
+  const size_t rows = 5;
+  for (size_t n : {1, 7, 16, 77, 160}) {
+    Floats x = Random(rows * n, 23);
+    for (float& value : x) value += 3.0f;  // A mean far from zero.
+    Floats weight = Random(n, 24);
+    Floats bias = Random(n, 25);
+    Floats reference(rows * n);
+    LayerNorm(*MakeContext(1, CpuIsa::kBaseline), View(x, {rows, n}), View(weight, {n}),
+              View(bias, {n}), 1e-5f, View(reference, {rows, n}));
+
+    for (size_t i = 0; i < rows * n; ++i) {
+      const float* row = &x[i / n * n];
+      double mean = 0.0;
+      for (size_t j = 0; j < n; ++j) mean += row[j];
+      mean /= static_cast<double>(n);
+      double variance = 0.0;
+      for (size_t j = 0; j < n; ++j) variance += std::pow(row[j] - mean, 2);
+      variance /= static_cast<double>(n);
+      const double expected =
+          (x[i] - mean) / std::sqrt(variance + 1e-5) * weight[i % n] + bias[i % n];
+      // The mean is rounded: its error counts as many times as the row's deviation is small.
+      ASSERT_NEAR(reference[i], expected, 4e-6 * (1 + std::abs(weight[i % n])));
+    }
+    for (CpuIsa isa : Isas()) {
+      Floats in_place = x;
+      LayerNorm(*MakeContext(2, isa), View(in_place, {rows, n}), View(weight, {n}), View(bias, {n}),
+                1e-5f, View(in_place, {rows, n}));
+      EXPECT_TRUE(SameBits(in_place, reference)) << CpuIsaName(isa) << " " << n;
+    }
+  }
+}
+
 TEST(RopeTest, QuarterTurnPairsElementWithItsHalf) {
   auto context = MakeContext();
   Floats cosines = {0.0f, 1.0f};

@@ -153,6 +153,18 @@ void RmsNorm(KernelContext& context, const ConstTensorView& x, const ConstTensor
   context.table().rms_norm(context, x, weight, epsilon, out);
 }
 
+void LayerNorm(KernelContext& context, const ConstTensorView& x, const ConstTensorView& weight,
+               const ConstTensorView& bias, float epsilon, const TensorView& out) {
+  CheckF32(context, x, 2);
+  CheckF32(context, weight, 1);
+  CheckF32(context, bias, 1);
+  CheckF32(context, out, 2);
+  BATON_CHECK(SameShape(x, out));
+  BATON_CHECK(SameShape(weight, bias));
+  BATON_CHECK(weight.dim(0) == x.dim(1));
+  context.table().layer_norm(context, x, weight, bias, epsilon, out);
+}
+
 absl::StatusOr<PackedWeight> PackWeight(KernelContext& context, Device& device,
                                         const ConstTensorView& matrix, WeightFormat format) {
   BATON_CHECK(IsWeightType(matrix.dtype()));

@@ -13,6 +13,8 @@ struct KernelTable {
                     const TensorView& out);
   void (*rms_norm)(KernelContext&, const ConstTensorView& x, const ConstTensorView& weight,
                    float epsilon, const TensorView& out);
+  void (*layer_norm)(KernelContext&, const ConstTensorView& x, const ConstTensorView& weight,
+                     const ConstTensorView& bias, float epsilon, const TensorView& out);
   absl::StatusOr<PackedWeight> (*pack_weight)(KernelContext&, Device& device,
                                               const ConstTensorView& matrix, WeightFormat format);
   void (*grouped_linear)(KernelContext&, const ConstTensorView& x,

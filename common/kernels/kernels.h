@@ -124,6 +124,12 @@ void Embedding(KernelContext& context, const ConstTensorView& table, std::span<c
 void RmsNorm(KernelContext& context, const ConstTensorView& x, const ConstTensorView& weight,
              float epsilon, const TensorView& out);
 
+// Layer normalization (Ba et al., 2016) of each row, with the variance over n elements:
+// out = weight * ((x - mean(x)) / sqrt(variance(x) + epsilon)) + bias. x, out [rows, n]; weight,
+// bias [n]. `out` may be `x`.
+void LayerNorm(KernelContext& context, const ConstTensorView& x, const ConstTensorView& weight,
+               const ConstTensorView& bias, float epsilon, const TensorView& out);
+
 // Brings a matrix [outputs, inputs] into the form and order that Linear wants. `matrix` is float32,
 // bfloat16 or float16 in host memory, of any alignment. kInvalidArgument: "has 1e+09, which does
 // not fit into f16". kResourceExhausted: no memory.

@@ -24,10 +24,11 @@ constexpr uint32_t kExpertsMax = 4096;
 
 // Which layers have a sliding window where config.json has no layer_types.
 enum class SlidingLayers {
-  kNone,   // Nor may config.json ask for one.
-  kEvery,  // If there is a window.
-  kUpper,  // From max_window_layers on, if there is a window.
-  kMost,   // All but each sliding_window_pattern-th.
+  kNone,       // Nor may config.json ask for one.
+  kEvery,      // If there is a window.
+  kUpper,      // From max_window_layers on, if there is a window.
+  kAlternate,  // The first, third, … below max_window_layers, if there is a window.
+  kMost,       // All but each sliding_window_pattern-th.
 };
 
 // As config.json describes them.
@@ -109,7 +110,12 @@ constexpr Family kFamilies[] = {
      .sliding_layers = SlidingLayers::kUpper,
      .sliding_window = 4096,
      .use_sliding_window = false},
-    {.architecture = "Qwen2MoeForCausalLM", .qkv_bias = true, .experts = ExpertKeys::kQwenShared},
+    {.architecture = "Qwen2MoeForCausalLM",
+     .qkv_bias = true,
+     .experts = ExpertKeys::kQwenShared,
+     .sliding_layers = SlidingLayers::kAlternate,
+     .sliding_window = 4096,
+     .use_sliding_window = false},
     {.architecture = "Qwen3ForCausalLM",
      .qk_norm = true,
      .head_dim = 128,
@@ -194,6 +200,14 @@ absl::StatusOr<std::vector<bool>> ReadSlidingLayers(const JsonReader& config, co
           const uint32_t pattern,
           config.Integer("sliding_window_pattern", 1, kLayersMax, family.sliding_window_pattern));
       for (uint32_t layer = 0; layer < layers; ++layer) sliding[layer] = (layer + 1) % pattern != 0;
+      break;
+    }
+    case SlidingLayers::kAlternate: {
+      BATON_ASSIGN_OR_RETURN(const uint32_t end,
+                             config.Integer("max_window_layers", 0, kLayersMax, 28));
+      for (uint32_t layer = 0; layer < std::min(end, layers); layer += 2) {
+        sliding[layer] = window != 0;
+      }
       break;
     }
   }

@@ -173,6 +173,30 @@ TEST_F(ModelConfigTest, ReadsQwenMoe) {
   EXPECT_FALSE(Load(file)->qkv_bias);
 }
 
+TEST_F(ModelConfigTest, MixturesHaveWindowsOfTheirOwn) {
+  const auto windows = [this](const Json& file) {
+    std::vector<uint32_t> found;
+    const ModelConfig config = Load(file).value();
+    for (const LayerAttention& layer : config.layer_attention) {
+      found.push_back(layer.window);
+    }
+    return found;
+  };
+  Json file = QwenMoe();
+  file["sliding_window"] = 9;
+  EXPECT_THAT(windows(file), ElementsAre(0, 0, 0));
+  file["use_sliding_window"] = true;
+  EXPECT_THAT(windows(file), ElementsAre(9, 9, 9));
+  file["architectures"] = {"Qwen2MoeForCausalLM"};
+  file["shared_expert_intermediate_size"] = 48;
+  EXPECT_THAT(windows(file), ElementsAre(9, 0, 9));
+  file["max_window_layers"] = 2;
+  EXPECT_THAT(windows(file), ElementsAre(9, 0, 0));
+  file["architectures"] = {"MixtralForCausalLM"};
+  file.erase("use_sliding_window");
+  EXPECT_THAT(windows(file), ElementsAre(9, 9, 9));
+}
+
 TEST_F(ModelConfigTest, RefusesExpertsThatMakeNoSense) {
   const auto refused = [this](const std::string& key, const Json& value, const std::string& word) {
     Json file = QwenMoe();

@@ -194,13 +194,13 @@ class Bench {
  private:
   absl::Status Step(uint32_t first, uint32_t batch, uint32_t position, uint32_t count,
                     bool logits) {
-    std::vector<TokenId> tokens(count);
-    for (uint32_t i = 0; i < count; ++i) {
-      tokens[i] = static_cast<TokenId>((position + i) * 7919 % model_->config().vocab_size);
+    std::vector<TokenId> tokens(size_t{batch} * count);
+    for (size_t i = 0; i < tokens.size(); ++i) {
+      tokens[i] = static_cast<TokenId>((position + i * 31) * 7919 % model_->config().vocab_size);
     }
     std::vector<BatchRow> rows;
     for (uint32_t i = 0; i < batch; ++i) {
-      rows.push_back({.tokens = tokens,
+      rows.push_back({.tokens = std::span(tokens).subspan(size_t{i} * count, count),
                       .start = position,
                       .blocks = blocks_[first + i],
                       .logit_count = logits ? 1u : 0u});

@@ -67,6 +67,17 @@ void RmsNormCpu(KernelContext& context, const ConstTensorView& x, const ConstTen
   });
 }
 
+void LayerNormCpu(KernelContext& context, const ConstTensorView& x, const ConstTensorView& weight,
+                  const ConstTensorView& bias, float epsilon, const TensorView& out) {
+  const size_t n = x.dim(1);
+  ForRanges(context, x.dim(0), 2 * n, [&](size_t begin, size_t end, uint32_t) {
+    for (size_t row = begin; row < end; ++row) {
+      context.cpu_ops().layer_norm(x.f32() + row * n, weight.f32(), bias.f32(), epsilon, n,
+                                   out.f32() + row * n);
+    }
+  });
+}
+
 void RopeCpu(KernelContext& context, const ConstTensorView& cosines, const ConstTensorView& sines,
              const TensorView& x) {
   const size_t heads = x.dim(1);
@@ -256,6 +267,7 @@ const KernelTable& CpuKernels() {
       .numerics = "cpu-2",
       .embedding = EmbeddingCpu,
       .rms_norm = RmsNormCpu,
+      .layer_norm = LayerNormCpu,
       .pack_weight = PackWeightCpu,
       .grouped_linear = GroupedLinearCpu,
       .rope = RopeCpu,

@@ -124,6 +124,8 @@ struct CpuOps {
   void (*attention_merge)(const AttentionTask& task, const float* parts);
   // One row of n.
   void (*rms_norm)(const float* x, const float* weight, float epsilon, size_t n, float* out);
+  void (*layer_norm)(const float* x, const float* weight, const float* bias, float epsilon,
+                     size_t n, float* out);
   // n elements each.
   void (*silu_mul)(const float* gate, const float* up, size_t n, float* out);
   void (*gelu)(const float* x, size_t n, float* out);

@@ -76,6 +76,7 @@ const CpuOps kCpuOpsAvx2 = {
     .attention_part = AttentionPartOp,
     .attention_merge = AttentionMergeOp,
     .rms_norm = RmsNormOp,
+    .layer_norm = LayerNormOp,
     .silu_mul = SiluMulOp,
     .gelu = GeluOp,
     .gelu_mul = GeluMulOp,

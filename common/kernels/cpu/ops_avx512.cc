@@ -73,6 +73,7 @@ const CpuOps kCpuOpsAvx512 = {
     .attention_part = AttentionPartOp,
     .attention_merge = AttentionMergeOp,
     .rms_norm = RmsNormOp,
+    .layer_norm = LayerNormOp,
     .silu_mul = SiluMulOp,
     .gelu = GeluOp,
     .gelu_mul = GeluMulOp,

@@ -67,6 +67,7 @@ const CpuOps kCpuOpsBaseline = {
     .attention_part = AttentionPartOp,
     .attention_merge = AttentionMergeOp,
     .rms_norm = RmsNormOp,
+    .layer_norm = LayerNormOp,
     .silu_mul = SiluMulOp,
     .gelu = GeluOp,
     .gelu_mul = GeluMulOp,
