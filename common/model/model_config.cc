@@ -195,19 +195,19 @@ absl::StatusOr<std::vector<bool>> ReadSlidingLayers(const JsonReader& config, co
       for (uint32_t layer = begin; layer < layers; ++layer) sliding[layer] = window != 0;
       break;
     }
+    case SlidingLayers::kMost: {
+      BATON_ASSIGN_OR_RETURN(
+          const uint32_t pattern,
+          config.Integer("sliding_window_pattern", 1, kLayersMax, family.sliding_window_pattern));
+      for (uint32_t layer = 0; layer < layers; ++layer) sliding[layer] = (layer + 1) % pattern != 0;
+      break;
+    }
     case SlidingLayers::kAlternate: {
       BATON_ASSIGN_OR_RETURN(const uint32_t end,
                              config.Integer("max_window_layers", 0, kLayersMax, 28));
       for (uint32_t layer = 0; layer < std::min(end, layers); layer += 2) {
         sliding[layer] = window != 0;
       }
-      break;
-    }
-    case SlidingLayers::kMost: {
-      BATON_ASSIGN_OR_RETURN(
-          const uint32_t pattern,
-          config.Integer("sliding_window_pattern", 1, kLayersMax, family.sliding_window_pattern));
-      for (uint32_t layer = 0; layer < layers; ++layer) sliding[layer] = (layer + 1) % pattern != 0;
       break;
     }
   }
