@@ -1,4 +1,4 @@
-// exp, log, sin and cos whose bits depend on nothing but their argument.
+// exp, log, tanh, sin and cos whose bits depend on nothing but their argument.
 //
 // The C library chooses its implementation by CPU, so its last bits differ between machines. These
 // use only IEEE additions, multiplications and divisions in a fixed order (never contracted: see
@@ -144,6 +144,23 @@ inline float StableExp(float x) {
   float result = sum * scale;
   result = x < kLowest ? 0.0f : result;
   return x > kHighest ? std::numeric_limits<float>::infinity() : result;
+}
+
+// Hyperbolic tangent in single precision, without branches: near zero Cephes' tanhf, a polynomial
+// of degree 11; else 1 - 2 / (e^2x + 1). Its vector twin is there, too.
+inline float StableTanh(float x) {
+  const uint32_t sign = std::bit_cast<uint32_t>(x) & 0x80000000u;
+  const float magnitude = std::bit_cast<float>(std::bit_cast<uint32_t>(x) ^ sign);
+  const float large = 1.0f - 2.0f / (StableExp(magnitude + magnitude) + 1.0f);
+  const float z = magnitude * magnitude;
+  float sum = -5.70498872745e-3f;
+  sum = sum * z + 2.06390887954e-2f;
+  sum = sum * z - 5.37397155531e-2f;
+  sum = sum * z + 1.33314422036e-1f;
+  sum = sum * z - 3.33332819422e-1f;
+  const float small = sum * z * magnitude + magnitude;
+  const float result = magnitude < 0.625f ? small : large;
+  return std::bit_cast<float>(std::bit_cast<uint32_t>(result) | sign);
 }
 
 }  // namespace baton

@@ -88,5 +88,21 @@ TEST(StableExpFloatTest, Edges) {
   EXPECT_TRUE(std::isnan(StableExp(std::numeric_limits<float>::quiet_NaN())));
 }
 
+TEST(StableTanhFloatTest, WithinThreeUlp) {
+  for (float x = -20.0f; x < 20.0f; x += 0.00037f) {
+    const double want = std::tanh(static_cast<double>(x));
+    ASSERT_NEAR(StableTanh(x), want, std::abs(want) * 3.0 * 0x1p-23) << x;
+  }
+}
+
+TEST(StableTanhFloatTest, Edges) {
+  EXPECT_EQ(StableTanh(0.0f), 0.0f);
+  EXPECT_TRUE(std::signbit(StableTanh(-0.0f)));
+  EXPECT_EQ(StableTanh(1e-30f), 1e-30f);
+  EXPECT_EQ(StableTanh(std::numeric_limits<float>::infinity()), 1.0f);
+  EXPECT_EQ(StableTanh(-std::numeric_limits<float>::infinity()), -1.0f);
+  EXPECT_TRUE(std::isnan(StableTanh(std::numeric_limits<float>::quiet_NaN())));
+}
+
 }  // namespace
 }  // namespace baton

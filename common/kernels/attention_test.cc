@@ -26,6 +26,8 @@ class AttentionCase {
     uint32_t block_tokens = 16;
     DType dtype = DType::kF32;
     uint32_t length = 0;  // Tokens of the sequence.
+    uint32_t window = 0;
+    float soft_cap = 0.0f;
   };
 
   explicit AttentionCase(const Shape& shape) : shape_(shape) {
@@ -62,7 +64,8 @@ class AttentionCase {
     Floats part(q.size());
     WriteKv(context, View(k, {count, shape_.kv_heads, shape_.head_dim}),
             View(v, {count, shape_.kv_heads, shape_.head_dim}), {&rows, 1}, pages_);
-    Attention(context, View(q, {count, shape_.heads, shape_.head_dim}), pages_, {&rows, 1}, kScale,
+    Attention(context, View(q, {count, shape_.heads, shape_.head_dim}), pages_, {&rows, 1},
+              {.scale = kScale, .window = shape_.window, .soft_cap = shape_.soft_cap},
               View(part, {count, shape_.heads, shape_.head_dim}));
     out->insert(out->end(), part.begin(), part.end());
   }
@@ -72,18 +75,35 @@ class AttentionCase {
     return out;
   }
 
+  // Makes K and V of [0, end) unreadable: NaN, and no block where none is needed any more.
+  void Forget(uint32_t end) {
+    for (uint32_t position = 0; position < end; ++position) {
+      if (Raw(blocks_[position / shape_.block_tokens]) == kNoBlock) continue;
+      for (uint32_t head = 0; head < shape_.kv_heads; ++head) {
+        for (bool value : {false, true}) {
+          std::memset(memory_.data() + pages_.OffsetOf(blocks_, value, head, position), 0xff,
+                      KvRowBytes(shape_.dtype, shape_.head_dim));
+        }
+      }
+    }
+    for (uint32_t i = 0; (i + 1) * shape_.block_tokens <= end; ++i) blocks_[i] = BlockId{kNoBlock};
+  }
+
   struct Value {
     double value = 0.0;
     double tolerance = 0.0;
   };
   // The definition, in double precision. A score errs by (head_dim + 3) roundings of the sum of its
-  // products' magnitudes; that error, twice, is relative to the output, as are the roundings of the
-  // two sums over positions, of the exponentials and of the merging of tiles.
+  // products' magnitudes, and by 6 more where it is capped; that error, twice, is relative to the
+  // output, as are the roundings of the two sums over positions, of the exponentials and of the
+  // merging of tiles.
   Value Expected(uint32_t position, uint32_t head, uint32_t dim) const {
     const uint32_t kv_head = head / (shape_.heads / shape_.kv_heads);
+    const uint32_t begin =
+        shape_.window == 0 || position + 1 < shape_.window ? 0 : position + 1 - shape_.window;
     std::vector<double> scores;
     double score_magnitude = 0.0;
-    for (uint32_t j = 0; j <= position; ++j) {
+    for (uint32_t j = begin; j <= position; ++j) {
       double dot = 0.0;
       double magnitude = 0.0;
       for (uint32_t d = 0; d < shape_.head_dim; ++d) {
@@ -93,22 +113,25 @@ class AttentionCase {
         dot += product;
         magnitude += std::abs(product);
       }
-      scores.push_back(dot * kScale);
+      const double score = dot * kScale;
+      scores.push_back(
+          shape_.soft_cap == 0.0f ? score : shape_.soft_cap * std::tanh(score / shape_.soft_cap));
       score_magnitude = std::max(score_magnitude, magnitude * kScale);
     }
     const double highest = *std::max_element(scores.begin(), scores.end());
     double sum = 0.0;
     double output = 0.0;
     double output_magnitude = 0.0;
-    for (uint32_t j = 0; j <= position; ++j) {
-      const double weight = std::exp(scores[j] - highest);
+    for (uint32_t j = begin; j <= position; ++j) {
+      const double weight = std::exp(scores[j - begin] - highest);
       sum += weight;
       const double v = stored_v_[(j * shape_.kv_heads + kv_head) * shape_.head_dim + dim];
       output += weight * v;
       output_magnitude += weight * std::abs(v);
     }
     const double roundings =
-        2.0 * (shape_.head_dim + 3) * score_magnitude + 2.0 * (position + 1) + 16.0;
+        2.0 * (shape_.head_dim + 3 + (shape_.soft_cap == 0.0f ? 0 : 6)) * score_magnitude +
+        2.0 * (position + 1) + 16.0;
     return {.value = output / sum, .tolerance = roundings * 0x1p-24 * output_magnitude / sum};
   }
 
@@ -116,6 +139,7 @@ class AttentionCase {
 
  private:
   static constexpr float kScale = 0.25f;
+  static constexpr uint32_t kNoBlock = 0xffffffffu;
 
   // K or V as the cache holds it.
   Floats AsStored(const Floats& values) const {
@@ -162,7 +186,7 @@ TEST(AttentionTest, OneTokenReturnsItsValue) {
   Floats out(2);
 
   WriteKv(*context, View(k, {1, 1, 2}), View(v, {1, 1, 2}), {&rows, 1}, pages);
-  Attention(*context, View(q, {1, 1, 2}), pages, {&rows, 1}, 1.0f, View(out, {1, 1, 2}));
+  Attention(*context, View(q, {1, 1, 2}), pages, {&rows, 1}, {}, View(out, {1, 1, 2}));
 
   EXPECT_EQ(out, v);
 }
@@ -178,6 +202,15 @@ TEST(AttentionTest, EqualsTheDefinition) {
       {.head_dim = 64, .dtype = DType::kBF16, .length = 150},
       {.dtype = DType::kI8, .length = 150},
       {.heads = 3, .kv_heads = 1, .head_dim = 68, .dtype = DType::kI8, .length = 70},
+      {.length = 200, .window = 1},
+      {.length = 200, .window = 50},
+      {.length = 200, .window = 64},
+      {.heads = 3, .kv_heads = 1, .head_dim = 10, .block_tokens = 7, .length = 270, .window = 130},
+      {.dtype = DType::kBF16, .length = 200, .window = 100},
+      {.dtype = DType::kI8, .length = 200, .window = 65},
+      {.length = 60, .window = 60},
+      {.length = 150, .soft_cap = 0.5f},
+      {.head_dim = 64, .dtype = DType::kBF16, .length = 150, .window = 70, .soft_cap = 2.0f},
   };
   for (const AttentionCase::Shape& shape : shapes) {
     for (CpuIsa isa : Isas()) {
@@ -195,54 +228,93 @@ TEST(AttentionTest, EqualsTheDefinition) {
   }
 }
 
-TEST(AttentionTest, BitsDependOnNeitherChunksNorBlocksNorThreadsNorIsa) {
-  for (DType dtype : {DType::kF32, DType::kBF16, DType::kI8}) {
-    const AttentionCase::Shape shape = {
-        .heads = 6, .kv_heads = 2, .head_dim = 36, .dtype = dtype, .length = 200};
-    const Floats reference = AttentionCase(shape).OnePass(*MakeContext(1, CpuIsa::kBaseline));
-    for (CpuIsa isa : Isas()) {
-      for (uint32_t seed = 0; seed < 6; ++seed) {
-        std::mt19937 random(seed);
-        AttentionCase::Shape other = shape;
-        const uint32_t block_sizes[] = {1, 4, 16, 32, 64, 100};
-        other.block_tokens = block_sizes[seed];
-        auto context = MakeContext(1 + seed % 4, isa);
-        AttentionCase attention(other);
-        Floats out;
-        const uint32_t chunk_max = seed % 2 == 0 ? 3 : 120;
-        for (uint32_t begin = 0; begin < shape.length;) {
-          const uint32_t end = std::min<uint32_t>(
-              shape.length, begin + 1 + static_cast<uint32_t>(random() % chunk_max));
-          attention.Step(*context, begin, end, &out);
-          begin = end;
-        }
-        EXPECT_TRUE(SameBits(out, reference)) << CpuIsaName(isa) << " seed " << seed;
+// A cache type and a window.
+class AttentionBitsTest : public testing::TestWithParam<std::tuple<DType, uint32_t>> {
+ protected:
+  AttentionCase::Shape Like(AttentionCase::Shape shape) const {
+    shape.dtype = std::get<0>(GetParam());
+    shape.window = std::get<1>(GetParam());
+    shape.soft_cap = shape.window == 100 ? 3.0f : 0.0f;
+    return shape;
+  }
+};
+
+TEST_P(AttentionBitsTest, DependOnNeitherChunksNorBlocksNorThreadsNorIsa) {
+  const AttentionCase::Shape shape =
+      Like({.heads = 6, .kv_heads = 2, .head_dim = 36, .length = 200});
+  const Floats reference = AttentionCase(shape).OnePass(*MakeContext(1, CpuIsa::kBaseline));
+  for (CpuIsa isa : Isas()) {
+    for (uint32_t seed = 0; seed < 6; ++seed) {
+      std::mt19937 random(seed);
+      AttentionCase::Shape other = shape;
+      const uint32_t block_sizes[] = {1, 4, 16, 32, 64, 100};
+      other.block_tokens = block_sizes[seed];
+      auto context = MakeContext(1 + seed % 4, isa);
+      AttentionCase attention(other);
+      Floats out;
+      const uint32_t chunk_max = seed % 2 == 0 ? 3 : 120;
+      for (uint32_t begin = 0; begin < shape.length;) {
+        const uint32_t end = std::min<uint32_t>(
+            shape.length, begin + 1 + static_cast<uint32_t>(random() % chunk_max));
+        attention.Step(*context, begin, end, &out);
+        begin = end;
       }
+      EXPECT_TRUE(SameBits(out, reference)) << CpuIsaName(isa) << " seed " << seed;
     }
   }
 }
 
 // Goal: flash decoding, which cuts a long cache among threads, gives the bits of one thread.
-TEST(AttentionTest, PartsOfALongCacheMergeToTheSameBits) {
-  for (DType dtype : {DType::kF32, DType::kBF16, DType::kI8}) {
-    const AttentionCase::Shape shape = {
-        .heads = 3, .kv_heads = 1, .head_dim = 32, .dtype = dtype, .length = 1000};
-    AttentionCase one(shape);
-    const Floats reference = one.OnePass(*MakeContext(1));
-    for (CpuIsa isa : Isas()) {
-      for (uint32_t threads : {2u, 3u, 4u}) {
-        auto context = MakeContext(threads, isa);
-        AttentionCase attention(shape);
-        Floats out;
-        attention.Step(*context, 0, 990, &out);
-        for (uint32_t position = 990; position < 1000; ++position) {
-          attention.Step(*context, position, position + 1, &out);
-        }
-        EXPECT_TRUE(SameBits(out, reference)) << CpuIsaName(isa) << " threads " << threads;
+TEST_P(AttentionBitsTest, StayTheSameWhenPartsOfALongCacheAreMerged) {
+  const AttentionCase::Shape shape =
+      Like({.heads = 3, .kv_heads = 1, .head_dim = 32, .length = 1000});
+  AttentionCase one(shape);
+  const Floats reference = one.OnePass(*MakeContext(1));
+  for (CpuIsa isa : Isas()) {
+    for (uint32_t threads : {2u, 3u, 4u}) {
+      auto context = MakeContext(threads, isa);
+      AttentionCase attention(shape);
+      Floats out;
+      attention.Step(*context, 0, 957, &out);
+      attention.Step(*context, 957, 964, &out);  // Across the begin of a tile.
+      for (uint32_t position = 964; position < 1000; ++position) {
+        attention.Step(*context, position, position + 1, &out);
       }
+      EXPECT_TRUE(SameBits(out, reference)) << CpuIsaName(isa) << " threads " << threads;
     }
   }
 }
+
+// Goal: K and V before the window need not exist any more.
+TEST_P(AttentionBitsTest, DoNotDependOnWhatIsBehindTheWindow) {
+  const AttentionCase::Shape shape = Like({.heads = 3, .kv_heads = 1, .length = 1000});
+  if (shape.window == 0) return;
+  AttentionCase one(shape);
+  const Floats reference = one.OnePass(*MakeContext(1));
+  for (uint32_t seed = 0; seed < 6; ++seed) {
+    std::mt19937 random(seed);
+    auto context = MakeContext(1 + seed % 3);
+    AttentionCase attention(shape);
+    Floats out;
+    const uint32_t chunk_max = seed % 2 == 0 ? 8 : 120;
+    for (uint32_t begin = 0; begin < shape.length;) {
+      const uint32_t end =
+          std::min<uint32_t>(shape.length, begin + 1 + static_cast<uint32_t>(random() % chunk_max));
+      attention.Forget(begin + 1 < shape.window ? 0 : begin + 1 - shape.window);
+      attention.Step(*context, begin, end, &out);
+      begin = end;
+    }
+    EXPECT_TRUE(SameBits(out, reference)) << "seed " << seed;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(CachesAndWindows, AttentionBitsTest,
+                         testing::Combine(testing::Values(DType::kF32, DType::kBF16, DType::kI8),
+                                          testing::Values(0u, 1u, 100u, 700u)),
+                         [](const auto& param) {
+                           return std::string(DTypeName(std::get<0>(param.param))) + "_window" +
+                                  std::to_string(std::get<1>(param.param));
+                         });
 
 // A later token's K or V that is not finite is nothing to the tokens before it in the same pass.
 TEST(AttentionTest, LaterTokensOfTheSamePassAreNotSeen) {
@@ -268,7 +340,7 @@ TEST(AttentionTest, LaterTokensOfTheSamePassAreNotSeen) {
 
   WriteKv(*context, View(k, {count, 1, head_dim}), View(v, {count, 1, head_dim}), {&rows, 1},
           pages);
-  Attention(*context, View(q, {count, 1, head_dim}), pages, {&rows, 1}, 0.2f,
+  Attention(*context, View(q, {count, 1, head_dim}), pages, {&rows, 1}, {.scale = 0.2f},
             View(out, {count, 1, head_dim}));
 
   for (size_t i = 0; i < (count - 1) * head_dim; ++i) ASSERT_TRUE(std::isfinite(out[i])) << i;

@@ -59,6 +59,27 @@ bool SameShape(const ConstTensorView& a, const ConstTensorView& b) {
   return true;
 }
 
+void CheckOutput(const KernelContext& context, const ConstTensorView& x, size_t rows,
+                 const LinearOutput& output) {
+  CheckF32(context, output.out, 2);
+  BATON_CHECK(output.weight != nullptr);
+  BATON_CHECK(output.weight->inputs() == x.dim(1));
+  BATON_CHECK(output.out.dim(0) == rows);
+  BATON_CHECK(output.out.dim(1) == output.weight->outputs());
+  if (output.bias.empty()) return;
+  CheckF32(context, output.bias, 1);
+  BATON_CHECK(output.bias.dim(0) == output.weight->outputs());
+}
+
+void CheckGated(const KernelContext& context, const ConstTensorView& gate,
+                const ConstTensorView& up, const TensorView& out) {
+  CheckF32(context, gate, 2);
+  CheckF32(context, up, 2);
+  CheckF32(context, out, 2);
+  BATON_CHECK(SameShape(gate, up));
+  BATON_CHECK(SameShape(gate, out));
+}
+
 }  // namespace
 
 const char* CpuIsaName(CpuIsa isa) {
@@ -132,6 +153,18 @@ void RmsNorm(KernelContext& context, const ConstTensorView& x, const ConstTensor
   context.table().rms_norm(context, x, weight, epsilon, out);
 }
 
+void LayerNorm(KernelContext& context, const ConstTensorView& x, const ConstTensorView& weight,
+               const ConstTensorView& bias, float epsilon, const TensorView& out) {
+  CheckF32(context, x, 2);
+  CheckF32(context, weight, 1);
+  CheckF32(context, bias, 1);
+  CheckF32(context, out, 2);
+  BATON_CHECK(SameShape(x, out));
+  BATON_CHECK(SameShape(weight, bias));
+  BATON_CHECK(weight.dim(0) == x.dim(1));
+  context.table().layer_norm(context, x, weight, bias, epsilon, out);
+}
+
 absl::StatusOr<PackedWeight> PackWeight(KernelContext& context, Device& device,
                                         const ConstTensorView& matrix, WeightFormat format) {
   BATON_CHECK(IsWeightType(matrix.dtype()));
@@ -144,16 +177,21 @@ absl::StatusOr<PackedWeight> PackWeight(KernelContext& context, Device& device,
 void Linear(KernelContext& context, const ConstTensorView& x,
             std::span<const LinearOutput> outputs) {
   CheckF32(context, x, 2);
-  for (const LinearOutput& output : outputs) {
-    CheckF32(context, output.out, 2);
-    BATON_CHECK(x.dim(1) == output.weight->inputs());
-    BATON_CHECK(output.out.dim(0) == x.dim(0));
-    BATON_CHECK(output.out.dim(1) == output.weight->outputs());
-    if (output.bias.empty()) continue;
-    CheckF32(context, output.bias, 1);
-    BATON_CHECK(output.bias.dim(0) == output.weight->outputs());
+  const LinearGroup group = {.row = 0, .rows = x.dim(0), .outputs = outputs};
+  GroupedLinear(context, x, {&group, 1});
+}
+
+void GroupedLinear(KernelContext& context, const ConstTensorView& x,
+                   std::span<const LinearGroup> groups) {
+  CheckF32(context, x, 2);
+  size_t end = 0;
+  for (const LinearGroup& group : groups) {
+    BATON_CHECK(group.row >= end);
+    BATON_CHECK(group.row <= x.dim(0) && group.rows <= x.dim(0) - group.row);
+    end = group.row + group.rows;
+    for (const LinearOutput& output : group.outputs) CheckOutput(context, x, group.rows, output);
   }
-  context.table().linear(context, x, outputs);
+  context.table().grouped_linear(context, x, groups);
 }
 
 void Rope(KernelContext& context, const ConstTensorView& cosines, const ConstTensorView& sines,
@@ -163,7 +201,7 @@ void Rope(KernelContext& context, const ConstTensorView& cosines, const ConstTen
   CheckF32(context, x, 3);
   BATON_CHECK(SameShape(cosines, sines));
   BATON_CHECK(cosines.dim(0) == x.dim(0));
-  BATON_CHECK(cosines.dim(1) * 2 == x.dim(2));
+  BATON_CHECK(cosines.dim(1) * 2 <= x.dim(2));
   context.table().rope(context, cosines, sines, x);
 }
 
@@ -179,24 +217,46 @@ void WriteKv(KernelContext& context, const ConstTensorView& k, const ConstTensor
 }
 
 void Attention(KernelContext& context, const ConstTensorView& q, const KvPages& pages,
-               std::span<const SequenceRows> sequences, float scale, const TensorView& out) {
+               std::span<const SequenceRows> sequences, const AttentionOptions& options,
+               const TensorView& out) {
   CheckF32(context, q, 3);
   CheckF32(context, out, 3);
   BATON_CHECK(SameShape(q, out));
   BATON_CHECK(pages.kv_heads > 0 && q.dim(1) % pages.kv_heads == 0);
   BATON_CHECK(q.dim(2) == pages.head_dim);
   CheckSequences(sequences, pages, q.dim(0));
-  context.table().attention(context, q, pages, sequences, scale, out);
+  BATON_CHECK(options.soft_cap >= 0.0f);
+  context.table().attention(context, q, pages, sequences, options, out);
 }
 
 void SiluMul(KernelContext& context, const ConstTensorView& gate, const ConstTensorView& up,
              const TensorView& out) {
-  CheckF32(context, gate, 2);
-  CheckF32(context, up, 2);
-  CheckF32(context, out, 2);
-  BATON_CHECK(SameShape(gate, up));
-  BATON_CHECK(SameShape(gate, out));
+  CheckGated(context, gate, up, out);
   context.table().silu_mul(context, gate, up, out);
+}
+
+void Gelu(KernelContext& context, const ConstTensorView& x, const TensorView& out) {
+  CheckF32(context, x, 2);
+  CheckF32(context, out, 2);
+  BATON_CHECK(SameShape(x, out));
+  context.table().gelu(context, x, out);
+}
+
+void GeluMul(KernelContext& context, const ConstTensorView& gate, const ConstTensorView& up,
+             const TensorView& out) {
+  CheckGated(context, gate, up, out);
+  context.table().gelu_mul(context, gate, up, out);
+}
+
+void SoftCap(KernelContext& context, float cap, const TensorView& x) {
+  CheckF32(context, x, 2);
+  BATON_CHECK(cap > 0.0f);
+  context.table().soft_cap(context, cap, x);
+}
+
+void Scale(KernelContext& context, float factor, const TensorView& x) {
+  CheckF32(context, x, 2);
+  context.table().scale(context, factor, x);
 }
 
 void Add(KernelContext& context, const ConstTensorView& y, const TensorView& x) {
@@ -214,6 +274,26 @@ void GatherRows(KernelContext& context, const ConstTensorView& x, std::span<cons
   BATON_CHECK(out.dim(1) == x.dim(1));
   for (uint32_t row : rows) BATON_CHECK(row < x.dim(0));
   context.table().gather_rows(context, x, rows, out);
+}
+
+void CombineRows(KernelContext& context, const ConstTensorView& x, std::span<const uint32_t> rows,
+                 std::span<const float> weights, const TensorView& out) {
+  CheckF32(context, x, 2);
+  CheckF32(context, out, 2);
+  BATON_CHECK(rows.size() == weights.size());
+  BATON_CHECK(out.dim(0) == 0 || rows.size() % out.dim(0) == 0);
+  BATON_CHECK(out.dim(1) == x.dim(1));
+  for (uint32_t row : rows) BATON_CHECK(row < x.dim(0));
+  context.table().combine_rows(context, x, rows, weights, out);
+}
+
+void RouteExperts(KernelContext& context, const ConstTensorView& logits, uint32_t per_token,
+                  bool normalize, std::span<uint32_t> experts, std::span<float> weights) {
+  CheckF32(context, logits, 2);
+  BATON_CHECK(per_token > 0 && per_token <= logits.dim(1));
+  BATON_CHECK(experts.size() == logits.dim(0) * per_token);
+  BATON_CHECK(weights.size() == experts.size());
+  context.table().route_experts(context, logits, per_token, normalize, experts, weights);
 }
 
 }  // namespace baton

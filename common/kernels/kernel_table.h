@@ -13,20 +13,33 @@ struct KernelTable {
                     const TensorView& out);
   void (*rms_norm)(KernelContext&, const ConstTensorView& x, const ConstTensorView& weight,
                    float epsilon, const TensorView& out);
+  void (*layer_norm)(KernelContext&, const ConstTensorView& x, const ConstTensorView& weight,
+                     const ConstTensorView& bias, float epsilon, const TensorView& out);
   absl::StatusOr<PackedWeight> (*pack_weight)(KernelContext&, Device& device,
                                               const ConstTensorView& matrix, WeightFormat format);
-  void (*linear)(KernelContext&, const ConstTensorView& x, std::span<const LinearOutput> outputs);
+  void (*grouped_linear)(KernelContext&, const ConstTensorView& x,
+                         std::span<const LinearGroup> groups);
   void (*rope)(KernelContext&, const ConstTensorView& cosines, const ConstTensorView& sines,
                const TensorView& x);
   void (*write_kv)(KernelContext&, const ConstTensorView& k, const ConstTensorView& v,
                    std::span<const SequenceRows> sequences, const KvPages& pages);
   void (*attention)(KernelContext&, const ConstTensorView& q, const KvPages& pages,
-                    std::span<const SequenceRows> sequences, float scale, const TensorView& out);
+                    std::span<const SequenceRows> sequences, const AttentionOptions& options,
+                    const TensorView& out);
   void (*silu_mul)(KernelContext&, const ConstTensorView& gate, const ConstTensorView& up,
                    const TensorView& out);
+  void (*gelu)(KernelContext&, const ConstTensorView& x, const TensorView& out);
+  void (*gelu_mul)(KernelContext&, const ConstTensorView& gate, const ConstTensorView& up,
+                   const TensorView& out);
+  void (*soft_cap)(KernelContext&, float cap, const TensorView& x);
+  void (*scale)(KernelContext&, float factor, const TensorView& x);
   void (*add)(KernelContext&, const ConstTensorView& y, const TensorView& x);
   void (*gather_rows)(KernelContext&, const ConstTensorView& x, std::span<const uint32_t> rows,
                       const TensorView& out);
+  void (*combine_rows)(KernelContext&, const ConstTensorView& x, std::span<const uint32_t> rows,
+                       std::span<const float> weights, const TensorView& out);
+  void (*route_experts)(KernelContext&, const ConstTensorView& logits, uint32_t per_token,
+                        bool normalize, std::span<uint32_t> experts, std::span<float> weights);
 };
 
 // The CPU's, in cpu/cpu_kernels.cc.

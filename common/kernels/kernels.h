@@ -124,6 +124,12 @@ void Embedding(KernelContext& context, const ConstTensorView& table, std::span<c
 void RmsNorm(KernelContext& context, const ConstTensorView& x, const ConstTensorView& weight,
              float epsilon, const TensorView& out);
 
+// Layer normalization (Ba et al., 2016) of each row, with the variance over n elements:
+// out = weight * ((x - mean(x)) / sqrt(variance(x) + epsilon)) + bias. x, out [rows, n]; weight,
+// bias [n]. `out` may be `x`.
+void LayerNorm(KernelContext& context, const ConstTensorView& x, const ConstTensorView& weight,
+               const ConstTensorView& bias, float epsilon, const TensorView& out);
+
 // Brings a matrix [outputs, inputs] into the form and order that Linear wants. `matrix` is float32,
 // bfloat16 or float16 in host memory, of any alignment. kInvalidArgument: "has 1e+09, which does
 // not fit into f16". kResourceExhausted: no memory.
@@ -140,9 +146,20 @@ struct LinearOutput {
 void Linear(KernelContext& context, const ConstTensorView& x,
             std::span<const LinearOutput> outputs);
 
-// Rotates each head by its token's angles, in Hugging Face's layout: element i is paired with
-// element i + head_dim / 2. x [rows, heads, head_dim], in place; cosines, sines [rows, head_dim /
-// 2].
+// The same with other weights for other rows of x, all at once: the rows [row, row + rows) of x go
+// to `outputs`, whose out is [rows, outputs]. x [m, inputs]; groups do not overlap and ascend; rows
+// of no group are left out.
+struct LinearGroup {
+  size_t row = 0;
+  size_t rows = 0;
+  std::span<const LinearOutput> outputs;
+};
+void GroupedLinear(KernelContext& context, const ConstTensorView& x,
+                   std::span<const LinearGroup> groups);
+
+// Rotates the first `dim` elements of each head by its token's angles, in Hugging Face's layout:
+// element i is paired with element i + dim / 2. x [rows, heads, head_dim], in place; cosines, sines
+// [rows, dim / 2]. REQUIRES: dim <= head_dim.
 void Rope(KernelContext& context, const ConstTensorView& cosines, const ConstTensorView& sines,
           const TensorView& x);
 
@@ -150,18 +167,50 @@ void Rope(KernelContext& context, const ConstTensorView& cosines, const ConstTen
 void WriteKv(KernelContext& context, const ConstTensorView& k, const ConstTensorView& v,
              std::span<const SequenceRows> sequences, const KvPages& pages);
 
+// How one layer's attention weighs what a token sees.
+struct AttentionOptions {
+  float scale = 1.0f;  // Of the products of q and K.
+  // Sliding window (Beltagy et al., Longformer, 2020; Jiang et al., Mistral 7B, 2023): how many
+  // tokens a token sees at most, itself included. 0: all before it.
+  uint32_t window = 0;
+  // Scores become soft_cap * tanh(score / soft_cap) (Gemma Team, Gemma 2, 2024). 0: they stay.
+  float soft_cap = 0.0f;
+};
+
+// First position that the token at `position` sees.
+constexpr uint32_t WindowBegin(uint32_t position, uint32_t window) {
+  return window == 0 || position < window ? 0 : position - window + 1;
+}
+
 // Causal grouped-query attention over the cache, which already holds K and V of every row: the
-// token at position p sees [0, p]. Query head h reads KV head h / (heads / kv_heads). Positions are
-// taken in tiles aligned at multiples of kAttentionTile; each gives its own maximum, sum and
-// output, and they are merged in ascending order (Dao et al., FlashAttention, 2022), in prefill and
-// decode alike. q, out [rows, heads, head_dim].
+// token at position p sees [WindowBegin(p), p]; what is before the window of every row is not read.
+// Query head h reads KV head h / (heads / kv_heads). Positions are taken in tiles aligned at
+// multiples of kAttentionTile; each gives its own maximum, sum and output, and they are merged in
+// ascending order (Dao et al., FlashAttention, 2022), in prefill and decode alike.
+// q, out [rows, heads, head_dim].
 inline constexpr uint32_t kAttentionTile = 64;
 void Attention(KernelContext& context, const ConstTensorView& q, const KvPages& pages,
-               std::span<const SequenceRows> sequences, float scale, const TensorView& out);
+               std::span<const SequenceRows> sequences, const AttentionOptions& options,
+               const TensorView& out);
 
 // out = silu(gate) * up, silu(x) = x / (1 + e^-x). All of equal shape. `out` may be `gate`.
 void SiluMul(KernelContext& context, const ConstTensorView& gate, const ConstTensorView& up,
              const TensorView& out);
+
+// gelu(x) in its tanh form (Hendrycks and Gimpel, 2016): 0.5 x (1 + tanh u), where u = sqrt(2 / pi)
+// (x + 0.044715 x^3); computed as x / (1 + e^-2u), which is the same and loses nothing where tanh u
+// is near -1. Shapes are equal.
+// out = gelu(x). x, out [rows, n]. `out` may be `x`.
+void Gelu(KernelContext& context, const ConstTensorView& x, const TensorView& out);
+// out = gelu(gate) * up. gate, up, out [rows, n]. `out` may be `gate`.
+void GeluMul(KernelContext& context, const ConstTensorView& gate, const ConstTensorView& up,
+             const TensorView& out);
+
+// x = cap * tanh(x / cap), in place. x [rows, n]. REQUIRES: cap > 0.
+void SoftCap(KernelContext& context, float cap, const TensorView& x);
+
+// x *= factor, in place. x [rows, n].
+void Scale(KernelContext& context, float factor, const TensorView& x);
 
 // x += y, of equal shape.
 void Add(KernelContext& context, const ConstTensorView& y, const TensorView& x);
@@ -169,6 +218,20 @@ void Add(KernelContext& context, const ConstTensorView& y, const TensorView& x);
 // out[i] = x[rows[i]]. x [any, n]; rows in host memory; out [rows, n].
 void GatherRows(KernelContext& context, const ConstTensorView& x, std::span<const uint32_t> rows,
                 const TensorView& out);
+
+// out[i] = sum over j, ascending, of weights[i][j] * x[rows[i][j]], each a fused multiply-add.
+// x [any, n]; rows, weights [tokens, terms], in host memory; out [tokens, n].
+void CombineRows(KernelContext& context, const ConstTensorView& x, std::span<const uint32_t> rows,
+                 std::span<const float> weights, const TensorView& out);
+
+// Which experts a token goes to in a mixture of experts (Shazeer et al., 2017; in the order of
+// Mixtral, Jiang et al., 2024): of the softmax over its logits the `per_token` highest; of equal
+// ones the first. logits [tokens, experts]. experts, weights [tokens, per_token], in host memory,
+// in ascending order of the expert: its number and its probability, which is divided by the sum of
+// those chosen if `normalize`. REQUIRES: 0 < per_token <= experts. Numbers that are not finite
+// choose something, with weights that are not finite.
+void RouteExperts(KernelContext& context, const ConstTensorView& logits, uint32_t per_token,
+                  bool normalize, std::span<uint32_t> experts, std::span<float> weights);
 
 }  // namespace baton
 

@@ -221,6 +221,80 @@ TEST(LinearTest, SeveralOutputsOfOneInputAreThoseOfSingleCalls) {
   }
 }
 
+// Groups of one row, of several, of none, with rows of no group between them.
+TEST(LinearTest, GroupsAreThoseOfSingleCalls) {
+  const size_t m = 60;
+  const size_t k = 96;
+  const size_t n = 70;
+  const std::vector<std::pair<size_t, size_t>> ranges = {
+      {1, 1}, {2, 25}, {30, 0}, {30, 3}, {40, 20}};
+  auto device = MakeHostDevice();
+  Floats x = Random(m * k, 18);
+  for (const WeightFormat& format : kFormats) {
+    std::vector<PackedWeight> weights;
+    for (uint32_t i = 0; i < 2 * ranges.size(); ++i) {
+      Floats matrix = Random(n * k, 19 + i);
+      weights.push_back(Pack(*MakeContext(), *device, View(matrix, {n, k}), format));
+    }
+    for (uint32_t threads : {1u, 3u}) {
+      auto context = MakeContext(threads);
+      std::vector<Floats> outs;
+      for (size_t i = 0; i < weights.size(); ++i) outs.emplace_back(ranges[i / 2].second * n);
+      std::vector<LinearOutput> outputs;
+      std::vector<LinearGroup> groups;
+      for (size_t i = 0; i < weights.size(); ++i) {
+        outputs.push_back({&weights[i], {}, View(outs[i], {ranges[i / 2].second, n})});
+      }
+      for (size_t i = 0; i < ranges.size(); ++i) {
+        groups.push_back({.row = ranges[i].first,
+                          .rows = ranges[i].second,
+                          .outputs = std::span(outputs).subspan(2 * i, 2)});
+      }
+
+      GroupedLinear(*context, View(x, {m, k}), groups);
+
+      for (size_t i = 0; i < weights.size(); ++i) {
+        const auto [row, rows] = ranges[i / 2];
+        Floats part(x.begin() + static_cast<ptrdiff_t>(row * k),
+                    x.begin() + static_cast<ptrdiff_t>((row + rows) * k));
+        EXPECT_TRUE(SameBits(outs[i], Product(*context, part, rows, weights[i])))
+            << format.name() << " threads " << threads << " output " << i;
+      }
+    }
+  }
+}
+
+TEST(LinearTest, GroupsOfOneRowEachAreThoseOfSingleCalls) {
+  const size_t m = 4;
+  const size_t k = 50;
+  const size_t n = 33;
+  auto device = MakeHostDevice();
+  auto context = MakeContext(2);
+  Floats x = Random(m * k, 30);
+  Floats out(m * n);
+  std::vector<PackedWeight> weights;
+  std::vector<LinearOutput> outputs;
+  std::vector<LinearGroup> groups;
+  for (uint32_t i = 0; i < m; ++i) {
+    Floats matrix = Random(n * k, 31 + i);
+    weights.push_back(Pack(*context, *device, View(matrix, {n, k}), {WeightForm::kF32}));
+  }
+  for (size_t i = 0; i < m; ++i) {
+    outputs.push_back({&weights[i], {}, View(out, {m, n}).Rows(i, 1)});
+  }
+  for (size_t i = 0; i < m; ++i) groups.push_back({i, 1, std::span(outputs).subspan(i, 1)});
+
+  GroupedLinear(*context, View(x, {m, k}), groups);
+
+  for (size_t i = 0; i < m; ++i) {
+    Floats row(x.begin() + static_cast<ptrdiff_t>(i * k),
+               x.begin() + static_cast<ptrdiff_t>((i + 1) * k));
+    EXPECT_TRUE(SameBits(Floats(out.begin() + static_cast<ptrdiff_t>(i * n),
+                                out.begin() + static_cast<ptrdiff_t>((i + 1) * n)),
+                         Product(*context, row, 1, weights[i])));
+  }
+}
+
 // Rounding to b steps on each side of zero errs by half a step at most: over k products of weights
 // and activations of one magnitude each the errors add up to less than this.
 TEST(LinearTest, QuantizedWeightsStayWithinTheirRounding) {

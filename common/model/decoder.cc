@@ -1,7 +1,6 @@
 #include "common/model/decoder.h"
 
 #include <algorithm>
-#include <cmath>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -26,6 +25,11 @@ KvPages LayerPages(const KvArena& cache, uint32_t layer) {
           .kv_heads = layout.kv_heads,
           .head_dim = layout.head_dim,
           .block_tokens = layout.block_tokens};
+}
+
+bool HasLocalRotation(const ModelConfig& config) {
+  return std::any_of(config.layer_attention.begin(), config.layer_attention.end(),
+                     [](const LayerAttention& layer) { return layer.local_rope; });
 }
 
 }  // namespace
@@ -62,6 +66,10 @@ absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Create(Device& device, const M
                                                std::move(context), batch_tokens_max,
                                                std::move(fingerprint)));
   BATON_RETURN_IF_ERROR(decoder->AllocateScratch());
+  if (config.experts.count > 0) {
+    BATON_ASSIGN_OR_RETURN(decoder->experts_, ExpertMixture::Create(device, *decoder->context_,
+                                                                    config, batch_tokens_max));
+  }
   return decoder;
 }
 
@@ -75,7 +83,8 @@ Decoder::Decoder(Device& device, const ModelConfig& config, std::unique_ptr<Mode
       batch_tokens_max_(batch_tokens_max),
       fingerprint_(std::move(fingerprint)),
       numerics_(absl::StrCat(weights_->format_names(), "/", context_->numerics())),
-      angles_(config.rope, config.head_dim) {}
+      angles_(config.rope),
+      local_angles_(config.local_rope) {}
 
 absl::Status Decoder::AllocateScratch() {
   const auto allocate = [this](size_t rows, size_t columns, TensorView* view) -> absl::Status {
@@ -87,19 +96,27 @@ absl::Status Decoder::AllocateScratch() {
   const size_t tokens = batch_tokens_max_;
   const size_t q_size = static_cast<size_t>(config_.heads) * config_.head_dim;
   const size_t kv_size = static_cast<size_t>(config_.kv_heads) * config_.head_dim;
-  const size_t half = config_.head_dim / 2;
+  const size_t half = config_.rope.dim / 2;
+  const size_t local_half = config_.local_rope.dim / 2;
   BATON_RETURN_IF_ERROR(allocate(tokens, config_.hidden_size, &scratch_.x));
   BATON_RETURN_IF_ERROR(allocate(tokens, config_.hidden_size, &scratch_.h));
   BATON_RETURN_IF_ERROR(allocate(tokens, q_size, &scratch_.q));
   BATON_RETURN_IF_ERROR(allocate(tokens, q_size, &scratch_.attention));
   BATON_RETURN_IF_ERROR(allocate(tokens, kv_size, &scratch_.k));
   BATON_RETURN_IF_ERROR(allocate(tokens, kv_size, &scratch_.v));
-  BATON_RETURN_IF_ERROR(allocate(tokens, config_.intermediate_size, &scratch_.gate));
-  BATON_RETURN_IF_ERROR(allocate(tokens, config_.intermediate_size, &scratch_.up));
-  BATON_RETURN_IF_ERROR(allocate(tokens, half, &scratch_.cosines));
-  BATON_RETURN_IF_ERROR(allocate(tokens, half, &scratch_.sines));
-  host_cosines_.resize(tokens * half);
-  host_sines_.resize(tokens * half);
+  bool some_dense = false;
+  for (uint32_t i = 0; i < config_.layers; ++i) some_dense = some_dense || !config_.HasExperts(i);
+  const size_t inner = some_dense ? config_.intermediate_size : 0;
+  BATON_RETURN_IF_ERROR(allocate(tokens, inner, &scratch_.gate));
+  BATON_RETURN_IF_ERROR(allocate(tokens, inner, &scratch_.up));
+  BATON_RETURN_IF_ERROR(allocate(tokens, half, &scratch_.rotation.cosines));
+  BATON_RETURN_IF_ERROR(allocate(tokens, half, &scratch_.rotation.sines));
+  if (HasLocalRotation(config_)) {
+    BATON_RETURN_IF_ERROR(allocate(tokens, local_half, &scratch_.local_rotation.cosines));
+    BATON_RETURN_IF_ERROR(allocate(tokens, local_half, &scratch_.local_rotation.sines));
+  }
+  host_cosines_.resize(tokens * std::max(half, local_half));
+  host_sines_.resize(host_cosines_.size());
   return allocate(std::min(batch_tokens_max_, kLogitRowsMax), config_.vocab_size, &logits_);
 }
 
@@ -174,24 +191,31 @@ Decoder::Batch Decoder::PrepareBatch(std::span<const BatchRow> rows) const {
   return batch;
 }
 
-absl::Status Decoder::FillAngles(const Batch& batch, const Activations& all) {
-  const size_t half = config_.head_dim / 2;
+absl::Status Decoder::FillAngles(const Batch& batch, const RopeAngles& angles,
+                                 const Rotation& rotation) {
+  if (rotation.cosines.empty()) return absl::OkStatus();
+  const size_t half = rotation.cosines.dim(1);
   for (const SequenceRows& sequence : batch.sequences) {
     for (uint32_t i = 0; i < sequence.count; ++i) {
       const size_t offset = (sequence.row + i) * half;
-      angles_.Fill(sequence.position + i, std::span(host_cosines_).subspan(offset, half),
-                   std::span(host_sines_).subspan(offset, half));
+      angles.Fill(sequence.position + i, std::span(host_cosines_).subspan(offset, half),
+                  std::span(host_sines_).subspan(offset, half));
     }
   }
   const auto copy = [this](const std::vector<float>& from, const TensorView& to) {
     return device_.CopyFromHost(to.data(), reinterpret_cast<const std::byte*>(from.data()),
                                 to.bytes());
   };
-  BATON_RETURN_IF_ERROR(copy(host_cosines_, all.cosines));
-  return copy(host_sines_, all.sines);
+  BATON_RETURN_IF_ERROR(copy(host_cosines_, rotation.cosines));
+  return copy(host_sines_, rotation.sines);
 }
 
 Decoder::Activations Decoder::Cut(size_t tokens) const {
+  const auto cut = [tokens](const Rotation& rotation) {
+    if (rotation.cosines.empty()) return Rotation{};
+    return Rotation{.cosines = rotation.cosines.Rows(0, tokens),
+                    .sines = rotation.sines.Rows(0, tokens)};
+  };
   return {.x = scratch_.x.Rows(0, tokens),
           .h = scratch_.h.Rows(0, tokens),
           .q = scratch_.q.Rows(0, tokens),
@@ -200,8 +224,8 @@ Decoder::Activations Decoder::Cut(size_t tokens) const {
           .v = scratch_.v.Rows(0, tokens),
           .gate = scratch_.gate.Rows(0, tokens),
           .up = scratch_.up.Rows(0, tokens),
-          .cosines = scratch_.cosines.Rows(0, tokens),
-          .sines = scratch_.sines.Rows(0, tokens)};
+          .rotation = cut(scratch_.rotation),
+          .local_rotation = cut(scratch_.local_rotation)};
 }
 
 absl::Status Decoder::Forward(std::span<const BatchRow> rows, KvArena& cache,
@@ -210,28 +234,34 @@ absl::Status Decoder::Forward(std::span<const BatchRow> rows, KvArena& cache,
   const Batch batch = PrepareBatch(rows);
   if (batch.tokens.empty()) return absl::OkStatus();
   Activations all = Cut(batch.tokens.size());
-  BATON_RETURN_IF_ERROR(FillAngles(batch, all));
-  Embedding(*context_, weights_->embedding(), batch.tokens, all.x);
+  BATON_RETURN_IF_ERROR(FillAngles(batch, angles_, all.rotation));
+  BATON_RETURN_IF_ERROR(FillAngles(batch, local_angles_, all.local_rotation));
+  Embed(batch, all);
   for (uint32_t index = 0; index < config_.layers; ++index) {
-    const LayerWeights& layer = weights_->layer(index);
     const KvPages pages = LayerPages(cache, index);
-    RunQkv(layer, batch, pages, all);
+    RunQkv(index, batch, pages, all);
     // As early as K and V are complete, so that their transfer hides under the rest of the layer.
     if (layer_done) layer_done(index);
     if (index + 1 < config_.layers) {
-      RunRest(layer, batch.sequences, pages, all);
+      BATON_RETURN_IF_ERROR(RunRest(index, batch.sequences, pages, all));
     } else if (!batch.logit_rows.empty()) {
       // After the last K and V, only tokens that want logits are of interest.
       all = Narrow(batch, all);
-      RunRest(layer, batch.logit_sequences, pages, all);
+      BATON_RETURN_IF_ERROR(RunRest(index, batch.logit_sequences, pages, all));
     }
   }
   if (batch.logit_rows.empty()) return absl::OkStatus();
   return WriteLogits(all, logits);
 }
 
-void Decoder::RunQkv(const LayerWeights& layer, const Batch& batch, const KvPages& pages,
+void Decoder::Embed(const Batch& batch, const Activations& all) {
+  Embedding(*context_, weights_->embedding(), batch.tokens, all.x);
+  if (config_.scaled_embedding) Scale(*context_, weights_->embedding_scale(), all.x);
+}
+
+void Decoder::RunQkv(uint32_t index, const Batch& batch, const KvPages& pages,
                      const Activations& part) {
+  const LayerWeights& layer = weights_->layer(index);
   const size_t tokens = part.x.dim(0);
   const size_t head_dim = config_.head_dim;
   RmsNorm(*context_, part.x, layer.input_norm, config_.rms_norm_eps, part.h);
@@ -247,27 +277,55 @@ void Decoder::RunQkv(const LayerWeights& layer, const Batch& batch, const KvPage
   }
   const TensorView k = part.k.Reshaped({tokens, config_.kv_heads, head_dim});
   const TensorView v = part.v.Reshaped({tokens, config_.kv_heads, head_dim});
-  Rope(*context_, part.cosines, part.sines, part.q.Reshaped({tokens, config_.heads, head_dim}));
-  Rope(*context_, part.cosines, part.sines, k);
+  const Rotation& rotation =
+      config_.layer_attention[index].local_rope ? part.local_rotation : part.rotation;
+  Rope(*context_, rotation.cosines, rotation.sines,
+       part.q.Reshaped({tokens, config_.heads, head_dim}));
+  Rope(*context_, rotation.cosines, rotation.sines, k);
   WriteKv(*context_, k, v, batch.sequences, pages);
 }
 
-void Decoder::RunRest(const LayerWeights& layer, std::span<const SequenceRows> sequences,
-                      const KvPages& pages, const Activations& part) {
+AttentionOptions Decoder::AttentionOf(uint32_t index) const {
+  return {.scale = config_.attention_scale,
+          .window = config_.layer_attention[index].window,
+          .soft_cap = config_.attention_soft_cap};
+}
+
+absl::Status Decoder::RunRest(uint32_t index, std::span<const SequenceRows> sequences,
+                              const KvPages& pages, const Activations& part) {
+  const LayerWeights& layer = weights_->layer(index);
   const size_t tokens = part.x.dim(0);
-  const float scale = 1.0f / std::sqrt(static_cast<float>(config_.head_dim));
   Attention(*context_, part.q.Reshaped({tokens, config_.heads, config_.head_dim}), pages, sequences,
-            scale, part.attention.Reshaped({tokens, config_.heads, config_.head_dim}));
+            AttentionOf(index), part.attention.Reshaped({tokens, config_.heads, config_.head_dim}));
   const LinearOutput o[] = {{&layer.o, {}, part.h}};
   Linear(*context_, part.attention, o);
+  AddOutput(layer.attention_output_norm, part);
+  RmsNorm(*context_, part.x, layer.network_norm, config_.rms_norm_eps, part.h);
+  BATON_RETURN_IF_ERROR(RunNetwork(layer, part));
+  AddOutput(layer.network_output_norm, part);
+  return absl::OkStatus();
+}
+
+void Decoder::AddOutput(const ConstTensorView& norm, const Activations& part) {
+  if (!norm.empty()) RmsNorm(*context_, part.h, norm, config_.rms_norm_eps, part.h);
   Add(*context_, part.h, part.x);
-  RmsNorm(*context_, part.x, layer.attention_norm, config_.rms_norm_eps, part.h);
+}
+
+absl::Status Decoder::RunNetwork(const LayerWeights& layer, const Activations& part) {
+  if (!layer.experts.networks.empty()) return experts_->Run(layer.experts, part.h, part.h);
   const LinearOutput gate_up[] = {{&layer.gate, {}, part.gate}, {&layer.up, {}, part.up}};
   Linear(*context_, part.h, gate_up);
-  SiluMul(*context_, part.gate, part.up, part.gate);
+  switch (config_.activation) {
+    case Activation::kSilu:
+      SiluMul(*context_, part.gate, part.up, part.gate);
+      break;
+    case Activation::kGeluTanh:
+      GeluMul(*context_, part.gate, part.up, part.gate);
+      break;
+  }
   const LinearOutput down[] = {{&layer.down, {}, part.h}};
   Linear(*context_, part.gate, down);
-  Add(*context_, part.h, part.x);
+  return absl::OkStatus();
 }
 
 Decoder::Activations Decoder::Narrow(const Batch& batch, const Activations& all) {
@@ -288,6 +346,7 @@ absl::Status Decoder::WriteLogits(const Activations& part, std::span<float> logi
     const TensorView out = logits_.Rows(0, count);
     const LinearOutput head[] = {{&weights_->head(), {}, out}};
     Linear(*context_, part.h.Rows(begin, count), head);
+    if (config_.logit_soft_cap != 0.0f) SoftCap(*context_, config_.logit_soft_cap, out);
     BATON_RETURN_IF_ERROR(
         device_.CopyToHost(reinterpret_cast<std::byte*>(logits.data() + begin * config_.vocab_size),
                            out.data(), out.bytes()));

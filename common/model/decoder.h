@@ -1,5 +1,5 @@
-// The forward pass of Llama, Mistral, Qwen2 and Qwen3: one decoder, whose configuration says where
-// they differ. See model.h for the promises.
+// The forward pass of Llama and its relatives (Gemma, Mistral, Phi-3, Qwen, mixtures of experts):
+// one decoder, whose configuration says where they differ. See model.h for the promises.
 #ifndef BATON_COMMON_MODEL_DECODER_H_
 #define BATON_COMMON_MODEL_DECODER_H_
 
@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "common/kernels/kernels.h"
+#include "common/model/expert_mixture.h"
 #include "common/model/model.h"
 #include "common/model/rope_angles.h"
 #include "common/model/weights.h"
@@ -42,6 +43,11 @@ class Decoder final : public Model {
     std::vector<SequenceRows> logit_sequences;
     std::vector<uint32_t> logit_rows;  // Where they are in `tokens`.
   };
+  // Of config.rope or config.local_rope.
+  struct Rotation {
+    TensorView cosines;  // [tokens, dim / 2]
+    TensorView sines;    // As cosines.
+  };
   // Scratch tensors, cut to the number of tokens in hand.
   struct Activations {
     TensorView x;          // [tokens, hidden]: the residual stream.
@@ -52,8 +58,8 @@ class Decoder final : public Model {
     TensorView v;          // As k.
     TensorView gate;       // [tokens, intermediate]
     TensorView up;         // As gate.
-    TensorView cosines;    // [tokens, head_dim / 2]
-    TensorView sines;      // As cosines.
+    Rotation rotation;
+    Rotation local_rotation;  // Empty if no layer needs it.
   };
 
   Decoder(Device& device, const ModelConfig& config, std::unique_ptr<ModelWeights> weights,
@@ -65,14 +71,20 @@ class Decoder final : public Model {
                          std::span<const float> logits) const;
   absl::Status CheckRow(const BatchRow& row, const KvArena& cache) const;
   Batch PrepareBatch(std::span<const BatchRow> rows) const;
-  absl::Status FillAngles(const Batch& batch, const Activations& all);
+  absl::Status FillAngles(const Batch& batch, const RopeAngles& angles, const Rotation& rotation);
   Activations Cut(size_t tokens) const;
   // Keys, values and queries of layer `index`; keys and values go to `pages`.
-  void RunQkv(const LayerWeights& layer, const Batch& batch, const KvPages& pages,
-              const Activations& part);
+  void RunQkv(uint32_t index, const Batch& batch, const KvPages& pages, const Activations& part);
+  // x = the tokens' embeddings.
+  void Embed(const Batch& batch, const Activations& all);
+  AttentionOptions AttentionOf(uint32_t index) const;
   // Attention's output and the feed-forward network, added to the residual stream.
-  void RunRest(const LayerWeights& layer, std::span<const SequenceRows> sequences,
-               const KvPages& pages, const Activations& part);
+  absl::Status RunRest(uint32_t index, std::span<const SequenceRows> sequences,
+                       const KvPages& pages, const Activations& part);
+  // x += h, which is normalized first if there is a norm for it.
+  void AddOutput(const ConstTensorView& norm, const Activations& part);
+  // h = the feed-forward network's output for h.
+  absl::Status RunNetwork(const LayerWeights& layer, const Activations& part);
   // Reduces to the tokens that want logits. x and q change places with h and attention.
   Activations Narrow(const Batch& batch, const Activations& all);
   absl::Status WriteLogits(const Activations& part, std::span<float> logits);
@@ -85,11 +97,13 @@ class Decoder final : public Model {
   const std::string fingerprint_;
   const std::string numerics_;
   const RopeAngles angles_;
+  const RopeAngles local_angles_;
 
-  std::vector<DeviceMemory> memory_;  // Behind `scratch_` and `logits_`.
-  Activations scratch_;               // For batch_tokens_max_ tokens.
-  TensorView logits_;                 // [kLogitRowsMax, vocab]
-  std::vector<float> host_cosines_;   // As cosines, on the host.
+  std::vector<DeviceMemory> memory_;        // Behind `scratch_` and `logits_`.
+  Activations scratch_;                     // For batch_tokens_max_ tokens.
+  TensorView logits_;                       // [kLogitRowsMax, vocab]
+  std::unique_ptr<ExpertMixture> experts_;  // Null if no layer has any.
+  std::vector<float> host_cosines_;         // As Rotation::cosines, on the host.
   std::vector<float> host_sines_;
 };
 

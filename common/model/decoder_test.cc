@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <cmath>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -106,6 +107,19 @@ TEST_F(DecoderTest, ConversionThatLosesNothingKeepsBits) {
   EXPECT_EQ(as_stored, converted);
 }
 
+// sqrt(48) = 6.928203, which is 6.9375 with eight bits.
+TEST_F(DecoderTest, GemmaScalesEmbeddingsByARoundedRoot) {
+  for (DType dtype : {DType::kF32, DType::kBF16}) {
+    WriteModel({.architecture = "Gemma2ForCausalLM", .hidden = 48, .dtype = dtype});
+    auto context = KernelContext::Create({}).value();
+    const ModelConfig config = ModelConfig::Load(directory_).value();
+
+    const auto weights = ModelWeights::Load(*device_, *context, config, directory_, {}).value();
+
+    EXPECT_EQ(weights->embedding_scale(), dtype == DType::kF32 ? std::sqrt(48.0f) : 6.9375f);
+  }
+}
+
 TEST_F(DecoderTest, CountsParametersOnce) {
   WriteModel({.layers = 1,
               .hidden = 8,
@@ -117,6 +131,42 @@ TEST_F(DecoderTest, CountsParametersOnce) {
 
   // Embedding; q and o, k and v; three of the network; two norms; the last norm.
   EXPECT_EQ((*Load())->parameter_count(), 300u * 8 + 2 * 64 + 2 * 32 + 3 * 32 + 16 + 8);
+}
+
+TEST_F(DecoderTest, CountsParametersOfAllExperts) {
+  WriteModel({.architecture = "Qwen2MoeForCausalLM",
+              .layers = 1,
+              .hidden = 8,
+              .intermediate = 4,
+              .heads = 2,
+              .kv_heads = 1,
+              .vocab = 300,
+              .tied_embeddings = true,
+              .experts = 3,
+              .expert_intermediate = 5});
+
+  // As above, with biases; the router; three experts; the shared one and its gate.
+  EXPECT_EQ((*Load())->parameter_count(),
+            300u * 8 + 2 * 64 + 2 * 32 + (8 + 4 + 4) + 16 + 8 + 3 * 8 + 3 * 3 * 40 + 3 * 32 + 8);
+}
+
+TEST_F(DecoderTest, RoutersKeepTheirStoredForm) {
+  WriteModel({.architecture = "Qwen3MoeForCausalLM", .dtype = DType::kBF16});
+
+  EXPECT_EQ((*Load())->numerics(), "bf16/cpu-2");
+  EXPECT_EQ((*Load("int8"))->numerics(), "bf16+int8a16/cpu-2");
+  EXPECT_EQ((*Load("int4"))->numerics(), "bf16+int4a16+int8a16/cpu-2");
+}
+
+TEST_F(DecoderTest, NamesTheExpertThatIsMissing) {
+  WriteModel({.architecture = "MixtralForCausalLM"});
+  ChangeHeader([](nlohmann::ordered_json& header) {
+    header["renamed"] = header["model.layers.1.block_sparse_moe.experts.3.w2.weight"];
+    header.erase("model.layers.1.block_sparse_moe.experts.3.w2.weight");
+  });
+
+  ExpectLoadError("'model.layers.1.block_sparse_moe.experts.3.w2.weight' is missing",
+                  "model.safetensors");
 }
 
 TEST_F(DecoderTest, FingerprintTellsModelsApart) {
@@ -274,7 +324,9 @@ TEST(TinyModelTest, EqualSeedsWriteEqualBytesForEveryFamily) {
   const std::string directory = testing::TempDir() + std::to_string(getpid()) + "tiny_model_test";
   std::filesystem::create_directories(directory);
   for (const char* architecture :
-       {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}) {
+       {"LlamaForCausalLM", "MistralForCausalLM", "GemmaForCausalLM", "Gemma2ForCausalLM",
+        "Gemma3ForCausalLM", "MixtralForCausalLM", "Phi3ForCausalLM", "Qwen2ForCausalLM",
+        "Qwen2MoeForCausalLM", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM"}) {
     for (DType dtype : {DType::kF32, DType::kF16}) {
       const TinyModelOptions options = {.architecture = architecture, .dtype = dtype};
       ASSERT_TRUE(WriteTinyModel(directory, options).ok());

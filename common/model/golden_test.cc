@@ -148,6 +148,30 @@ class GoldenTest : public testing::TestWithParam<const char*> {
     return logits;
   }
 
+  // Logits of all tokens from passes of random lengths, most of them beside another sequence.
+  std::vector<float> InChunks(uint32_t seed, const WeightOptions& weights) {
+    std::mt19937 random(seed);
+    const uint32_t block_sizes[] = {1, 4, 16, 32};
+    const std::vector<TokenId> other(tokens_.rbegin(), tokens_.rend());
+    Runner runner(
+        GetParam(),
+        {.threads = 1 + seed % 4, .block_tokens = block_sizes[random() % 4], .weights = weights});
+    std::vector<float> logits;
+    size_t other_begin = 0;
+    for (size_t begin = 0; begin < tokens_.size();) {
+      const size_t end = std::min(tokens_.size(), begin + 1 + random() % 40);
+      const size_t other_end = std::min(other.size(), other_begin + random() % 30);
+      if (other_end > other_begin) {
+        runner.RunBeside(tokens_, begin, end, other, other_begin, other_end, &logits);
+      } else {
+        runner.Run(tokens_, begin, end, &logits);
+      }
+      begin = end;
+      other_begin = other_end;
+    }
+    return logits;
+  }
+
   const Expected expected_;
   std::vector<TokenId> tokens_;  // The prompt and its continuation.
 };
@@ -214,27 +238,27 @@ TEST_P(GoldenTest, DecodingOneByOneEqualsOnePass) {
 
 TEST_P(GoldenTest, RandomChunksBesideAnotherSequenceEqualOnePass) {
   const std::vector<float> reference = OnePass({});
-  std::vector<TokenId> other(tokens_.rbegin(), tokens_.rend());
 
   for (uint32_t seed = 0; seed < 8; ++seed) {
-    std::mt19937 random(seed);
-    const uint32_t block_sizes[] = {1, 4, 16, 32};
-    Runner runner(GetParam(), {.threads = 1 + seed % 4, .block_tokens = block_sizes[random() % 4]});
-    std::vector<float> logits;
-    size_t other_begin = 0;
-    for (size_t begin = 0; begin < tokens_.size();) {
-      const size_t end = std::min(tokens_.size(), begin + 1 + random() % 40);
-      const size_t other_end = std::min(other.size(), other_begin + random() % 30);
-      if (other_end > other_begin) {
-        runner.RunBeside(tokens_, begin, end, other, other_begin, other_end, &logits);
-      } else {
-        runner.Run(tokens_, begin, end, &logits);
-      }
-      begin = end;
-      other_begin = other_end;
-    }
+    EXPECT_TRUE(SameBits(InChunks(seed, {}), reference)) << "seed " << seed;
+  }
+}
 
-    EXPECT_TRUE(SameBits(logits, reference)) << "seed " << seed;
+TEST_P(GoldenTest, EveryFormOfWeightsGivesEqualBitsInChunks) {
+  const WeightOptions forms[] = {{.form = WeightForm::kF32},
+                                 {.form = WeightForm::kBF16},
+                                 {.form = WeightForm::kF16},
+                                 {.form = WeightForm::kInt8, .activation_bytes = 1},
+                                 {.form = WeightForm::kInt8, .activation_bytes = 2},
+                                 {.form = WeightForm::kInt4, .activation_bytes = 1},
+                                 {.form = WeightForm::kInt4, .activation_bytes = 2}};
+  for (const WeightOptions& form : forms) {
+    const std::vector<float> reference = OnePass({.weights = form});
+
+    for (uint32_t seed = 10; seed < 12; ++seed) {
+      EXPECT_TRUE(SameBits(InChunks(seed, form), reference))
+          << WeightFormName(*form.form) << " a" << 8 * form.activation_bytes << " seed " << seed;
+    }
   }
 }
 
@@ -249,9 +273,13 @@ TEST_P(GoldenTest, Bf16CacheStaysNearTheReference) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, GoldenTest,
-                         testing::Values("llama", "llama_tied", "llama_llama3", "llama_linear",
-                                         "llama_bf16", "llama_f16", "llama_sharded", "mistral",
-                                         "qwen2", "qwen2_yarn", "qwen3", "qwen3_yarn"),
+                         testing::Values("gemma", "gemma2", "gemma2_bf16", "gemma3",
+                                         "gemma3_linear", "llama", "llama_tied", "llama_llama3",
+                                         "llama_linear", "llama_bf16", "llama_f16", "llama_sharded",
+                                         "mistral", "mistral_window", "mixtral", "mixtral_bf16",
+                                         "phi3", "phi3_long", "phi3_short", "qwen2", "qwen2_moe",
+                                         "qwen2_window", "qwen2_yarn", "qwen3", "qwen3_moe",
+                                         "qwen3_moe_mixed", "qwen3_window", "qwen3_yarn"),
                          [](const auto& model) { return std::string(model.param); });
 
 }  // namespace

@@ -2,9 +2,11 @@
 
 #include <cmath>
 #include <fstream>
+#include <limits>
 #include <set>
 
 #include "absl/strings/str_cat.h"
+#include "common/base/status_macros.h"
 
 namespace baton {
 namespace {
@@ -80,6 +82,11 @@ const nlohmann::json* JsonReader::Find(const char* key) const {
   return found == object_->end() || found->is_null() ? nullptr : &*found;
 }
 
+bool JsonReader::IsNull(const char* key) const {
+  const auto found = object_->find(key);
+  return found != object_->end() && found->is_null();
+}
+
 bool JsonReader::Has(const char* key) const { return Find(key) != nullptr; }
 
 absl::StatusOr<uint32_t> JsonReader::Integer(const char* key, uint32_t low, uint32_t high,
@@ -109,6 +116,15 @@ absl::StatusOr<double> JsonReader::Number(const char* key,
   const double number = value->get<double>();
   if (!std::isfinite(number)) return Error(key, "is not a finite number");
   return number;
+}
+
+absl::StatusOr<float> JsonReader::PositiveNumber(const char* key,
+                                                 std::optional<double> default_value) const {
+  BATON_ASSIGN_OR_RETURN(const double value, Number(key, default_value));
+  if (!(value > 0.0 && value <= std::numeric_limits<float>::max())) {
+    return Error(key, "must be positive");
+  }
+  return static_cast<float>(value);
 }
 
 absl::StatusOr<bool> JsonReader::Boolean(const char* key, bool default_value) const {

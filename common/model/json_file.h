@@ -34,6 +34,8 @@ class JsonReader {
 
   // False for null, too.
   bool Has(const char* key) const;
+  // True for null only, not if absent.
+  bool IsNull(const char* key) const;
   // Null if absent.
   const nlohmann::json* Find(const char* key) const;
 
@@ -44,6 +46,9 @@ class JsonReader {
   // A finite number.
   absl::StatusOr<double> Number(const char* key,
                                 std::optional<double> default_value = std::nullopt) const;
+  // A number above zero that fits into a float.
+  absl::StatusOr<float> PositiveNumber(const char* key,
+                                       std::optional<double> default_value = std::nullopt) const;
   absl::StatusOr<bool> Boolean(const char* key, bool default_value) const;
   absl::StatusOr<std::string> String(const char* key,
                                      std::optional<std::string> default_value = std::nullopt) const;

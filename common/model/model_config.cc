@@ -3,12 +3,13 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <optional>
 
 #include "absl/strings/str_cat.h"
-#include "common/base/deterministic_math.h"
 #include "common/base/status_macros.h"
 #include "common/kernels/kernels.h"
 #include "common/model/json_file.h"
+#include "common/model/rope_reader.h"
 
 namespace baton {
 namespace {
@@ -18,22 +19,115 @@ constexpr size_t kConfigBytesMax = 1 << 20;
 constexpr uint32_t kDimensionMax = 1u << 20;
 constexpr uint32_t kLayersMax = 4096;
 constexpr uint32_t kVocabSizeMax = 1u << 24;
-constexpr uint32_t kContextTokensMax = 1u << 20;  // StableSinCos is exact enough up to there.
 constexpr size_t kEosTokensMax = 64;
+constexpr uint32_t kExpertsMax = 4096;
 
-// What distinguishes the architectures, all else being equal.
+// Which layers have a sliding window where config.json has no layer_types.
+enum class SlidingLayers {
+  kNone,       // Nor may config.json ask for one.
+  kEvery,      // If there is a window.
+  kUpper,      // From max_window_layers on, if there is a window.
+  kAlternate,  // The first, third, … below max_window_layers, if there is a window.
+  kMost,       // All but each sliding_window_pattern-th.
+};
+
+// As config.json describes them.
+enum class ExpertKeys { kNone, kMixtral, kQwen, kQwenShared };
+
+// What distinguishes the architectures, all else being equal; numbers hold if config.json has none.
 struct Family {
   const char* architecture;
-  bool qkv_bias;
-  bool qk_norm;
-  uint32_t head_dim;   // If config.json does not say; 0: hidden_size / heads.
-  float rms_norm_eps;  // If config.json does not say.
+  bool qkv_bias = false;
+  bool qk_norm = false;
+  uint32_t head_dim = 0;  // 0: hidden_size / heads.
+  float rms_norm_eps = 1e-6f;
+  float rope_theta = 10000.0f;
+  float local_rope_theta = 0.0f;  // 0: layers with a window rotate like the others.
+  bool partial_rotary = false;    // Whether heads may be rotated in part.
+  ExpertKeys experts = ExpertKeys::kNone;
+  TensorNames tensor_names = TensorNames::kLlama;
+  SlidingLayers sliding_layers = SlidingLayers::kNone;
+  uint32_t sliding_window = 0;
+  bool use_sliding_window = true;
+  uint32_t sliding_window_pattern = 0;
+  bool tied_embeddings = false;
+  Activation activation = Activation::kSilu;
+  bool gemma_norms = false;  // With a scaled embedding.
+  bool output_norms = false;
+  uint32_t query_scalar = 0;  // query_pre_attn_scalar; 0: head_dim, and no such key.
+  std::optional<float> attention_soft_cap = {};  // Without a value: no such key.
+  std::optional<float> logit_soft_cap = {};
 };
 constexpr Family kFamilies[] = {
-    {"LlamaForCausalLM", false, false, 0, 1e-6f},
-    {"MistralForCausalLM", false, false, 0, 1e-6f},
-    {"Qwen2ForCausalLM", true, false, 0, 1e-6f},
-    {"Qwen3ForCausalLM", false, true, 128, 1e-6f},
+    {.architecture = "GemmaForCausalLM",
+     .head_dim = 256,
+     .tied_embeddings = true,
+     .activation = Activation::kGeluTanh,
+     .gemma_norms = true},
+    {.architecture = "Gemma2ForCausalLM",
+     .head_dim = 256,
+     .sliding_layers = SlidingLayers::kMost,
+     .sliding_window = 4096,
+     .sliding_window_pattern = 2,
+     .tied_embeddings = true,
+     .activation = Activation::kGeluTanh,
+     .gemma_norms = true,
+     .output_norms = true,
+     .query_scalar = 256,
+     .attention_soft_cap = 50.0f,
+     .logit_soft_cap = 30.0f},
+    {.architecture = "Gemma3ForCausalLM",
+     .qk_norm = true,
+     .head_dim = 256,
+     .rope_theta = 1e6f,
+     .local_rope_theta = 10000.0f,
+     .sliding_layers = SlidingLayers::kMost,
+     .sliding_window = 4096,
+     .sliding_window_pattern = 6,
+     .tied_embeddings = true,
+     .activation = Activation::kGeluTanh,
+     .gemma_norms = true,
+     .output_norms = true,
+     .query_scalar = 256,
+     .logit_soft_cap = 0.0f},
+    {.architecture = "LlamaForCausalLM"},
+    {.architecture = "MistralForCausalLM",
+     .sliding_layers = SlidingLayers::kEvery,
+     .sliding_window = 4096},
+    {.architecture = "MixtralForCausalLM",
+     .rms_norm_eps = 1e-5f,
+     .rope_theta = 1e6f,
+     .experts = ExpertKeys::kMixtral,
+     .tensor_names = TensorNames::kMixtral,
+     .sliding_layers = SlidingLayers::kEvery},
+    {.architecture = "Phi3ForCausalLM",
+     .rms_norm_eps = 1e-5f,
+     .partial_rotary = true,
+     .tensor_names = TensorNames::kPhi3,
+     .sliding_layers = SlidingLayers::kEvery},
+    {.architecture = "Qwen2ForCausalLM",
+     .qkv_bias = true,
+     .sliding_layers = SlidingLayers::kUpper,
+     .sliding_window = 4096,
+     .use_sliding_window = false},
+    {.architecture = "Qwen2MoeForCausalLM",
+     .qkv_bias = true,
+     .experts = ExpertKeys::kQwenShared,
+     .sliding_layers = SlidingLayers::kAlternate,
+     .sliding_window = 4096,
+     .use_sliding_window = false},
+    {.architecture = "Qwen3ForCausalLM",
+     .qk_norm = true,
+     .head_dim = 128,
+     .sliding_layers = SlidingLayers::kUpper,
+     .sliding_window = 4096,
+     .use_sliding_window = false},
+    {.architecture = "Qwen3MoeForCausalLM",
+     .qk_norm = true,
+     .experts = ExpertKeys::kQwen,
+     .sliding_layers = SlidingLayers::kEvery,
+     .sliding_window = 4096,
+     .use_sliding_window = false},
 };
 
 absl::StatusOr<Family> ReadFamily(const JsonReader& config) {
@@ -57,138 +151,139 @@ absl::Status RefuseIfTrue(const JsonReader& config, const char* key) {
   return absl::OkStatus();
 }
 
-// Attention that does not see the whole context.
-absl::Status RefuseSlidingWindow(const JsonReader& config, uint32_t context_tokens) {
-  if (const nlohmann::json* types = config.Find("layer_types"); types != nullptr) {
-    if (!types->is_array()) return config.Error("layer_types", "is not a list");
-    for (const nlohmann::json& type : *types) {
-      if (type != "full_attention") {
-        return config.Error(
-            "layer_types", absl::StrCat("has ", type.dump(), "; only full_attention is supported"));
+// The window of those layers that have one; 0: none has.
+absl::StatusOr<uint32_t> ReadWindow(const JsonReader& config, const Family& family) {
+  BATON_ASSIGN_OR_RETURN(const bool used,
+                         config.Boolean("use_sliding_window", family.use_sliding_window));
+  if (!used || config.IsNull("sliding_window")) return 0;
+  if (!config.Has("sliding_window")) return family.sliding_window;
+  return config.Integer("sliding_window", 1, std::numeric_limits<int32_t>::max());
+}
+
+// layer_types: for each layer, whether it is of type "sliding_attention".
+absl::StatusOr<std::vector<bool>> ReadLayerTypes(const JsonReader& config, uint32_t layers) {
+  const nlohmann::json& types = *config.Find("layer_types");
+  if (!types.is_array() || types.size() != layers) {
+    return config.Error("layer_types", absl::StrCat("is not a list of ", layers, " names"));
+  }
+  std::vector<bool> sliding;
+  for (const nlohmann::json& type : types) {
+    if (type != "full_attention" && type != "sliding_attention") {
+      return config.Error("layer_types",
+                          absl::StrCat("has ", type.dump(), ", which is not supported; supported ",
+                                       "are full_attention, sliding_attention"));
+    }
+    sliding.push_back(type == "sliding_attention");
+  }
+  return sliding;
+}
+
+// For each layer, whether it has the window `window` (0: there is none).
+absl::StatusOr<std::vector<bool>> ReadSlidingLayers(const JsonReader& config, const Family& family,
+                                                    uint32_t layers, uint32_t window) {
+  if (config.Has("layer_types")) return ReadLayerTypes(config, layers);
+  std::vector<bool> sliding(layers, false);
+  switch (family.sliding_layers) {
+    case SlidingLayers::kNone:
+      break;
+    case SlidingLayers::kEvery:
+      sliding.assign(layers, window != 0);
+      break;
+    case SlidingLayers::kUpper: {
+      BATON_ASSIGN_OR_RETURN(const uint32_t begin,
+                             config.Integer("max_window_layers", 0, kLayersMax, 28));
+      for (uint32_t layer = begin; layer < layers; ++layer) sliding[layer] = window != 0;
+      break;
+    }
+    case SlidingLayers::kMost: {
+      BATON_ASSIGN_OR_RETURN(
+          const uint32_t pattern,
+          config.Integer("sliding_window_pattern", 1, kLayersMax, family.sliding_window_pattern));
+      for (uint32_t layer = 0; layer < layers; ++layer) sliding[layer] = (layer + 1) % pattern != 0;
+      break;
+    }
+    case SlidingLayers::kAlternate: {
+      BATON_ASSIGN_OR_RETURN(const uint32_t end,
+                             config.Integer("max_window_layers", 0, kLayersMax, 28));
+      for (uint32_t layer = 0; layer < std::min(end, layers); layer += 2) {
+        sliding[layer] = window != 0;
       }
+      break;
     }
   }
-  BATON_ASSIGN_OR_RETURN(const bool used, config.Boolean("use_sliding_window", true));
-  if (!used || !config.Has("sliding_window")) return absl::OkStatus();
-  BATON_ASSIGN_OR_RETURN(const uint32_t window,
-                         config.Integer("sliding_window", 0, std::numeric_limits<int32_t>::max()));
-  if (window >= context_tokens) return absl::OkStatus();  // Sees everything.
-  return config.Error("sliding_window",
-                      absl::StrCat("is ", window, ": sliding window attention is not supported"));
+  return sliding;
 }
 
-// Options that change the computation and that we do not implement.
-absl::Status RefuseUnsupported(const JsonReader& config, const ModelConfig& model) {
-  BATON_ASSIGN_OR_RETURN(const std::string activation, config.String("hidden_act", "silu"));
-  if (activation != "silu" && activation != "swish") {
-    return config.Error("hidden_act",
-                        absl::StrCat("is '", activation, "'; only silu is supported"));
+// REQUIRES: model->context_tokens is final.
+absl::Status ReadLayerAttention(const JsonReader& config, const Family& family,
+                                ModelConfig* model) {
+  BATON_ASSIGN_OR_RETURN(const uint32_t window, ReadWindow(config, family));
+  BATON_ASSIGN_OR_RETURN(const std::vector<bool> sliding,
+                         ReadSlidingLayers(config, family, model->layers, window));
+  const bool some = std::find(sliding.begin(), sliding.end(), true) != sliding.end();
+  if (some && window == 0) {
+    return config.Error("sliding_window",
+                        "is not there or off, but layers are of sliding_attention");
   }
-  BATON_RETURN_IF_ERROR(RefuseIfTrue(config, "attention_bias"));
-  BATON_RETURN_IF_ERROR(RefuseIfTrue(config, "mlp_bias"));
-  BATON_RETURN_IF_ERROR(RefuseIfTrue(config, "use_qk_norm"));
-  if (config.Has("quantization_config")) {
-    return config.Error("quantization_config", "is there: quantized weights are not supported");
+  const bool limited = window != 0 && window < model->context_tokens;
+  if (family.sliding_layers == SlidingLayers::kNone && (some || limited)) {
+    return config.Error(
+        some ? "layer_types" : "sliding_window",
+        absl::StrCat("asks for a sliding window, which ", family.architecture, " does not have"));
   }
-  for (const char* key : {"attn_logit_softcapping", "final_logit_softcapping"}) {
-    if (config.Has(key)) return config.Error(key, "is not supported");
+  model->layer_attention.resize(model->layers);
+  for (uint32_t layer = 0; layer < model->layers; ++layer) {
+    if (!sliding[layer]) continue;
+    // A window as long as the context hides nothing.
+    if (limited) model->layer_attention[layer].window = window;
+    model->layer_attention[layer].local_rope = family.local_rope_theta != 0.0f;
   }
-  BATON_ASSIGN_OR_RETURN(const double rotary, config.Number("partial_rotary_factor", 1.0));
-  if (rotary != 1.0) return config.Error("partial_rotary_factor", "other than 1 is not supported");
-  return RefuseSlidingWindow(config, model.context_tokens);
-}
-
-absl::StatusOr<float> PositiveNumber(const JsonReader& reader, const char* key,
-                                     std::optional<double> default_value = std::nullopt) {
-  BATON_ASSIGN_OR_RETURN(const double value, reader.Number(key, default_value));
-  if (!(value > 0.0 && value <= std::numeric_limits<float>::max())) {
-    return reader.Error(key, "must be positive");
-  }
-  return static_cast<float>(value);
-}
-
-// yarn's "mscale" (Peng et al., 2023, equation 22).
-double YarnScale(double factor, double mscale) {
-  return factor <= 1.0 ? 1.0 : 0.1 * mscale * StableLog(factor) + 1.0;
-}
-
-absl::Status ReadYarn(const JsonReader& scaling, uint32_t context_tokens, RopeConfig* rope) {
-  BATON_ASSIGN_OR_RETURN(rope->factor, PositiveNumber(scaling, "factor",
-                                                      static_cast<double>(context_tokens) /
-                                                          rope->original_context_tokens));
-  // Zero stands for the default, as null does.
-  BATON_ASSIGN_OR_RETURN(const double beta_fast, scaling.Number("beta_fast", 32.0));
-  BATON_ASSIGN_OR_RETURN(const double beta_slow, scaling.Number("beta_slow", 1.0));
-  rope->beta_fast = static_cast<float>(beta_fast == 0.0 ? 32.0 : beta_fast);
-  rope->beta_slow = static_cast<float>(beta_slow == 0.0 ? 1.0 : beta_slow);
-  if (!(rope->beta_fast > 0.0f && rope->beta_slow > 0.0f)) {
-    return scaling.Error("beta_fast", "and beta_slow must be positive");
-  }
-  BATON_ASSIGN_OR_RETURN(rope->truncate, scaling.Boolean("truncate", true));
-  if (rope->theta == 1.0f) return scaling.Error("rope_theta", "must not be 1 with yarn");
-  BATON_ASSIGN_OR_RETURN(const double mscale, scaling.Number("mscale", 0.0));
-  BATON_ASSIGN_OR_RETURN(const double mscale_all, scaling.Number("mscale_all_dim", 0.0));
-  const double inferred =
-      mscale != 0.0 && mscale_all != 0.0
-          ? YarnScale(rope->factor, mscale) / YarnScale(rope->factor, mscale_all)
-          : YarnScale(rope->factor, 1.0);
-  BATON_ASSIGN_OR_RETURN(rope->attention_factor,
-                         PositiveNumber(scaling, "attention_factor", inferred));
   return absl::OkStatus();
 }
 
-// `scaling` is "rope_scaling", or "rope_parameters" as newer files call it.
-absl::Status ReadScaling(const JsonReader& config, const JsonReader& scaling,
-                         uint32_t context_tokens, RopeConfig* rope) {
-  BATON_ASSIGN_OR_RETURN(const std::string old_type, scaling.String("type", "default"));
-  BATON_ASSIGN_OR_RETURN(const std::string type, scaling.String("rope_type", old_type));
-  BATON_ASSIGN_OR_RETURN(const double rotary, scaling.Number("partial_rotary_factor", 1.0));
-  if (rotary != 1.0) return scaling.Error("partial_rotary_factor", "other than 1 is not supported");
-  BATON_ASSIGN_OR_RETURN(
-      const uint32_t outer_original,
-      config.Integer("original_max_position_embeddings", 1, kContextTokensMax, context_tokens));
-  BATON_ASSIGN_OR_RETURN(
-      const uint32_t original,
-      scaling.Integer("original_max_position_embeddings", 1, kContextTokensMax, outer_original));
-  if (type == "default") return absl::OkStatus();
-  if (type == "linear") {
-    rope->scaling = RopeScaling::kLinear;
-    BATON_ASSIGN_OR_RETURN(rope->factor, PositiveNumber(scaling, "factor"));
-    return absl::OkStatus();
-  }
-  rope->original_context_tokens = original;
-  if (type == "llama3") {
-    rope->scaling = RopeScaling::kLlama3;
-    BATON_ASSIGN_OR_RETURN(rope->factor, PositiveNumber(scaling, "factor"));
-    BATON_ASSIGN_OR_RETURN(rope->low_freq_factor, PositiveNumber(scaling, "low_freq_factor"));
-    BATON_ASSIGN_OR_RETURN(rope->high_freq_factor, PositiveNumber(scaling, "high_freq_factor"));
-    if (rope->high_freq_factor <= rope->low_freq_factor) {
-      return scaling.Error("high_freq_factor", "must be above low_freq_factor");
-    }
-    return absl::OkStatus();
-  }
-  if (type == "yarn") {
-    rope->scaling = RopeScaling::kYarn;
-    return ReadYarn(scaling, context_tokens, rope);
-  }
-  return scaling.Error("rope_type", absl::StrCat("is '", type, "', which is not supported; ",
-                                                 "supported are default, linear, llama3, yarn"));
+absl::Status ReadActivation(const JsonReader& config, const Family& family, ModelConfig* model) {
+  model->activation = family.activation;
+  const bool gelu = family.activation == Activation::kGeluTanh;
+  const char* const expected = gelu ? "gelu_pytorch_tanh" : "silu";
+  const char* const key = config.Has("hidden_activation") ? "hidden_activation" : "hidden_act";
+  BATON_ASSIGN_OR_RETURN(const std::string name, config.String(key, expected));
+  if (name == expected || (!gelu && name == "swish")) return absl::OkStatus();
+  return config.Error(key, absl::StrCat("is '", name, "'; only ", expected, " is supported"));
 }
 
-absl::Status ReadRope(const JsonReader& config, uint32_t context_tokens, RopeConfig* rope) {
-  const char* key = config.Has("rope_parameters") ? "rope_parameters" : "rope_scaling";
-  const nlohmann::json* object = config.Find(key);
-  BATON_ASSIGN_OR_RETURN(rope->theta, PositiveNumber(config, "rope_theta", 10000.0));
-  if (object == nullptr) return absl::OkStatus();
-  if (!object->is_object()) return config.Error(key, "is not an object");
-  for (const auto& [name, value] : object->items()) {
-    if (value.is_object()) {
-      return config.Error(key, absl::StrCat("differs by layer ('", name, "'): not supported"));
-    }
+// A number, or null for none.
+absl::StatusOr<float> ReadSoftCap(const JsonReader& config, const char* key,
+                                  std::optional<float> default_value) {
+  if (!default_value.has_value() && config.Has(key)) return config.Error(key, "is not supported");
+  if (config.Has(key)) return config.PositiveNumber(key);
+  return config.IsNull(key) ? 0.0f : default_value.value_or(0.0f);
+}
+
+// How scores and logits are scaled and capped.
+absl::Status ReadScores(const JsonReader& config, const Family& family, ModelConfig* model) {
+  float scalar = static_cast<float>(model->head_dim);
+  if (family.query_scalar != 0) {
+    BATON_ASSIGN_OR_RETURN(scalar,
+                           config.PositiveNumber("query_pre_attn_scalar", family.query_scalar));
   }
-  const JsonReader scaling(*object, absl::StrCat(config.name(), ": ", key));
-  BATON_ASSIGN_OR_RETURN(rope->theta, PositiveNumber(scaling, "rope_theta", rope->theta));
-  return ReadScaling(config, scaling, context_tokens, rope);
+  model->attention_scale = 1.0f / std::sqrt(scalar);
+  BATON_ASSIGN_OR_RETURN(model->attention_soft_cap,
+                         ReadSoftCap(config, "attn_logit_softcapping", family.attention_soft_cap));
+  BATON_ASSIGN_OR_RETURN(model->logit_soft_cap,
+                         ReadSoftCap(config, "final_logit_softcapping", family.logit_soft_cap));
+  return absl::OkStatus();
+}
+
+// Options that change the computation and that we do not implement.
+absl::Status RefuseUnsupported(const JsonReader& config) {
+  BATON_RETURN_IF_ERROR(RefuseIfTrue(config, "attention_bias"));
+  BATON_RETURN_IF_ERROR(RefuseIfTrue(config, "mlp_bias"));
+  BATON_RETURN_IF_ERROR(RefuseIfTrue(config, "use_qk_norm"));
+  BATON_RETURN_IF_ERROR(RefuseIfTrue(config, "use_bidirectional_attention"));
+  if (config.Has("quantization_config")) {
+    return config.Error("quantization_config", "is there: quantized weights are not supported");
+  }
+  return absl::OkStatus();
 }
 
 // Files that extend the context by yarn often leave max_position_embeddings at the original one.
@@ -228,6 +323,56 @@ absl::Status ReadDimensions(const JsonReader& config, const Family& family, Mode
   BATON_ASSIGN_OR_RETURN(model->context_tokens,
                          config.Integer("max_position_embeddings", 1, kContextTokensMax, 2048));
   return absl::OkStatus();
+}
+
+// Which layers have experts: each `decoder_sparse_step`-th, but none of `mlp_only_layers`.
+absl::Status ReadSparseLayers(const JsonReader& config, ModelConfig* model) {
+  std::vector<bool>& in_layer = model->experts.in_layer;
+  BATON_ASSIGN_OR_RETURN(const uint32_t step,
+                         config.Integer("decoder_sparse_step", 1, kLayersMax, 1));
+  for (uint32_t layer = 0; layer < model->layers; ++layer) {
+    in_layer[layer] = (layer + 1) % step == 0;
+  }
+  const nlohmann::json* dense = config.Find("mlp_only_layers");
+  if (dense == nullptr) return absl::OkStatus();
+  if (!dense->is_array()) return config.Error("mlp_only_layers", "is not a list");
+  for (const nlohmann::json& layer : *dense) {
+    if (!layer.is_number_unsigned() || layer.get<uint64_t>() >= model->layers) {
+      return config.Error("mlp_only_layers",
+                          absl::StrCat("has ", layer.dump(), ", which is no layer"));
+    }
+    in_layer[layer.get<size_t>()] = false;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ReadExperts(const JsonReader& config, const Family& family, ModelConfig* model) {
+  if (family.experts == ExpertKeys::kNone) return absl::OkStatus();
+  ExpertsConfig& experts = model->experts;
+  // Files of either family use either name.
+  const bool local = config.Has("num_local_experts");
+  BATON_ASSIGN_OR_RETURN(
+      experts.count, config.Integer(local ? "num_local_experts" : "num_experts", 1, kExpertsMax));
+  BATON_ASSIGN_OR_RETURN(experts.per_token, config.Integer("num_experts_per_tok", 1, kExpertsMax));
+  if (experts.per_token > experts.count) {
+    return config.Error("num_experts_per_tok",
+                        absl::StrCat("is ", experts.per_token, ", but there are ", experts.count));
+  }
+  experts.in_layer.assign(model->layers, true);
+  if (family.experts == ExpertKeys::kMixtral) {
+    experts.intermediate_size = model->intermediate_size;
+    experts.normalize = true;
+    return absl::OkStatus();
+  }
+  BATON_ASSIGN_OR_RETURN(experts.intermediate_size,
+                         config.Integer("moe_intermediate_size", 1, kDimensionMax));
+  BATON_ASSIGN_OR_RETURN(experts.normalize, config.Boolean("norm_topk_prob", false));
+  if (family.experts == ExpertKeys::kQwenShared) {
+    BATON_ASSIGN_OR_RETURN(experts.shared_intermediate_size,
+                           config.Integer("shared_expert_intermediate_size", 1, kDimensionMax));
+    BATON_ASSIGN_OR_RETURN(model->qkv_bias, config.Boolean("qkv_bias", model->qkv_bias));
+  }
+  return ReadSparseLayers(config, model);
 }
 
 absl::Status ReadStoredType(const JsonReader& config, ModelConfig* model) {
@@ -289,13 +434,28 @@ absl::StatusOr<ModelConfig> ModelConfig::Load(const std::string& directory) {
   model.architecture = family.architecture;
   model.qkv_bias = family.qkv_bias;
   model.qk_norm = family.qk_norm;
+  model.tensor_names = family.tensor_names;
+  model.scaled_embedding = family.gemma_norms;
+  model.norms_plus_one = family.gemma_norms;
+  model.output_norms = family.output_norms;
   BATON_RETURN_IF_ERROR(ReadDimensions(config, family, &model));
+  BATON_RETURN_IF_ERROR(ReadExperts(config, family, &model));
   BATON_ASSIGN_OR_RETURN(model.rms_norm_eps,
-                         PositiveNumber(config, "rms_norm_eps", family.rms_norm_eps));
-  BATON_ASSIGN_OR_RETURN(model.tied_embeddings, config.Boolean("tie_word_embeddings", false));
-  BATON_RETURN_IF_ERROR(RefuseUnsupported(config, model));
-  BATON_RETURN_IF_ERROR(ReadRope(config, model.context_tokens, &model.rope));
+                         config.PositiveNumber("rms_norm_eps", family.rms_norm_eps));
+  BATON_ASSIGN_OR_RETURN(model.tied_embeddings,
+                         config.Boolean("tie_word_embeddings", family.tied_embeddings));
+  BATON_RETURN_IF_ERROR(ReadActivation(config, family, &model));
+  BATON_RETURN_IF_ERROR(ReadScores(config, family, &model));
+  BATON_RETURN_IF_ERROR(RefuseUnsupported(config));
+  const RopeDefaults rope = {.head_dim = model.head_dim,
+                             .context_tokens = model.context_tokens,
+                             .theta = family.rope_theta,
+                             .local_theta = family.local_rope_theta,
+                             .partial = family.partial_rotary};
+  BATON_ASSIGN_OR_RETURN(model.rope, ReadRope(config, rope));
+  BATON_ASSIGN_OR_RETURN(model.local_rope, ReadLocalRope(config, rope));
   model.context_tokens = ExtendedContext(model);
+  BATON_RETURN_IF_ERROR(ReadLayerAttention(config, family, &model));
   BATON_RETURN_IF_ERROR(ReadStoredType(config, &model));
   BATON_RETURN_IF_ERROR(ReadEosTokens(config, directory, &model));
   return model;

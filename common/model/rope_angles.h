@@ -13,13 +13,13 @@ namespace baton {
 
 class RopeAngles {
  public:
-  // REQUIRES: head_dim is even and positive.
-  RopeAngles(const RopeConfig& config, uint32_t head_dim);
+  // REQUIRES: config.dim is even and positive.
+  explicit RopeAngles(const RopeConfig& config);
 
-  // Radians per position, for each pair of elements: [head_dim / 2].
+  // Radians per position, for each pair of elements: [config.dim / 2].
   const std::vector<float>& frequencies() const { return frequencies_; }
 
-  // Cosines and sines of one position, scaled by the attention factor. [head_dim / 2] each.
+  // Cosines and sines of one position, scaled by the attention factor. [config.dim / 2] each.
   void Fill(uint32_t position, std::span<float> cosines, std::span<float> sines) const;
 
  private:

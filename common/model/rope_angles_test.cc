@@ -11,7 +11,7 @@ namespace {
 // shapes of their curves, by hand.
 
 TEST(RopeAnglesTest, PlainFrequenciesArePowersOfTheta) {
-  const RopeAngles angles({.theta = 10000.0f}, 8);
+  const RopeAngles angles({.dim = 8, .theta = 10000.0f});
 
   ASSERT_EQ(angles.frequencies().size(), 4u);
   EXPECT_FLOAT_EQ(angles.frequencies()[0], 1.0f);
@@ -21,7 +21,7 @@ TEST(RopeAnglesTest, PlainFrequenciesArePowersOfTheta) {
 }
 
 TEST(RopeAnglesTest, LinearDividesEveryFrequency) {
-  const RopeAngles angles({.scaling = RopeScaling::kLinear, .factor = 4.0f}, 8);
+  const RopeAngles angles({.dim = 8, .scaling = RopeScaling::kLinear, .factor = 4.0f});
 
   EXPECT_FLOAT_EQ(angles.frequencies()[0], 0.25f);
   EXPECT_FLOAT_EQ(angles.frequencies()[3], 0.00025f);
@@ -29,12 +29,12 @@ TEST(RopeAnglesTest, LinearDividesEveryFrequency) {
 
 TEST(RopeAnglesTest, Llama3KeepsShortWavesAndStretchesLongOnes) {
   // Wavelengths are 6.3, 63, 628 and 6283; the bounds lie at 100 and 1000.
-  const RopeAngles angles({.scaling = RopeScaling::kLlama3,
+  const RopeAngles angles({.dim = 8,
+                           .scaling = RopeScaling::kLlama3,
                            .factor = 8.0f,
                            .low_freq_factor = 1.0f,
                            .high_freq_factor = 10.0f,
-                           .original_context_tokens = 1000},
-                          8);
+                           .original_context_tokens = 1000});
 
   EXPECT_FLOAT_EQ(angles.frequencies()[0], 1.0f);
   EXPECT_FLOAT_EQ(angles.frequencies()[1], 0.1f);
@@ -44,11 +44,11 @@ TEST(RopeAnglesTest, Llama3KeepsShortWavesAndStretchesLongOnes) {
 }
 
 TEST(RopeAnglesTest, YarnKeepsShortWavesStretchesLongOnesAndScales) {
-  const RopeAngles angles({.scaling = RopeScaling::kYarn,
+  const RopeAngles angles({.dim = 32,
+                           .scaling = RopeScaling::kYarn,
                            .factor = 4.0f,
                            .original_context_tokens = 64,
-                           .attention_factor = 1.5f},
-                          32);
+                           .attention_factor = 1.5f});
   float cosine[16];
   float sine[16];
 
@@ -60,8 +60,23 @@ TEST(RopeAnglesTest, YarnKeepsShortWavesStretchesLongOnesAndScales) {
   EXPECT_EQ(sine[5], 0.0f);
 }
 
+TEST(RopeAnglesTest, LongRopeDividesEachFrequencyByItsOwn) {
+  const RopeAngles angles({.dim = 8,
+                           .scaling = RopeScaling::kLongRope,
+                           .attention_factor = 1.25f,
+                           .divisors = {1.0f, 2.0f, 4.0f, 8.0f}});
+  float cosine[4];
+  float sine[4];
+
+  angles.Fill(0, cosine, sine);
+
+  EXPECT_FLOAT_EQ(angles.frequencies()[1], 0.05f);
+  EXPECT_FLOAT_EQ(angles.frequencies()[3], 0.000125f);
+  EXPECT_EQ(cosine[2], 1.25f);
+}
+
 TEST(RopeAnglesTest, FillIsTheRotationOfThePosition) {
-  const RopeAngles angles({}, 8);
+  const RopeAngles angles({.dim = 8});
   for (uint32_t position : {1u, 77u, 4095u, 1000000u}) {
     float cosine[4];
     float sine[4];

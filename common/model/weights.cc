@@ -1,6 +1,7 @@
 #include "common/model/weights.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <utility>
@@ -27,6 +28,11 @@ float ReadElement(const std::byte* data, size_t index, DType dtype) {
   uint16_t bits = 0;
   std::memcpy(&bits, data + index * sizeof(bits), sizeof(bits));
   return dtype == DType::kBF16 ? Bf16ToF32(bits) : F16ToF32(bits);
+}
+
+float RoundTo(DType dtype, float value) {
+  if (dtype == DType::kF32) return value;
+  return dtype == DType::kBF16 ? Bf16ToF32(F32ToBf16(value)) : F16ToF32(F32ToF16(value));
 }
 
 bool IsAligned(const std::byte* data, DType dtype) {
@@ -56,7 +62,7 @@ absl::Status ModelWeights::LoadAll(const ModelConfig& config) {
     // Grown as tensors are found: the number of layers is the file's claim.
     BATON_RETURN_IF_ERROR(LoadLayer(config, index, &layers_.emplace_back()));
   }
-  BATON_RETURN_IF_ERROR(LoadVector("model.norm.weight", config.hidden_size, &final_norm_));
+  BATON_RETURN_IF_ERROR(LoadNorm(config, "model.norm.weight", config.hidden_size, &final_norm_));
   return LoadHead(config.tied_embeddings ? embedding_name : "lm_head.weight", config);
 }
 
@@ -73,6 +79,9 @@ absl::Status ModelWeights::LoadEmbedding(const std::string& name, const ModelCon
   embedding_ =
       ConstTensorView(data, stored_dtype_, device_.kind(), {config.vocab_size, config.hidden_size});
   parameter_count_ += embedding_.elements();
+  if (config.scaled_embedding) {
+    embedding_scale_ = RoundTo(stored_dtype_, std::sqrt(static_cast<float>(config.hidden_size)));
+  }
   return absl::OkStatus();
 }
 
@@ -83,7 +92,7 @@ absl::Status ModelWeights::LoadHead(const std::string& name, const ModelConfig& 
   WeightForm form = options_.form.value_or(WeightFormOf(*tensor->dtype));
   if (form == WeightForm::kInt4) form = WeightForm::kInt8;
   if (!config.tied_embeddings) parameter_count_ += embedding_.elements();
-  return Pack(name, *tensor, config.vocab_size, config.hidden_size,
+  return Pack(name, *tensor, 0, config.vocab_size, config.hidden_size,
               {.form = form, .activation_bytes = options_.activation_bytes}, &head_);
 }
 
@@ -91,14 +100,11 @@ absl::Status ModelWeights::LoadLayer(const ModelConfig& config, uint32_t index,
                                      LayerWeights* layer) {
   const std::string prefix = absl::StrCat("model.layers.", index, ".");
   const size_t hidden = config.hidden_size;
-  const size_t inner = config.intermediate_size;
   const size_t q_size = static_cast<size_t>(config.heads) * config.head_dim;
   const size_t kv_size = static_cast<size_t>(config.kv_heads) * config.head_dim;
   const std::string attention = prefix + "self_attn.";
-  BATON_RETURN_IF_ERROR(LoadVector(prefix + "input_layernorm.weight", hidden, &layer->input_norm));
-  BATON_RETURN_IF_ERROR(LoadMatrix(attention + "q_proj.weight", q_size, hidden, &layer->q));
-  BATON_RETURN_IF_ERROR(LoadMatrix(attention + "k_proj.weight", kv_size, hidden, &layer->k));
-  BATON_RETURN_IF_ERROR(LoadMatrix(attention + "v_proj.weight", kv_size, hidden, &layer->v));
+  BATON_RETURN_IF_ERROR(LoadNorms(config, prefix, layer));
+  BATON_RETURN_IF_ERROR(LoadQkv(config, attention, layer));
   BATON_RETURN_IF_ERROR(LoadMatrix(attention + "o_proj.weight", hidden, q_size, &layer->o));
   if (config.qkv_bias) {
     BATON_RETURN_IF_ERROR(LoadVector(attention + "q_proj.bias", q_size, &layer->q_bias));
@@ -106,14 +112,93 @@ absl::Status ModelWeights::LoadLayer(const ModelConfig& config, uint32_t index,
     BATON_RETURN_IF_ERROR(LoadVector(attention + "v_proj.bias", kv_size, &layer->v_bias));
   }
   if (config.qk_norm) {
-    BATON_RETURN_IF_ERROR(LoadVector(attention + "q_norm.weight", config.head_dim, &layer->q_norm));
-    BATON_RETURN_IF_ERROR(LoadVector(attention + "k_norm.weight", config.head_dim, &layer->k_norm));
+    BATON_RETURN_IF_ERROR(
+        LoadNorm(config, attention + "q_norm.weight", config.head_dim, &layer->q_norm));
+    BATON_RETURN_IF_ERROR(
+        LoadNorm(config, attention + "k_norm.weight", config.head_dim, &layer->k_norm));
   }
+  if (config.HasExperts(index)) return LoadExperts(config, prefix, &layer->experts);
+  BATON_RETURN_IF_ERROR(LoadGateUp(config, prefix + "mlp.", layer));
+  return LoadMatrix(prefix + "mlp.down_proj.weight", hidden, config.intermediate_size,
+                    &layer->down);
+}
+
+// "post_attention_layernorm" is two things.
+absl::Status ModelWeights::LoadNorms(const ModelConfig& config, const std::string& prefix,
+                                     LayerWeights* layer) {
+  const size_t hidden = config.hidden_size;
+  const std::string after_attention = prefix + "post_attention_layernorm.weight";
   BATON_RETURN_IF_ERROR(
-      LoadVector(prefix + "post_attention_layernorm.weight", hidden, &layer->attention_norm));
-  BATON_RETURN_IF_ERROR(LoadMatrix(prefix + "mlp.gate_proj.weight", inner, hidden, &layer->gate));
-  BATON_RETURN_IF_ERROR(LoadMatrix(prefix + "mlp.up_proj.weight", inner, hidden, &layer->up));
-  return LoadMatrix(prefix + "mlp.down_proj.weight", hidden, inner, &layer->down);
+      LoadNorm(config, prefix + "input_layernorm.weight", hidden, &layer->input_norm));
+  if (!config.output_norms) return LoadNorm(config, after_attention, hidden, &layer->network_norm);
+  BATON_RETURN_IF_ERROR(LoadNorm(config, after_attention, hidden, &layer->attention_output_norm));
+  BATON_RETURN_IF_ERROR(
+      LoadNorm(config, prefix + "pre_feedforward_layernorm.weight", hidden, &layer->network_norm));
+  return LoadNorm(config, prefix + "post_feedforward_layernorm.weight", hidden,
+                  &layer->network_output_norm);
+}
+
+absl::Status ModelWeights::LoadNorm(const ModelConfig& config, const std::string& name, size_t size,
+                                    ConstTensorView* view) {
+  return LoadVector(name, size, view, config.norms_plus_one ? 1.0f : 0.0f);
+}
+
+absl::Status ModelWeights::LoadQkv(const ModelConfig& config, const std::string& prefix,
+                                   LayerWeights* layer) {
+  const size_t hidden = config.hidden_size;
+  const size_t q_size = static_cast<size_t>(config.heads) * config.head_dim;
+  const size_t kv_size = static_cast<size_t>(config.kv_heads) * config.head_dim;
+  if (config.tensor_names == TensorNames::kPhi3) {
+    return LoadParts(prefix + "qkv_proj.weight", hidden,
+                     {{q_size, &layer->q}, {kv_size, &layer->k}, {kv_size, &layer->v}});
+  }
+  BATON_RETURN_IF_ERROR(LoadMatrix(prefix + "q_proj.weight", q_size, hidden, &layer->q));
+  BATON_RETURN_IF_ERROR(LoadMatrix(prefix + "k_proj.weight", kv_size, hidden, &layer->k));
+  return LoadMatrix(prefix + "v_proj.weight", kv_size, hidden, &layer->v);
+}
+
+absl::Status ModelWeights::LoadGateUp(const ModelConfig& config, const std::string& prefix,
+                                      LayerWeights* layer) {
+  const size_t hidden = config.hidden_size;
+  const size_t inner = config.intermediate_size;
+  if (config.tensor_names == TensorNames::kPhi3) {
+    return LoadParts(prefix + "gate_up_proj.weight", hidden,
+                     {{inner, &layer->gate}, {inner, &layer->up}});
+  }
+  BATON_RETURN_IF_ERROR(LoadMatrix(prefix + "gate_proj.weight", inner, hidden, &layer->gate));
+  return LoadMatrix(prefix + "up_proj.weight", inner, hidden, &layer->up);
+}
+
+absl::Status ModelWeights::LoadExperts(const ModelConfig& config, const std::string& prefix,
+                                       ExpertWeights* experts) {
+  const ExpertsConfig& sizes = config.experts;
+  const size_t hidden = config.hidden_size;
+  const bool mixtral = config.tensor_names == TensorNames::kMixtral;
+  const std::string block = prefix + (mixtral ? "block_sparse_moe." : "mlp.");
+  const char* const gate = mixtral ? "w1" : "gate_proj";
+  const char* const up = mixtral ? "w3" : "up_proj";
+  const char* const down = mixtral ? "w2" : "down_proj";
+  BATON_RETURN_IF_ERROR(LoadAsStored(block + "gate.weight", sizes.count, hidden, &experts->router));
+  for (uint32_t expert = 0; expert < sizes.count; ++expert) {
+    BATON_RETURN_IF_ERROR(LoadNetwork(absl::StrCat(block, "experts.", expert, "."), gate, up, down,
+                                      hidden, sizes.intermediate_size,
+                                      &experts->networks.emplace_back()));
+  }
+  if (sizes.shared_intermediate_size == 0) return absl::OkStatus();
+  BATON_RETURN_IF_ERROR(
+      LoadAsStored(block + "shared_expert_gate.weight", 1, hidden, &experts->shared_gate));
+  return LoadNetwork(block + "shared_expert.", gate, up, down, hidden,
+                     sizes.shared_intermediate_size, &experts->shared);
+}
+
+absl::Status ModelWeights::LoadNetwork(const std::string& prefix, const char* gate, const char* up,
+                                       const char* down, size_t hidden, size_t inner,
+                                       NetworkWeights* network) {
+  BATON_RETURN_IF_ERROR(
+      LoadMatrix(absl::StrCat(prefix, gate, ".weight"), inner, hidden, &network->gate));
+  BATON_RETURN_IF_ERROR(
+      LoadMatrix(absl::StrCat(prefix, up, ".weight"), inner, hidden, &network->up));
+  return LoadMatrix(absl::StrCat(prefix, down, ".weight"), hidden, inner, &network->down);
 }
 
 absl::StatusOr<const StoredTensor*> ModelWeights::Require(
@@ -138,18 +223,38 @@ absl::StatusOr<const StoredTensor*> ModelWeights::Require(
 
 absl::Status ModelWeights::LoadMatrix(const std::string& name, size_t rows, size_t columns,
                                       PackedWeight* weight) {
-  BATON_ASSIGN_OR_RETURN(const StoredTensor* tensor, Require(name, {rows, columns}));
-  parameter_count_ += rows * columns;
-  return Pack(name, *tensor, rows, columns,
-              {.form = options_.form.value_or(WeightFormOf(*tensor->dtype)),
-               .activation_bytes = options_.activation_bytes},
-              weight);
+  return LoadParts(name, columns, {{rows, weight}});
 }
 
-absl::Status ModelWeights::Pack(const std::string& name, const StoredTensor& tensor, size_t rows,
-                                size_t columns, WeightFormat format, PackedWeight* weight) {
-  const ConstTensorView matrix(tensor.data.data(), *tensor.dtype, DeviceKind::kCpu,
-                               {rows, columns});
+absl::Status ModelWeights::LoadParts(const std::string& name, size_t columns,
+                                     std::initializer_list<RowsOf> parts) {
+  size_t rows = 0;
+  for (const RowsOf& part : parts) rows += part.rows;
+  BATON_ASSIGN_OR_RETURN(const StoredTensor* tensor, Require(name, {rows, columns}));
+  parameter_count_ += rows * columns;
+  const WeightFormat format = {.form = options_.form.value_or(WeightFormOf(*tensor->dtype)),
+                               .activation_bytes = options_.activation_bytes};
+  size_t row = 0;
+  for (const RowsOf& part : parts) {
+    BATON_RETURN_IF_ERROR(Pack(name, *tensor, row, part.rows, columns, format, part.weight));
+    row += part.rows;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ModelWeights::LoadAsStored(const std::string& name, size_t rows, size_t columns,
+                                        PackedWeight* weight) {
+  BATON_ASSIGN_OR_RETURN(const StoredTensor* tensor, Require(name, {rows, columns}));
+  parameter_count_ += rows * columns;
+  return Pack(name, *tensor, 0, rows, columns, {.form = WeightFormOf(*tensor->dtype)}, weight);
+}
+
+absl::Status ModelWeights::Pack(const std::string& name, const StoredTensor& tensor,
+                                size_t row_begin, size_t rows, size_t columns, WeightFormat format,
+                                PackedWeight* weight) {
+  const size_t row_bytes = columns * DTypeBytes(*tensor.dtype);
+  const ConstTensorView matrix(tensor.data.data() + row_begin * row_bytes, *tensor.dtype,
+                               DeviceKind::kCpu, {rows, columns});
   absl::StatusOr<PackedWeight> packed = PackWeight(context_, device_, matrix, format);
   if (!packed.ok()) {
     return absl::Status(packed.status().code(), absl::StrCat(tensor.file, ": tensor '", name, "' ",
@@ -158,7 +263,7 @@ absl::Status ModelWeights::Pack(const std::string& name, const StoredTensor& ten
   }
   *weight = *std::move(packed);
   format_names_.insert(format.name());
-  Report(tensor.data.size());
+  Report(rows * row_bytes);
   return absl::OkStatus();
 }
 
@@ -167,10 +272,13 @@ void ModelWeights::Report(size_t bytes) {
   if (options_.progress) options_.progress(bytes_done_, files_->total_bytes());
 }
 
-absl::Status ModelWeights::LoadVector(const std::string& name, size_t size, ConstTensorView* view) {
+absl::Status ModelWeights::LoadVector(const std::string& name, size_t size, ConstTensorView* view,
+                                      float added) {
   BATON_ASSIGN_OR_RETURN(const StoredTensor* tensor, Require(name, {size}));
   std::vector<float> values(size);
-  for (size_t i = 0; i < size; ++i) values[i] = ReadElement(tensor->data.data(), i, *tensor->dtype);
+  for (size_t i = 0; i < size; ++i) {
+    values[i] = ReadElement(tensor->data.data(), i, *tensor->dtype) + added;
+  }
   BATON_ASSIGN_OR_RETURN(DeviceMemory memory, device_.Allocate(size * sizeof(float)));
   BATON_RETURN_IF_ERROR(device_.CopyFromHost(
       memory.data(), reinterpret_cast<const std::byte*>(values.data()), size * sizeof(float)));

@@ -22,23 +22,42 @@
 
 namespace baton {
 
+// A gated feed-forward network.
+struct NetworkWeights {
+  PackedWeight gate;  // [intermediate, hidden]
+  PackedWeight up;    // As gate.
+  PackedWeight down;  // [hidden, intermediate]
+};
+
+// A mixture of experts. What chooses among experts keeps the form in which it is stored: it is
+// small, and an error of four bits would choose other ones.
+struct ExpertWeights {
+  PackedWeight router;  // [experts, hidden]
+  std::vector<NetworkWeights> networks;
+  NetworkWeights shared;
+  PackedWeight shared_gate;  // [1, hidden]
+};
+
 // Matrices are [outputs, inputs]; norms and biases are float32. Those that an architecture lacks
 // are empty.
 struct LayerWeights {
-  ConstTensorView input_norm;      // [hidden]
-  PackedWeight q;                  // [heads * head_dim, hidden]
-  PackedWeight k;                  // [kv_heads * head_dim, hidden]
-  PackedWeight v;                  // As k.
-  ConstTensorView q_bias;          // [heads * head_dim]
-  ConstTensorView k_bias;          // [kv_heads * head_dim]
-  ConstTensorView v_bias;          // As k_bias.
-  ConstTensorView q_norm;          // [head_dim]
-  ConstTensorView k_norm;          // [head_dim]
-  PackedWeight o;                  // [hidden, heads * head_dim]
-  ConstTensorView attention_norm;  // [hidden], after attention.
-  PackedWeight gate;               // [intermediate, hidden]
-  PackedWeight up;                 // [intermediate, hidden]
-  PackedWeight down;               // [hidden, intermediate]
+  ConstTensorView input_norm;             // [hidden]
+  PackedWeight q;                         // [heads * head_dim, hidden]
+  PackedWeight k;                         // [kv_heads * head_dim, hidden]
+  PackedWeight v;                         // As k.
+  ConstTensorView q_bias;                 // [heads * head_dim]
+  ConstTensorView k_bias;                 // [kv_heads * head_dim]
+  ConstTensorView v_bias;                 // As k_bias.
+  ConstTensorView q_norm;                 // [head_dim]
+  ConstTensorView k_norm;                 // [head_dim]
+  PackedWeight o;                         // [hidden, heads * head_dim]
+  ConstTensorView network_norm;           // [hidden], before the network.
+  ConstTensorView attention_output_norm;  // [hidden], of what attention gives.
+  ConstTensorView network_output_norm;    // [hidden], of what the network gives.
+  PackedWeight gate;                      // [intermediate, hidden]
+  PackedWeight up;                        // [intermediate, hidden]
+  PackedWeight down;                      // [hidden, intermediate]
+  ExpertWeights experts;                  // Instead of those three.
 };
 
 struct WeightOptions {
@@ -56,7 +75,10 @@ class ModelWeights {
                                                             const std::string& directory,
                                                             const WeightOptions& options);
 
-  const ConstTensorView& embedding() const { return embedding_; }    // [vocab, hidden]
+  const ConstTensorView& embedding() const { return embedding_; }  // [vocab, hidden]
+  // What embeddings are multiplied with. sqrt(hidden) is rounded to the stored type: so it was when
+  // the model was trained, and so does Hugging Face.
+  float embedding_scale() const { return embedding_scale_; }
   const PackedWeight& head() const { return head_; }                 // [vocab, hidden]
   const ConstTensorView& final_norm() const { return final_norm_; }  // [hidden]
   const LayerWeights& layer(uint32_t index) const { return layers_[index]; }
@@ -75,16 +97,41 @@ class ModelWeights {
 
   absl::Status LoadAll(const ModelConfig& config);
   absl::Status LoadLayer(const ModelConfig& config, uint32_t index, LayerWeights* layer);
+  absl::Status LoadExperts(const ModelConfig& config, const std::string& prefix,
+                           ExpertWeights* experts);
+  // `gate`, `up` and `down` name the matrices behind `prefix`.
+  absl::Status LoadNetwork(const std::string& prefix, const char* gate, const char* up,
+                           const char* down, size_t hidden, size_t inner, NetworkWeights* network);
   // Finds the tensor and checks its shape and type.
   absl::StatusOr<const StoredTensor*> Require(const std::string& name,
                                               std::initializer_list<size_t> shape) const;
   absl::Status LoadEmbedding(const std::string& name, const ModelConfig& config);
   absl::Status LoadHead(const std::string& name, const ModelConfig& config);
+  // q, k and v of a layer, or gate and up, whether they are matrices of their own or parts of one.
+  absl::Status LoadQkv(const ModelConfig& config, const std::string& prefix, LayerWeights* layer);
+  absl::Status LoadGateUp(const ModelConfig& config, const std::string& prefix,
+                          LayerWeights* layer);
   absl::Status LoadMatrix(const std::string& name, size_t rows, size_t columns,
                           PackedWeight* weight);
-  absl::Status Pack(const std::string& name, const StoredTensor& tensor, size_t rows,
-                    size_t columns, WeightFormat format, PackedWeight* weight);
-  absl::Status LoadVector(const std::string& name, size_t size, ConstTensorView* view);
+  // The same in the form in which it is stored, whatever the options say.
+  absl::Status LoadAsStored(const std::string& name, size_t rows, size_t columns,
+                            PackedWeight* weight);
+  // Cuts a matrix of `columns` into parts of so many rows, which must be all.
+  struct RowsOf {
+    size_t rows = 0;
+    PackedWeight* weight = nullptr;
+  };
+  absl::Status LoadParts(const std::string& name, size_t columns,
+                         std::initializer_list<RowsOf> parts);
+  // Rows [row_begin, row_begin + rows) of a tensor.
+  absl::Status Pack(const std::string& name, const StoredTensor& tensor, size_t row_begin,
+                    size_t rows, size_t columns, WeightFormat format, PackedWeight* weight);
+  absl::Status LoadNorms(const ModelConfig& config, const std::string& prefix, LayerWeights* layer);
+  absl::Status LoadNorm(const ModelConfig& config, const std::string& name, size_t size,
+                        ConstTensorView* view);
+  // `added` to each element.
+  absl::Status LoadVector(const std::string& name, size_t size, ConstTensorView* view,
+                          float added = 0.0f);
   void Report(size_t bytes);
 
   Device& device_;
@@ -97,6 +144,7 @@ class ModelWeights {
   PackedWeight head_;
   ConstTensorView final_norm_;
   DType stored_dtype_ = DType::kF32;
+  float embedding_scale_ = 1.0f;
   std::set<std::string> format_names_;
   uint64_t parameter_count_ = 0;
   uint64_t bytes_done_ = 0;

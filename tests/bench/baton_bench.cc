@@ -5,6 +5,7 @@
 // sequences.
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstdio>
 #include <memory>
 #include <string>
@@ -25,7 +26,7 @@
 #include "tests/bench/random_model.h"
 
 ABSL_FLAG(std::string, model, "", "A model folder; empty: random weights of --shape.");
-ABSL_FLAG(std::string, shape, "135m", "Of the random weights: 135m, 0.5b or 1b.");
+ABSL_FLAG(std::string, shape, "135m", "Of the random weights: 135m, 0.5b, 1b or moe.");
 ABSL_FLAG(std::string, weights, "bf16", "f32, bf16, f16, int8 or int4.");
 ABSL_FLAG(uint32_t, activation_bytes, 2, "With integer weights: 1 or 2 bytes per activation.");
 ABSL_FLAG(std::string, kv_dtype, "bf16", "f32, bf16 or int8.");
@@ -69,7 +70,10 @@ absl::StatusOr<BenchTest> ParseTest(const std::string& text) {
 
 // What one token costs, from the model's shape.
 struct Costs {
-  double weight_bytes = 0;          // Read once a step.
+  double weight_bytes = 0;  // Read once a step, without experts.
+  double expert_bytes = 0;  // Of all layers' first experts, say.
+  double experts = 0;       // Of a layer.
+  double experts_per_token = 0;
   double operations = 0;            // Of the matrix products of one token, without logits.
   double logit_operations = 0;      // Of one token that wants logits.
   double kv_bytes = 0;              // Of one token in the cache.
@@ -96,11 +100,19 @@ Costs CostsOf(const ModelConfig& config, WeightForm weights, DType kv) {
   const double hidden = config.hidden_size;
   const double q = static_cast<double>(config.heads) * config.head_dim;
   const double kv_size = static_cast<double>(config.kv_heads) * config.head_dim;
-  const double layer = hidden * (2 * q + 2 * kv_size) + 3 * hidden * config.intermediate_size;
+  double sparse_layers = 0;
+  for (uint32_t i = 0; i < config.layers; ++i) sparse_layers += config.HasExperts(i) ? 1 : 0;
+  // Of all layers; routers are too small to count.
+  const double dense = config.layers * hidden * (2 * q + 2 * kv_size) +
+                       (config.layers - sparse_layers) * 3 * hidden * config.intermediate_size +
+                       sparse_layers * 3 * hidden * config.experts.shared_intermediate_size;
+  const double expert = sparse_layers * 3 * hidden * config.experts.intermediate_size;
   const double head = hidden * config.vocab_size;
-  return {.weight_bytes =
-              layer * config.layers * BytesPerWeight(weights) + head * BytesPerWeight(head_form),
-          .operations = 2 * layer * config.layers,
+  return {.weight_bytes = dense * BytesPerWeight(weights) + head * BytesPerWeight(head_form),
+          .expert_bytes = expert * BytesPerWeight(weights),
+          .experts = static_cast<double>(config.experts.count),
+          .experts_per_token = static_cast<double>(config.experts.per_token),
+          .operations = 2 * (dense + config.experts.per_token * expert),
           .logit_operations = 2 * head,
           .kv_bytes = 2.0 * config.kv_heads * config.layers *
                       static_cast<double>(KvRowBytes(kv, config.head_dim)),
@@ -167,22 +179,28 @@ class Bench {
     return tokens * (costs_.operations + seen * costs_.attention_operations) +
            (test.prompt ? test.batch : tokens) * costs_.logit_operations;
   }
+  // Experts of a layer that one step reads, if each is as likely as any other.
+  double ExpertsRead(uint32_t batch) const {
+    if (costs_.experts == 0) return 0;
+    return costs_.experts * (1 - std::pow(1 - costs_.experts_per_token / costs_.experts, batch));
+  }
   // Of generating.
   double Bytes(const BenchTest& test) const {
     const double seen = test.depth + (test.tokens + 1) / 2.0;
-    return test.tokens * (costs_.weight_bytes + test.batch * seen * costs_.kv_bytes);
+    return test.tokens * (costs_.weight_bytes + ExpertsRead(test.batch) * costs_.expert_bytes +
+                          test.batch * seen * costs_.kv_bytes);
   }
 
  private:
   absl::Status Step(uint32_t first, uint32_t batch, uint32_t position, uint32_t count,
                     bool logits) {
-    std::vector<TokenId> tokens(count);
-    for (uint32_t i = 0; i < count; ++i) {
-      tokens[i] = static_cast<TokenId>((position + i) * 7919 % model_->config().vocab_size);
+    std::vector<TokenId> tokens(size_t{batch} * count);
+    for (size_t i = 0; i < tokens.size(); ++i) {
+      tokens[i] = static_cast<TokenId>((position + i * 31) * 7919 % model_->config().vocab_size);
     }
     std::vector<BatchRow> rows;
     for (uint32_t i = 0; i < batch; ++i) {
-      rows.push_back({.tokens = tokens,
+      rows.push_back({.tokens = std::span(tokens).subspan(size_t{i} * count, count),
                       .start = position,
                       .blocks = blocks_[first + i],
                       .logit_count = logits ? 1u : 0u});

@@ -29,9 +29,15 @@ absl::StatusOr<TinyModelOptions> ShapeOf(const RandomModel::Options& options) {
     set(24, 896, 4864, 14, 2, 32000);
   } else if (options.shape == "1b") {
     set(16, 2048, 8192, 32, 8, 128256);
+  } else if (options.shape == "moe") {  // 0.6 billion weights, of which a token uses a sixth.
+    set(8, 1024, 3072, 16, 4, 32000);
+    shape.architecture = "Qwen3MoeForCausalLM";
+    shape.experts = 64;
+    shape.experts_per_token = 8;
+    shape.expert_intermediate = 384;
   } else {
     return absl::InvalidArgumentError(
-        absl::StrCat("shape '", options.shape, "' is unknown; choose 135m, 0.5b or 1b"));
+        absl::StrCat("shape '", options.shape, "' is unknown; choose 135m, 0.5b, 1b or moe"));
   }
   shape.tied_embeddings = options.tied_embeddings;
   shape.dtype = options.form == WeightForm::kF32   ? DType::kF32

@@ -14,7 +14,7 @@ namespace baton {
 class RandomModel {
  public:
   struct Options {
-    std::string shape;                   // 135m, 0.5b or 1b.
+    std::string shape;                   // 135m, 0.5b, 1b or moe.
     WeightForm form = WeightForm::kF32;  // Stored in the float type nearest to it.
     bool tied_embeddings = true;
     float deviation = 0.02f;  // Of the matrices.

@@ -15,8 +15,8 @@ constexpr uint32_t kSplitQueriesMax = 2 * kTileRowsMax;
 constexpr uint32_t kPartTilesMin = 4;
 
 std::vector<AttentionTask> Divide(const ConstTensorView& q, const KvPages& pages,
-                                  std::span<const SequenceRows> sequences, float scale,
-                                  const TensorView& out) {
+                                  std::span<const SequenceRows> sequences,
+                                  const AttentionOptions& options, const TensorView& out) {
   const size_t heads = q.dim(1);
   const uint32_t heads_per_kv = static_cast<uint32_t>(heads / pages.kv_heads);
   const uint32_t tokens_per_task = std::max(1u, kQueriesMax / heads_per_kv);
@@ -35,23 +35,19 @@ std::vector<AttentionTask> Divide(const ConstTensorView& q, const KvPages& pages
                          .count = std::min(tokens_per_task, sequence.count - begin),
                          .kv_head = kv_head,
                          .heads_per_kv = heads_per_kv,
-                         .scale = scale});
+                         .options = options});
       }
     }
   }
   return tasks;
 }
 
-uint32_t TilesOf(const AttentionTask& task) {
-  return (task.position + task.count + kAttentionTile - 1) / kAttentionTile;
-}
-
-uint32_t QueriesOf(const AttentionTask& task) { return task.count * task.heads_per_kv; }
+uint32_t TilesOf(const AttentionTask& task) { return task.EndTile() - task.FirstTile(); }
 
 AttentionTask WithScratch(KernelContext& context, uint32_t thread, const AttentionTask& task) {
   AttentionTask own = task;
   own.scratch =
-      context.Scratch(thread, AttentionScratchFloats(QueriesOf(task), task.pages.head_dim));
+      context.Scratch(thread, AttentionScratchFloats(task.QueryCount(), task.pages.head_dim));
   return own;
 }
 
@@ -59,7 +55,7 @@ AttentionTask WithScratch(KernelContext& context, uint32_t thread, const Attenti
 bool ShouldSplit(const std::vector<AttentionTask>& tasks, uint32_t threads) {
   if (threads == 1 || tasks.size() >= 4 * threads) return false;
   return std::all_of(tasks.begin(), tasks.end(), [](const AttentionTask& task) {
-    return QueriesOf(task) <= kSplitQueriesMax && TilesOf(task) >= 2 * kPartTilesMin;
+    return task.QueryCount() <= kSplitQueriesMax && TilesOf(task) >= 2 * kPartTilesMin;
   });
 }
 
@@ -72,19 +68,19 @@ void RunSplit(KernelContext& context, const std::vector<AttentionTask>& tasks) {
   };
   std::vector<size_t> offsets = {0};
   for (const AttentionTask& task : tasks) {
-    offsets.push_back(offsets.back() + size_t{TilesOf(task)} * QueriesOf(task) *
+    offsets.push_back(offsets.back() + size_t{TilesOf(task)} * task.QueryCount() *
                                            AttentionPartFloats(task.pages.head_dim));
   }
   float* const shared = context.SharedScratch(offsets.back());
   const uint32_t wanted = 4 * context.threads().count() / static_cast<uint32_t>(tasks.size()) + 1;
   std::vector<Part> parts;
   for (size_t i = 0; i < tasks.size(); ++i) {
-    const uint32_t tiles = TilesOf(tasks[i]);
-    const uint32_t step = std::max(kPartTilesMin, (tiles + wanted - 1) / wanted);
-    for (uint32_t tile = 0; tile < tiles; tile += step) {
+    const uint32_t end = tasks[i].EndTile();
+    const uint32_t step = std::max(kPartTilesMin, (TilesOf(tasks[i]) + wanted - 1) / wanted);
+    for (uint32_t tile = tasks[i].FirstTile(); tile < end; tile += step) {
       parts.push_back({.task = &tasks[i],
                        .tile_begin = tile,
-                       .tile_end = std::min(tiles, tile + step),
+                       .tile_end = std::min(end, tile + step),
                        .out = shared + offsets[i]});
     }
   }
@@ -94,19 +90,19 @@ void RunSplit(KernelContext& context, const std::vector<AttentionTask>& tasks) {
         context.cpu_ops().attention_part(WithScratch(context, thread, *part.task), part.tile_begin,
                                          part.tile_end, part.out);
       });
-  context.threads().ParallelFor(
-      static_cast<uint32_t>(tasks.size()), [&](uint32_t index, uint32_t thread) {
-        const AttentionTask& task = tasks[index];
-        context.cpu_ops().attention_merge(WithScratch(context, thread, task), TilesOf(task),
-                                          shared + offsets[index]);
-      });
+  context.threads().ParallelFor(static_cast<uint32_t>(tasks.size()), [&](uint32_t index,
+                                                                         uint32_t thread) {
+    const AttentionTask& task = tasks[index];
+    context.cpu_ops().attention_merge(WithScratch(context, thread, task), shared + offsets[index]);
+  });
 }
 
 }  // namespace
 
 void AttentionCpu(KernelContext& context, const ConstTensorView& q, const KvPages& pages,
-                  std::span<const SequenceRows> sequences, float scale, const TensorView& out) {
-  const std::vector<AttentionTask> tasks = Divide(q, pages, sequences, scale, out);
+                  std::span<const SequenceRows> sequences, const AttentionOptions& options,
+                  const TensorView& out) {
+  const std::vector<AttentionTask> tasks = Divide(q, pages, sequences, options, out);
   if (ShouldSplit(tasks, context.threads().count())) {
     RunSplit(context, tasks);
     return;

@@ -9,7 +9,8 @@
 namespace baton {
 
 void AttentionCpu(KernelContext& context, const ConstTensorView& q, const KvPages& pages,
-                  std::span<const SequenceRows> sequences, float scale, const TensorView& out);
+                  std::span<const SequenceRows> sequences, const AttentionOptions& options,
+                  const TensorView& out);
 
 }  // namespace baton
 

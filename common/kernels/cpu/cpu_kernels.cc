@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "common/base/check.h"
+#include "common/base/deterministic_math.h"
 #include "common/kernels/cpu/cpu_attention.h"
 #include "common/kernels/cpu/cpu_linear.h"
 #include "common/kernels/cpu/cpu_ops.h"
@@ -66,16 +67,28 @@ void RmsNormCpu(KernelContext& context, const ConstTensorView& x, const ConstTen
   });
 }
 
+void LayerNormCpu(KernelContext& context, const ConstTensorView& x, const ConstTensorView& weight,
+                  const ConstTensorView& bias, float epsilon, const TensorView& out) {
+  const size_t n = x.dim(1);
+  ForRanges(context, x.dim(0), 2 * n, [&](size_t begin, size_t end, uint32_t) {
+    for (size_t row = begin; row < end; ++row) {
+      context.cpu_ops().layer_norm(x.f32() + row * n, weight.f32(), bias.f32(), epsilon, n,
+                                   out.f32() + row * n);
+    }
+  });
+}
+
 void RopeCpu(KernelContext& context, const ConstTensorView& cosines, const ConstTensorView& sines,
              const TensorView& x) {
   const size_t heads = x.dim(1);
-  const size_t half = x.dim(2) / 2;
+  const size_t head_dim = x.dim(2);
+  const size_t half = cosines.dim(1);
   ForRanges(context, x.dim(0), heads * half * 4, [&](size_t begin, size_t end, uint32_t) {
     for (size_t row = begin; row < end; ++row) {
       const float* cosine = cosines.f32() + row * half;
       const float* sine = sines.f32() + row * half;
       for (size_t head = 0; head < heads; ++head) {
-        float* first = x.f32() + (row * heads + head) * 2 * half;
+        float* first = x.f32() + (row * heads + head) * head_dim;
         float* second = first + half;
         for (size_t i = 0; i < half; ++i) {
           const float a = first[i];
@@ -137,18 +150,114 @@ void SiluMulCpu(KernelContext& context, const ConstTensorView& gate, const Const
   });
 }
 
+void GeluCpu(KernelContext& context, const ConstTensorView& x, const TensorView& out) {
+  ForRanges(context, x.elements(), 16, [&](size_t begin, size_t end, uint32_t) {
+    context.cpu_ops().gelu(x.f32() + begin, end - begin, out.f32() + begin);
+  });
+}
+
+void GeluMulCpu(KernelContext& context, const ConstTensorView& gate, const ConstTensorView& up,
+                const TensorView& out) {
+  ForRanges(context, gate.elements(), 16, [&](size_t begin, size_t end, uint32_t) {
+    context.cpu_ops().gelu_mul(gate.f32() + begin, up.f32() + begin, end - begin,
+                               out.f32() + begin);
+  });
+}
+
+void SoftCapCpu(KernelContext& context, float cap, const TensorView& x) {
+  ForRanges(context, x.elements(), 24, [&](size_t begin, size_t end, uint32_t) {
+    context.cpu_ops().soft_cap(cap, end - begin, x.f32() + begin);
+  });
+}
+
+void ScaleCpu(KernelContext& context, float factor, const TensorView& x) {
+  ForRanges(context, x.elements(), 1, [&](size_t begin, size_t end, uint32_t) {
+    for (size_t i = begin; i < end; ++i) x.f32()[i] *= factor;
+  });
+}
+
 void AddCpu(KernelContext& context, const ConstTensorView& y, const TensorView& x) {
   ForRanges(context, x.elements(), 1, [&](size_t begin, size_t end, uint32_t) {
     context.cpu_ops().add(y.f32() + begin, end - begin, x.f32() + begin);
   });
 }
 
-void GatherRowsCpu(KernelContext& /*context*/, const ConstTensorView& x,
-                   std::span<const uint32_t> rows, const TensorView& out) {
+void GatherRowsCpu(KernelContext& context, const ConstTensorView& x, std::span<const uint32_t> rows,
+                   const TensorView& out) {
   const size_t n = x.dim(1);
-  for (size_t i = 0; i < rows.size(); ++i) {
-    std::memcpy(out.f32() + i * n, x.f32() + rows[i] * n, n * sizeof(float));
+  ForRanges(context, rows.size(), n, [&](size_t begin, size_t end, uint32_t) {
+    for (size_t i = begin; i < end; ++i) {
+      std::memcpy(out.f32() + i * n, x.f32() + rows[i] * n, n * sizeof(float));
+    }
+  });
+}
+
+void CombineRowsCpu(KernelContext& context, const ConstTensorView& x,
+                    std::span<const uint32_t> rows, std::span<const float> weights,
+                    const TensorView& out) {
+  const size_t n = x.dim(1);
+  const size_t tokens = out.dim(0);
+  const size_t terms = tokens == 0 ? 0 : rows.size() / tokens;
+  ForRanges(context, tokens, terms * n, [&](size_t begin, size_t end, uint32_t) {
+    for (size_t token = begin; token < end; ++token) {
+      float* sum = out.f32() + token * n;
+      std::fill(sum, sum + n, 0.0f);
+      for (size_t term = token * terms; term < (token + 1) * terms; ++term) {
+        context.cpu_ops().add_scaled(x.f32() + rows[term] * n, weights[term], n, sum);
+      }
+    }
+  });
+}
+
+// Softmax in place: sums in ascending order.
+void Softmax(std::span<float> values) {
+  const float highest = *std::max_element(values.begin(), values.end());
+  float sum = 0.0f;
+  for (float& value : values) {
+    value = StableExp(value - highest);
+    sum += value;
   }
+  for (float& value : values) value /= sum;
+}
+
+// Chooses experts.size() of the probabilities, the highest ones, of equals the first.
+void ChooseHighest(std::span<const float> probabilities, std::span<uint32_t> experts) {
+  const auto chosen = [&](size_t count, uint32_t expert) {
+    return std::find(experts.begin(), experts.begin() + count, expert) != experts.begin() + count;
+  };
+  for (size_t i = 0; i < experts.size(); ++i) {
+    uint32_t best = 0;
+    while (chosen(i, best)) ++best;
+    for (uint32_t expert = best + 1; expert < probabilities.size(); ++expert) {
+      if (probabilities[expert] > probabilities[best] && !chosen(i, expert)) best = expert;
+    }
+    experts[i] = best;
+  }
+  std::sort(experts.begin(), experts.end());
+}
+
+void RouteExpertsCpu(KernelContext& context, const ConstTensorView& logits, uint32_t per_token,
+                     bool normalize, std::span<uint32_t> experts, std::span<float> weights) {
+  const size_t count = logits.dim(1);
+  ForRanges(context, logits.dim(0), count * (16 + per_token),
+            [&](size_t begin, size_t end, uint32_t thread) {
+              const std::span<float> probabilities(context.Scratch(thread, count), count);
+              for (size_t token = begin; token < end; ++token) {
+                const float* from = logits.f32() + token * count;
+                std::copy(from, from + count, probabilities.begin());
+                Softmax(probabilities);
+                const auto chosen = experts.subspan(token * per_token, per_token);
+                const auto weight = weights.subspan(token * per_token, per_token);
+                ChooseHighest(probabilities, chosen);
+                float sum = 0.0f;
+                for (size_t i = 0; i < per_token; ++i) {
+                  weight[i] = probabilities[chosen[i]];
+                  sum += weight[i];
+                }
+                if (!normalize) continue;
+                for (float& value : weight) value /= sum;
+              }
+            });
 }
 
 }  // namespace
@@ -158,14 +267,21 @@ const KernelTable& CpuKernels() {
       .numerics = "cpu-2",
       .embedding = EmbeddingCpu,
       .rms_norm = RmsNormCpu,
+      .layer_norm = LayerNormCpu,
       .pack_weight = PackWeightCpu,
-      .linear = LinearCpu,
+      .grouped_linear = GroupedLinearCpu,
       .rope = RopeCpu,
       .write_kv = WriteKvCpu,
       .attention = AttentionCpu,
       .silu_mul = SiluMulCpu,
+      .gelu = GeluCpu,
+      .gelu_mul = GeluMulCpu,
+      .soft_cap = SoftCapCpu,
+      .scale = ScaleCpu,
       .add = AddCpu,
       .gather_rows = GatherRowsCpu,
+      .combine_rows = CombineRowsCpu,
+      .route_experts = RouteExpertsCpu,
   };
   return kTable;
 }

@@ -36,23 +36,18 @@ LinearFunction LinearFor(const CpuOps& ops, WeightForm form) {
 
 size_t RoundToLine(size_t floats) { return (floats + 15) / 16 * 16; }
 
-// x in the forms that the weights of a call ask for, packed by all threads.
+// x in the forms that the weights of a call ask for, packed by all threads. The tiles of each group
+// begin anew.
 class PackedInput {
  public:
-  PackedInput(KernelContext& context, const ConstTensorView& x,
-              std::span<const LinearOutput> outputs)
-      : context_(context), x_(x.f32()), rows_(x.dim(0)), k_(x.dim(1)) {
-    for (const LinearOutput& output : outputs) {
-      const WeightFormat& format = output.weight->format();
-      if (format.quantized()) {
-        quantized_[format.activation_bytes - 1].byte_count = format.activation_bytes;
-        wants_bytes_[format.activation_bytes - 1] = true;
-      } else {
-        wants_floats_ = true;
-      }
+  PackedInput(KernelContext& context, const ConstTensorView& x, std::span<const LinearGroup> groups)
+      : context_(context), x_(x.f32()), rows_(x.dim(0)), k_(x.dim(1)), groups_(groups) {
+    for (const LinearGroup& group : groups) {
+      has_tiles_ = has_tiles_ || group.rows > 1;
+      for (const LinearOutput& output : group.outputs) Want(output.weight->format());
     }
     Allocate();
-    if (wants_floats_ && rows_ > 1) PackFloats();
+    if (wants_floats_ && has_tiles_) PackFloats();
     for (size_t i = 0; i < kByteCountMax; ++i) {
       if (wants_bytes_[i]) Quantize(quantized_[i]);
     }
@@ -75,6 +70,15 @@ class PackedInput {
   }
 
  private:
+  void Want(const WeightFormat& format) {
+    if (format.quantized()) {
+      quantized_[format.activation_bytes - 1].byte_count = format.activation_bytes;
+      wants_bytes_[format.activation_bytes - 1] = true;
+    } else {
+      wants_floats_ = true;
+    }
+  }
+
   void Allocate() {
     const size_t padded = (k_ + kInt4Group - 1) / kInt4Group * kInt4Group;
     const auto bytes_floats = [&](size_t byte_count) {
@@ -82,11 +86,11 @@ class PackedInput {
       return RoundToLine(byte_rows * padded / sizeof(float)) + RoundToLine(rows_) +
              RoundToLine(byte_rows) + RoundToLine(byte_rows * (padded / kInt4Group));
     };
-    size_t floats = wants_floats_ && rows_ > 1 ? RoundToLine(rows_ * k_) : 0;
+    size_t floats = wants_floats_ && has_tiles_ ? RoundToLine(rows_ * k_) : 0;
     const size_t first_bytes = floats;
     for (size_t i = 0; i < kByteCountMax; ++i) floats += wants_bytes_[i] ? bytes_floats(i + 1) : 0;
     float* next = context_.SharedScratch(floats);
-    floats_ = rows_ > 1 ? next : x_;  // One row is a tile as it is.
+    floats_ = has_tiles_ ? next : x_;  // One row is a tile as it is.
     packed_ = next;
     next += first_bytes;
     const auto take = [&next](size_t count) {
@@ -106,30 +110,39 @@ class PackedInput {
     }
   }
 
-  // Calls body(first row, rows, thread) for each tile.
+  // Calls body(first row, rows, thread) for each tile, where a row of x counts `per_row` times.
   template <typename Body>
-  void ForEachTile(size_t rows, const Body& body) {
-    const size_t whole = rows / kTileRowsMax;
-    const size_t tasks = whole + (rows % kTileRowsMax == 0 ? 0 : 1);
-    context_.threads().ParallelFor(
-        static_cast<uint32_t>(tasks), [&](uint32_t task, uint32_t thread) {
-          const size_t end = task < whole ? (task + 1) * kTileRowsMax : rows;
-          for (size_t row = task * kTileRowsMax; row < end;) {
-            const size_t count = TileRows(end - row);
-            body(row, count, thread);
-            row += count;
-          }
-        });
+  void ForEachTile(size_t per_row, const Body& body) {
+    struct Rows {
+      size_t begin = 0;
+      size_t end = 0;
+    };
+    std::vector<Rows> tasks;  // Whole tiles, and what is left of each group.
+    for (const LinearGroup& group : groups_) {
+      const size_t end = (group.row + group.rows) * per_row;
+      for (size_t row = group.row * per_row; row < end; row += kTileRowsMax) {
+        tasks.push_back({row, std::min(end, row + kTileRowsMax)});
+      }
+    }
+    context_.threads().ParallelFor(static_cast<uint32_t>(tasks.size()),
+                                   [&](uint32_t task, uint32_t thread) {
+                                     const size_t end = tasks[task].end;
+                                     for (size_t row = tasks[task].begin; row < end;) {
+                                       const size_t count = TileRows(end - row);
+                                       body(row, count, thread);
+                                       row += count;
+                                     }
+                                   });
   }
 
   void PackFloats() {
-    ForEachTile(rows_, [this](size_t row, size_t count, uint32_t /*thread*/) {
+    ForEachTile(1, [this](size_t row, size_t count, uint32_t /*thread*/) {
       PackTile(x_, k_, row, count, packed_);
     });
   }
 
   void Quantize(const QuantizedRows& to) {
-    ForEachTile(rows_ * to.byte_count, [&](size_t row, size_t count, uint32_t thread) {
+    ForEachTile(to.byte_count, [&](size_t row, size_t count, uint32_t thread) {
       float* scratch = context_.Scratch(thread, to.byte_count * to.padded / sizeof(float));
       QuantizeTile(context_.cpu_ops(), x_, k_, row, count, to, reinterpret_cast<int8_t*>(scratch));
     });
@@ -139,6 +152,8 @@ class PackedInput {
   const float* const x_;
   const size_t rows_;
   const size_t k_;
+  const std::span<const LinearGroup> groups_;
+  bool has_tiles_ = false;  // Some group has more than one row.
   bool wants_floats_ = false;
   std::array<bool, kByteCountMax> wants_bytes_ = {};
   float* packed_ = nullptr;
@@ -146,43 +161,61 @@ class PackedInput {
   std::array<QuantizedRows, kByteCountMax> quantized_;
 };
 
-// Some panels of one weight, for some rows of x.
+// Some panels of one weight, for some rows of a group.
 struct Part {
   const LinearOutput* output = nullptr;
   size_t panel = 0;
   size_t panel_count = 0;
-  size_t row = 0;
+  size_t row = 0;    // Of the output.
+  size_t x_row = 0;  // The same row in x.
   size_t rows = 0;
 };
 
-std::vector<Part> Divide(std::span<const LinearOutput> outputs, size_t rows, size_t k,
-                         size_t threads) {
-  size_t panels = 0;
-  for (const LinearOutput& output : outputs) {
-    panels += (output.weight->outputs() + kPanelColumns - 1) / kPanelColumns;
-  }
+size_t PanelCount(const LinearOutput& output) {
+  return (output.weight->outputs() + kPanelColumns - 1) / kPanelColumns;
+}
+
+// How the work of one group is cut.
+struct Cut {
+  size_t panels = 1;  // Of one weight, in a part.
+  size_t rows = 1;
+};
+
+// `panels` of all groups together.
+Cut CutOf(size_t panels, size_t rows, size_t k, size_t threads) {
   const size_t wanted = 4 * threads;
   // Several panels share x while it is in the cache; but each thread should get some tasks.
   const size_t least = kTaskProducts / (rows * k * kPanelColumns) + 1;
   const size_t shared = rows > kTileRowsMax ? std::max<size_t>(1, panels / wanted) : 1;
-  const size_t per_part = std::min(kTaskPanelsMax, std::max(least, shared));
-  const size_t row_blocks =
+  const size_t blocks =
       std::min((rows + kTileRowsMax - 1) / kTileRowsMax, std::max<size_t>(1, wanted / panels));
-  const size_t block_rows =
-      ((rows + row_blocks - 1) / row_blocks + kTileRowsMax - 1) / kTileRowsMax * kTileRowsMax;
+  return {.panels = std::min(kTaskPanelsMax, std::max(least, shared)),
+          .rows = ((rows + blocks - 1) / blocks + kTileRowsMax - 1) / kTileRowsMax * kTileRowsMax};
+}
+
+std::vector<Part> Divide(std::span<const LinearGroup> groups, size_t k, size_t threads) {
+  size_t panels = 0;
+  for (const LinearGroup& group : groups) {
+    for (const LinearOutput& output : group.outputs) panels += PanelCount(output);
+  }
   std::vector<Part> parts;
   // First the panels that the first thread packed, of every weight, then those of the second, …
   for (size_t thread = 0; thread < threads; ++thread) {
-    for (const LinearOutput& output : outputs) {
-      const size_t count = (output.weight->outputs() + kPanelColumns - 1) / kPanelColumns;
-      const size_t end = count * (thread + 1) / threads;
-      for (size_t panel = count * thread / threads; panel < end; panel += per_part) {
-        for (size_t row = 0; row < rows; row += block_rows) {
-          parts.push_back({.output = &output,
-                           .panel = panel,
-                           .panel_count = std::min(per_part, end - panel),
-                           .row = row,
-                           .rows = std::min(block_rows, rows - row)});
+    for (const LinearGroup& group : groups) {
+      if (group.rows == 0 || group.outputs.empty()) continue;
+      const Cut cut = CutOf(panels, group.rows, k, threads);
+      for (const LinearOutput& output : group.outputs) {
+        const size_t end = PanelCount(output) * (thread + 1) / threads;
+        for (size_t panel = PanelCount(output) * thread / threads; panel < end;
+             panel += cut.panels) {
+          for (size_t row = 0; row < group.rows; row += cut.rows) {
+            parts.push_back({.output = &output,
+                             .panel = panel,
+                             .panel_count = std::min(cut.panels, end - panel),
+                             .row = row,
+                             .x_row = group.row + row,
+                             .rows = std::min(cut.rows, group.rows - row)});
+          }
         }
       }
     }
@@ -217,7 +250,7 @@ void RunPart(KernelContext& context, const Part& part, const PackedInput& input,
       .scratch = scratch,
       .scales = reinterpret_cast<const float*>(weight.data() + layout.scales_offset) + column,
   };
-  input.Fill(weight.format(), part.row, &task);
+  input.Fill(weight.format(), part.x_row, &task);
   LinearFor(context.cpu_ops(), weight.format().form)(task);
   for (size_t row = 0; last > 0 && row < part.rows; ++row) {
     std::memcpy(task.out + row * task.out_stride + columns - last,
@@ -230,11 +263,11 @@ void RunPart(KernelContext& context, const Part& part, const PackedInput& input,
 
 }  // namespace
 
-void LinearCpu(KernelContext& context, const ConstTensorView& x,
-               std::span<const LinearOutput> outputs) {
-  if (x.dim(0) == 0 || outputs.empty()) return;
-  const PackedInput input(context, x, outputs);
-  const std::vector<Part> parts = Divide(outputs, x.dim(0), x.dim(1), context.threads().count());
+void GroupedLinearCpu(KernelContext& context, const ConstTensorView& x,
+                      std::span<const LinearGroup> groups) {
+  const std::vector<Part> parts = Divide(groups, x.dim(1), context.threads().count());
+  if (parts.empty()) return;
+  const PackedInput input(context, x, groups);
   context.threads().ParallelFor(
       static_cast<uint32_t>(parts.size()),
       [&](uint32_t index, uint32_t thread) { RunPart(context, parts[index], input, thread); });

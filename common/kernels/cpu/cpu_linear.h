@@ -8,8 +8,8 @@
 
 namespace baton {
 
-void LinearCpu(KernelContext& context, const ConstTensorView& x,
-               std::span<const LinearOutput> outputs);
+void GroupedLinearCpu(KernelContext& context, const ConstTensorView& x,
+                      std::span<const LinearGroup> groups);
 
 }  // namespace baton
 

@@ -86,8 +86,13 @@ struct AttentionTask {
   uint32_t count = 0;
   uint32_t kv_head = 0;
   uint32_t heads_per_kv = 0;
-  float scale = 1.0f;
+  AttentionOptions options;
   float* scratch = nullptr;  // AttentionScratchFloats(count * heads_per_kv, head_dim) floats.
+
+  uint32_t QueryCount() const { return count * heads_per_kv; }
+  // Tiles of keys that any query sees: [FirstTile(), EndTile()).
+  uint32_t FirstTile() const { return WindowBegin(position, options.window) / kAttentionTile; }
+  uint32_t EndTile() const { return (position + count + kAttentionTile - 1) / kAttentionTile; }
 };
 constexpr size_t PaddedHeadDim(size_t head_dim) {
   return (head_dim + kPanelColumns - 1) / kPanelColumns * kPanelColumns;
@@ -113,16 +118,24 @@ struct CpuOps {
   float (*quantize)(const float* x, size_t k, size_t padded, size_t byte_count, int8_t* bytes);
   void (*attention)(const AttentionTask& task);
   // The same in two steps: tiles of keys [tile_begin, tile_end) to `parts`
-  // [tile][queries][AttentionPartFloats()], and all of them to the output.
+  // [tile - FirstTile()][queries][AttentionPartFloats()], and all of them to the output.
   void (*attention_part)(const AttentionTask& task, uint32_t tile_begin, uint32_t tile_end,
                          float* parts);
-  void (*attention_merge)(const AttentionTask& task, uint32_t tiles, const float* parts);
+  void (*attention_merge)(const AttentionTask& task, const float* parts);
   // One row of n.
   void (*rms_norm)(const float* x, const float* weight, float epsilon, size_t n, float* out);
+  void (*layer_norm)(const float* x, const float* weight, const float* bias, float epsilon,
+                     size_t n, float* out);
   // n elements each.
   void (*silu_mul)(const float* gate, const float* up, size_t n, float* out);
+  void (*gelu)(const float* x, size_t n, float* out);
+  void (*gelu_mul)(const float* gate, const float* up, size_t n, float* out);
   void (*add)(const float* y, size_t n, float* x);
-  void (*exp)(const float* x, size_t n, float* out);  // For tests: the exp that attention uses.
+  void (*add_scaled)(const float* y, float factor, size_t n, float* x);  // x = y * factor + x.
+  // x = cap * tanh(x / cap).
+  void (*soft_cap)(float cap, size_t n, float* x);
+  void (*exp)(const float* x, size_t n, float* out);   // For tests: the exp that attention uses.
+  void (*tanh)(const float* x, size_t n, float* out);  // The same.
 };
 
 extern const CpuOps kCpuOpsBaseline;

@@ -76,9 +76,15 @@ const CpuOps kCpuOpsAvx2 = {
     .attention_part = AttentionPartOp,
     .attention_merge = AttentionMergeOp,
     .rms_norm = RmsNormOp,
+    .layer_norm = LayerNormOp,
     .silu_mul = SiluMulOp,
+    .gelu = GeluOp,
+    .gelu_mul = GeluMulOp,
     .add = AddOp,
+    .add_scaled = AddScaledOp,
+    .soft_cap = SoftCapOp,
     .exp = ExpOp,
+    .tanh = TanhOp,
 };
 
 }  // namespace baton

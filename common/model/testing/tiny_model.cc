@@ -108,9 +108,24 @@ uint32_t HeadDim(const TinyModelOptions& options) {
   return options.head_dim != 0 ? options.head_dim : options.hidden / options.heads;
 }
 
+bool IsMixtral(const TinyModelOptions& options) {
+  return options.architecture == "MixtralForCausalLM";
+}
+bool HasExperts(const TinyModelOptions& options) {
+  return IsMixtral(options) || options.architecture == "Qwen2MoeForCausalLM" ||
+         options.architecture == "Qwen3MoeForCausalLM";
+}
+
+bool IsGemma(const TinyModelOptions& options) {
+  return options.architecture.rfind("Gemma", 0) == 0;
+}
+
+// Gemma stores norms less one.
+float NormMean(const TinyModelOptions& options) { return IsGemma(options) ? 0.0f : 1.0f; }
+
 std::string Config(const TinyModelOptions& options) {
   Json config = {{"architectures", {options.architecture}},
-                 {"hidden_act", "silu"},
+                 {"hidden_act", IsGemma(options) ? "gelu_pytorch_tanh" : "silu"},
                  {"vocab_size", options.vocab},
                  {"hidden_size", options.hidden},
                  {"intermediate_size", options.intermediate},
@@ -123,8 +138,45 @@ std::string Config(const TinyModelOptions& options) {
                  {"rope_theta", 10000.0},
                  {"tie_word_embeddings", options.tied_embeddings},
                  {"torch_dtype", TorchName(options.dtype)}};
+  if (HasExperts(options)) {
+    config["num_experts_per_tok"] = options.experts_per_token;
+    config[IsMixtral(options) ? "num_local_experts" : "num_experts"] = options.experts;
+    config[IsMixtral(options) ? "intermediate_size" : "moe_intermediate_size"] =
+        options.expert_intermediate;
+    config["shared_expert_intermediate_size"] = options.intermediate;
+  }
   if (options.tokenizer) config["eos_token_id"] = kTinyModelEndOfText;
   return config.dump(2);
+}
+
+// What the matrices of a feed-forward network are called.
+struct NetworkNames {
+  const char* gate;
+  const char* up;
+  const char* down;
+};
+constexpr NetworkNames kLlamaNetwork = {"gate_proj.weight", "up_proj.weight", "down_proj.weight"};
+constexpr NetworkNames kMixtralNetwork = {"w1.weight", "w3.weight", "w2.weight"};
+
+void AddNetwork(const TinyModelOptions& options, const std::string& prefix,
+                const NetworkNames& names, uint32_t inner, SafetensorsWriter* writer) {
+  writer->Add(prefix + names.gate, {inner, options.hidden}, 0.0f, options.deviation);
+  writer->Add(prefix + names.up, {inner, options.hidden}, 0.0f, options.deviation);
+  writer->Add(prefix + names.down, {options.hidden, inner}, 0.0f, options.deviation);
+}
+
+void AddExperts(const TinyModelOptions& options, const std::string& prefix,
+                SafetensorsWriter* writer) {
+  const bool mixtral = IsMixtral(options);
+  const std::string block = prefix + (mixtral ? "block_sparse_moe." : "mlp.");
+  writer->Add(block + "gate.weight", {options.experts, options.hidden}, 0.0f, options.deviation);
+  for (uint32_t expert = 0; expert < options.experts; ++expert) {
+    AddNetwork(options, absl::StrCat(block, "experts.", expert, "."),
+               mixtral ? kMixtralNetwork : kLlamaNetwork, options.expert_intermediate, writer);
+  }
+  if (options.architecture != "Qwen2MoeForCausalLM") return;
+  writer->Add(block + "shared_expert_gate.weight", {1, options.hidden}, 0.0f, options.deviation);
+  AddNetwork(options, block + "shared_expert.", kLlamaNetwork, options.intermediate, writer);
 }
 
 void AddLayer(const TinyModelOptions& options, uint32_t index, SafetensorsWriter* writer) {
@@ -134,34 +186,52 @@ void AddLayer(const TinyModelOptions& options, uint32_t index, SafetensorsWriter
   const uint32_t q_size = options.heads * head_dim;
   const uint32_t kv_size = options.kv_heads * head_dim;
   const float deviation = options.deviation;
-  writer->Add(prefix + "input_layernorm.weight", {options.hidden}, 1.0f, 0.1f);
-  writer->Add(attention + "q_proj.weight", {q_size, options.hidden}, 0.0f, deviation);
-  writer->Add(attention + "k_proj.weight", {kv_size, options.hidden}, 0.0f, deviation);
-  writer->Add(attention + "v_proj.weight", {kv_size, options.hidden}, 0.0f, deviation);
+  writer->Add(prefix + "input_layernorm.weight", {options.hidden}, NormMean(options), 0.1f);
+  const bool fused = options.architecture == "Phi3ForCausalLM";
+  if (fused) {
+    writer->Add(attention + "qkv_proj.weight", {q_size + 2 * kv_size, options.hidden}, 0.0f,
+                deviation);
+  } else {
+    writer->Add(attention + "q_proj.weight", {q_size, options.hidden}, 0.0f, deviation);
+    writer->Add(attention + "k_proj.weight", {kv_size, options.hidden}, 0.0f, deviation);
+    writer->Add(attention + "v_proj.weight", {kv_size, options.hidden}, 0.0f, deviation);
+  }
   writer->Add(attention + "o_proj.weight", {options.hidden, q_size}, 0.0f, deviation);
-  if (options.architecture == "Qwen2ForCausalLM") {
+  if (options.architecture == "Qwen2ForCausalLM" || options.architecture == "Qwen2MoeForCausalLM") {
     writer->Add(attention + "q_proj.bias", {q_size}, 0.0f, deviation);
     writer->Add(attention + "k_proj.bias", {kv_size}, 0.0f, deviation);
     writer->Add(attention + "v_proj.bias", {kv_size}, 0.0f, deviation);
   }
-  if (options.architecture == "Qwen3ForCausalLM") {
-    writer->Add(attention + "q_norm.weight", {head_dim}, 1.0f, 0.1f);
-    writer->Add(attention + "k_norm.weight", {head_dim}, 1.0f, 0.1f);
+  if (options.architecture == "Qwen3ForCausalLM" || options.architecture == "Qwen3MoeForCausalLM" ||
+      options.architecture == "Gemma3ForCausalLM") {
+    writer->Add(attention + "q_norm.weight", {head_dim}, NormMean(options), 0.1f);
+    writer->Add(attention + "k_norm.weight", {head_dim}, NormMean(options), 0.1f);
   }
-  writer->Add(prefix + "post_attention_layernorm.weight", {options.hidden}, 1.0f, 0.1f);
-  writer->Add(prefix + "mlp.gate_proj.weight", {options.intermediate, options.hidden}, 0.0f,
-              deviation);
-  writer->Add(prefix + "mlp.up_proj.weight", {options.intermediate, options.hidden}, 0.0f,
-              deviation);
-  writer->Add(prefix + "mlp.down_proj.weight", {options.hidden, options.intermediate}, 0.0f,
-              deviation);
+  writer->Add(prefix + "post_attention_layernorm.weight", {options.hidden}, NormMean(options),
+              0.1f);
+  if (options.architecture == "Gemma2ForCausalLM" || options.architecture == "Gemma3ForCausalLM") {
+    writer->Add(prefix + "pre_feedforward_layernorm.weight", {options.hidden}, NormMean(options),
+                0.1f);
+    writer->Add(prefix + "post_feedforward_layernorm.weight", {options.hidden}, NormMean(options),
+                0.1f);
+  }
+  if (HasExperts(options)) {
+    AddExperts(options, prefix, writer);
+  } else if (fused) {
+    writer->Add(prefix + "mlp.gate_up_proj.weight", {2 * options.intermediate, options.hidden},
+                0.0f, deviation);
+    writer->Add(prefix + "mlp.down_proj.weight", {options.hidden, options.intermediate}, 0.0f,
+                deviation);
+  } else {
+    AddNetwork(options, prefix + "mlp.", kLlamaNetwork, options.intermediate, writer);
+  }
 }
 
 std::string Weights(const TinyModelOptions& options) {
   SafetensorsWriter writer(options.dtype, options.seed);
   writer.Add("model.embed_tokens.weight", {options.vocab, options.hidden}, 0.0f, 1.0f);
   for (uint32_t index = 0; index < options.layers; ++index) AddLayer(options, index, &writer);
-  writer.Add("model.norm.weight", {options.hidden}, 1.0f, 0.1f);
+  writer.Add("model.norm.weight", {options.hidden}, NormMean(options), 0.1f);
   if (!options.tied_embeddings) {
     writer.Add("lm_head.weight", {options.vocab, options.hidden}, 0.0f, options.deviation);
   }

@@ -24,7 +24,11 @@ struct TinyModelOptions {
   float deviation = 0.3f;  // Of matrices: large enough that logits are not flat.
   bool tied_embeddings = false;
   DType dtype = DType::kF32;  // kF32, kBF16 or kF16, of every tensor.
-  bool tokenizer = true;      // tokenizer.json and tokenizer_config.json (ChatML), byte by byte.
+  // Of architectures with experts; all layers have them.
+  uint32_t experts = 4;
+  uint32_t experts_per_token = 2;
+  uint32_t expert_intermediate = 24;  // The shared expert's is `intermediate`.
+  bool tokenizer = true;  // tokenizer.json and tokenizer_config.json (ChatML), byte by byte.
 };
 
 inline constexpr int32_t kTinyModelEndOfText = 256;  // <|endoftext|>, the EOS token.
