@@ -90,6 +90,8 @@ const char* CpuIsaName(CpuIsa isa) {
       return "avx2";
     case CpuIsa::kAvx512:
       return "avx512";
+    case CpuIsa::kAvx512Bf16:
+      return "avx512_bf16";
   }
   return "invalid";
 }
@@ -170,7 +172,6 @@ absl::StatusOr<PackedWeight> PackWeight(KernelContext& context, Device& device,
   BATON_CHECK(IsWeightType(matrix.dtype()));
   BATON_CHECK(matrix.rank() == 2);
   BATON_CHECK(device.kind() == context.device());
-  BATON_CHECK(format.activation_bytes == 1 || format.activation_bytes == 2);
   return context.table().pack_weight(context, device, matrix, format);
 }
 

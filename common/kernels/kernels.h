@@ -27,9 +27,9 @@
 namespace baton {
 
 // Instruction sets that the CPU kernels are compiled for. All give the same bits.
-enum class CpuIsa { kBaseline, kAvx2, kAvx512 };
+enum class CpuIsa { kBaseline, kAvx2, kAvx512, kAvx512Bf16 };
 
-// The widest that this CPU has.
+// The fastest that this CPU has.
 CpuIsa BestCpuIsa();
 const char* CpuIsaName(CpuIsa isa);
 

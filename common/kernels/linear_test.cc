@@ -18,8 +18,8 @@ namespace baton {
 namespace {
 
 constexpr WeightFormat kFormats[] = {
-    {WeightForm::kF32},     {WeightForm::kBF16},    {WeightForm::kF16},    {WeightForm::kInt8, 1},
-    {WeightForm::kInt8, 2}, {WeightForm::kInt4, 1}, {WeightForm::kInt4, 2}};
+    {WeightForm::kF32},     {WeightForm::kBF16},    {WeightForm::kF16},     {WeightForm::kInt8, 1},
+    {WeightForm::kInt8, 2}, {WeightForm::kInt4, 1}, {WeightForm::kInt4, 2}, {WeightForm::kBF16, 2}};
 
 PackedWeight Pack(KernelContext& context, Device& device, const ConstTensorView& matrix,
                   WeightFormat format) {
@@ -107,16 +107,35 @@ float Int4Twin(const float* x, const float* weight, size_t k, size_t byte_count)
   return (byte_count == 1 ? high : std::fma(high, 256.0f, low)) * x_scale;
 }
 
+// Products are exact; the odd element of each pair comes first.
+float PairTwin(const float* x, const float* weight, size_t k) {
+  const auto number = [k](const float* from, size_t i) {
+    if (i >= k || std::abs(from[i]) < 0x1p-49f) return 0.0f;
+    return Bf16ToF32(F32ToBf16(from[i]));
+  };
+  float total = 0.0f;
+  for (size_t begin = 0; begin < k; begin += 512) {
+    float sum = 0.0f;
+    for (size_t i = begin; i < std::min(k, begin + 512); i += 2) {
+      sum += number(x, i + 1) * number(weight, i + 1);
+      sum += number(x, i) * number(weight, i);
+    }
+    total = begin == 0 ? sum : total + sum;
+  }
+  return total;
+}
+
 float Twin(const float* x, const float* weight, size_t k, const WeightFormat& format) {
   switch (format.form) {
     case WeightForm::kF32:
     case WeightForm::kBF16:
+      return format.pairs() ? PairTwin(x, weight, k) : FloatTwin(x, weight, k);
     case WeightForm::kF16:
       return FloatTwin(x, weight, k);
     case WeightForm::kInt8:
-      return Int8Twin(x, weight, k, format.activation_bytes);
+      return Int8Twin(x, weight, k, format.ActivationBytes());
     case WeightForm::kInt4:
-      return Int4Twin(x, weight, k, format.activation_bytes);
+      return Int4Twin(x, weight, k, format.ActivationBytes());
   }
   return 0.0f;
 }
@@ -310,7 +329,7 @@ TEST(LinearTest, QuantizedWeightsStayWithinTheirRounding) {
     if (!format.quantized()) continue;
     const Floats out =
         Product(*context, x, 1, Pack(*context, *device, View(weight, {n, k}), format));
-    const double x_error = x_highest / (format.activation_bytes == 1 ? 127 : 32639) / 2;
+    const double x_error = x_highest / (format.ActivationBytes() == 1 ? 127 : 32639) / 2;
     for (size_t c = 0; c < n; ++c) {
       double exact = 0.0;
       double bound = 1e-4;

@@ -45,9 +45,26 @@ WeightForm WeightFormOf(DType dtype) {
   return WeightForm::kF32;
 }
 
+uint32_t WeightFormat::ActivationBytes() const {
+  if (activation_bytes != 0) return activation_bytes;
+  return quantized() ? 2 : 4;
+}
+
+absl::Status WeightFormat::Check() const {
+  const uint32_t bytes = ActivationBytes();
+  const bool narrow = form == WeightForm::kBF16 || quantized();
+  const bool good =
+      (bytes == 4 && !quantized()) || (bytes == 2 && narrow) || (bytes == 1 && quantized());
+  if (good) return absl::OkStatus();
+  const char* choices = quantized() ? "8 or 16" : narrow ? "16 or 32" : "32";
+  return absl::InvalidArgumentError(absl::StrCat("activations of ", 8 * bytes,
+                                                 " bits do not go with ", WeightFormName(form),
+                                                 " weights; choose ", choices));
+}
+
 std::string WeightFormat::name() const {
   const std::string form_name = WeightFormName(form);
-  return quantized() ? absl::StrCat(form_name, "a", 8 * activation_bytes) : form_name;
+  return quantized() || pairs() ? absl::StrCat(form_name, "a", 8 * ActivationBytes()) : form_name;
 }
 
 }  // namespace baton

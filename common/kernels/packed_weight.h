@@ -26,11 +26,19 @@ WeightForm WeightFormOf(DType dtype);  // REQUIRES: a float type.
 
 struct WeightFormat {
   WeightForm form = WeightForm::kF32;
-  // With integer weights, what each activation is rounded to, by a scale per token: 1 byte, or 2
-  // bytes, whose error is far below that of the weights.
-  uint32_t activation_bytes = 2;
+  // What each activation is rounded to. With float weights 4 bytes, as it is; with kBF16 also 2:
+  // bfloat16, for which some processors have faster instructions. With integer weights, by a scale
+  // per token, 1 byte, or 2 bytes, whose error is far below that of the weights. 0: the most that
+  // the form has.
+  uint32_t activation_bytes = 0;
 
   bool quantized() const { return form == WeightForm::kInt8 || form == WeightForm::kInt4; }
+  // The activations' bytes, with 0 resolved.
+  uint32_t ActivationBytes() const;
+  // kInvalidArgument: "activations of 8 bits do not go with bf16 weights; choose 16 or 32".
+  absl::Status Check() const;
+  // Whether weights and activations are multiplied as pairs of bfloat16.
+  bool pairs() const { return form == WeightForm::kBF16 && ActivationBytes() == 2; }
   // "bf16", "int8a16": for the numerics fingerprint.
   std::string name() const;
 };

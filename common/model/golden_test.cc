@@ -217,7 +217,7 @@ TEST_P(GoldenTest, BlockSizeThreadsAndIsaDoNotChangeBits) {
       EXPECT_TRUE(SameBits(OnePass({.threads = threads, .kv_dtype = kv_dtype}), reference))
           << "threads " << threads;
     }
-    for (CpuIsa isa : {CpuIsa::kBaseline, CpuIsa::kAvx2, CpuIsa::kAvx512}) {
+    for (CpuIsa isa : {CpuIsa::kBaseline, CpuIsa::kAvx2, CpuIsa::kAvx512, CpuIsa::kAvx512Bf16}) {
       if (!KernelContext::Create({.cpu_isa = isa}).ok()) continue;  // Not on this machine.
       EXPECT_TRUE(SameBits(OnePass({.isa = isa, .kv_dtype = kv_dtype}), reference))
           << CpuIsaName(isa);

@@ -206,7 +206,7 @@ TEST_P(InvarianceTest, EveryScheduleGivesTheBitsOfOnePass) {
     ASSERT_NO_FATAL_FAILURE(WriteModel(random));
     const std::vector<Tokens> sequences = RandomSequences(random);
     const std::vector<Floats> reference = Reference(sequences);
-    for (CpuIsa isa : {CpuIsa::kBaseline, CpuIsa::kAvx2, CpuIsa::kAvx512}) {
+    for (CpuIsa isa : {CpuIsa::kBaseline, CpuIsa::kAvx2, CpuIsa::kAvx512, CpuIsa::kAvx512Bf16}) {
       if (!KernelContext::Create({.cpu_isa = isa}).ok()) continue;  // Not on this machine.
       const std::vector<Floats> scheduled = Scheduled(sequences, isa, random);
       for (size_t i = 0; i < kSequences; ++i) {
@@ -221,6 +221,7 @@ INSTANTIATE_TEST_SUITE_P(
     Forms, InvarianceTest,
     testing::Combine(testing::Values(WeightFormat{.form = WeightForm::kF32},
                                      WeightFormat{.form = WeightForm::kBF16},
+                                     WeightFormat{.form = WeightForm::kBF16, .activation_bytes = 2},
                                      WeightFormat{.form = WeightForm::kF16},
                                      WeightFormat{.form = WeightForm::kInt8, .activation_bytes = 1},
                                      WeightFormat{.form = WeightForm::kInt8, .activation_bytes = 2},

@@ -62,7 +62,7 @@ struct LayerWeights {
 
 struct WeightOptions {
   std::optional<WeightForm> form = {};  // Of matrices; as stored if absent.
-  uint32_t activation_bytes = 2;        // With integer weights, see WeightFormat.
+  uint32_t activation_bytes = 0;        // See WeightFormat.
   // Called while loading, with the bytes read so far of all.
   std::function<void(uint64_t done, uint64_t total)> progress = {};
 };

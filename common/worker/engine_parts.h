@@ -24,7 +24,7 @@ struct EngineOptions {
   std::string device = "cpu";
   std::string weights = {};            // Empty: as stored.
   std::optional<DType> kv_dtype = {};  // Absent: as the model is stored (F16 becomes F32).
-  uint32_t activation_bits = 16;       // With integer weights: 8 or 16.
+  uint32_t activation_bits = 0;        // 8, 16 or 32; 0: the most that the weights have.
   uint32_t threads = 0;                // 0: one per core.
   bool pin_threads = false;
   bool huge_pages = true;

@@ -28,7 +28,8 @@
 ABSL_FLAG(std::string, model, "", "A model folder; empty: random weights of --shape.");
 ABSL_FLAG(std::string, shape, "135m", "Of the random weights: 135m, 0.5b, 1b or moe.");
 ABSL_FLAG(std::string, weights, "bf16", "f32, bf16, f16, int8 or int4.");
-ABSL_FLAG(uint32_t, activation_bytes, 2, "With integer weights: 1 or 2 bytes per activation.");
+ABSL_FLAG(uint32_t, activation_bytes, 0,
+          "Bytes per activation, as --activation_bits / 8 of the workers.");
 ABSL_FLAG(std::string, kv_dtype, "bf16", "f32, bf16 or int8.");
 ABSL_FLAG(std::string, threads, "1", "Comma-separated: one table for each.");
 ABSL_FLAG(std::string, tests, "pp512,tg64,tg64@2048,tg32x4,tg32x16",

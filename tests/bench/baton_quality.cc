@@ -47,10 +47,11 @@ struct Form {
   DType kv_dtype;
 };
 constexpr Form kForms[] = {
-    {"f32", 16, DType::kF32},   {"bf16", 16, DType::kBF16}, {"f32", 16, DType::kBF16},
-    {"f32", 16, DType::kI8},    {"int8", 16, DType::kF32},  {"int8", 8, DType::kF32},
-    {"int8", 16, DType::kBF16}, {"int8", 16, DType::kI8},   {"int4", 16, DType::kF32},
-    {"int4", 8, DType::kF32},   {"int4", 16, DType::kI8},
+    {"f32", 32, DType::kF32},  {"bf16", 32, DType::kBF16}, {"bf16", 32, DType::kF32},
+    {"bf16", 16, DType::kF32}, {"f32", 32, DType::kBF16},  {"f32", 32, DType::kI8},
+    {"int8", 16, DType::kF32}, {"int8", 8, DType::kF32},   {"int8", 16, DType::kBF16},
+    {"int8", 16, DType::kI8},  {"int4", 16, DType::kF32},  {"int4", 8, DType::kF32},
+    {"int4", 16, DType::kI8},
 };
 
 struct Question {
@@ -205,7 +206,7 @@ absl::Status Run() {
     }
     const std::string name = absl::StrCat(
         form.weights,
-        form.weights[0] == 'i' ? absl::StrCat("a", form.activation_bits) : std::string(), "/",
+        form.activation_bits < 32 ? absl::StrCat("a", form.activation_bits) : std::string(), "/",
         DTypeName(form.kv_dtype));
     std::printf("%-22s %14.3e %14.3e %11.2f%% %10s\n", name.c_str(), difference.mean_divergence,
                 difference.highest_divergence, 100 * difference.same_likeliest, answered.c_str());

@@ -96,7 +96,7 @@ void BenchAttention(benchmark::State& state, DType dtype, uint32_t count) {
   Floats q = Random(size_t{count} * kHeads * kHeadDim);
   Floats out(q.size());
   for ([[maybe_unused]] auto step : state) {
-    Attention(*context, View(q, {count, kHeads, kHeadDim}), pages, {&last, 1}, 0.125f,
+    Attention(*context, View(q, {count, kHeads, kHeadDim}), pages, {&last, 1}, {.scale = 0.125f},
               View(out, {count, kHeads, kHeadDim}));
   }
   const double seen = depth - (count - 1) / 2.0;  // By a query, in the mean.
@@ -118,6 +118,7 @@ void BenchSample(benchmark::State& state, const SamplingParams& params) {
 void RegisterLinear() {
   const WeightFormat formats[] = {{.form = WeightForm::kF32},
                                   {.form = WeightForm::kBF16},
+                                  {.form = WeightForm::kBF16, .activation_bytes = 2},
                                   {.form = WeightForm::kInt8, .activation_bytes = 2},
                                   {.form = WeightForm::kInt8, .activation_bytes = 1},
                                   {.form = WeightForm::kInt4, .activation_bytes = 2},

@@ -18,12 +18,12 @@ constexpr size_t kByteCountMax = 2;
 
 using LinearFunction = void (*)(const LinearTask&);
 
-LinearFunction LinearFor(const CpuOps& ops, WeightForm form) {
-  switch (form) {
+LinearFunction LinearFor(const CpuOps& ops, const WeightFormat& format) {
+  switch (format.form) {
     case WeightForm::kF32:
       return ops.linear_f32;
     case WeightForm::kBF16:
-      return ops.linear_bf16;
+      return format.pairs() ? ops.linear_pairs : ops.linear_bf16;
     case WeightForm::kF16:
       return ops.linear_f16;
     case WeightForm::kInt8:
@@ -48,6 +48,7 @@ class PackedInput {
     }
     Allocate();
     if (wants_floats_ && has_tiles_) PackFloats();
+    if (wants_pairs_) PackPairs();
     for (size_t i = 0; i < kByteCountMax; ++i) {
       if (wants_bytes_[i]) Quantize(quantized_[i]);
     }
@@ -55,11 +56,15 @@ class PackedInput {
 
   // Of rows from `row` on, which begin a tile.
   void Fill(const WeightFormat& format, size_t row, LinearTask* task) const {
+    if (format.pairs()) {
+      task->x_pairs = pairs_ + row * PairRowBytes();
+      return;
+    }
     if (!format.quantized()) {
       task->x = floats_ + row * k_;
       return;
     }
-    const QuantizedRows& bytes = quantized_[format.activation_bytes - 1];
+    const QuantizedRows& bytes = quantized_[format.ActivationBytes() - 1];
     const size_t byte_row = row * bytes.byte_count;
     task->x_bytes = bytes.bytes + byte_row * bytes.padded;
     task->x_byte_count = bytes.byte_count;
@@ -72,12 +77,17 @@ class PackedInput {
  private:
   void Want(const WeightFormat& format) {
     if (format.quantized()) {
-      quantized_[format.activation_bytes - 1].byte_count = format.activation_bytes;
-      wants_bytes_[format.activation_bytes - 1] = true;
+      const uint32_t bytes = format.ActivationBytes();
+      quantized_[bytes - 1].byte_count = bytes;
+      wants_bytes_[bytes - 1] = true;
+    } else if (format.pairs()) {
+      wants_pairs_ = true;
     } else {
       wants_floats_ = true;
     }
   }
+
+  size_t PairRowBytes() const { return (k_ + 1) / 2 * context_.cpu_ops().pair_bytes; }
 
   void Allocate() {
     const size_t padded = (k_ + kInt4Group - 1) / kInt4Group * kInt4Group;
@@ -87,11 +97,14 @@ class PackedInput {
              RoundToLine(byte_rows) + RoundToLine(byte_rows * (padded / kInt4Group));
     };
     size_t floats = wants_floats_ && has_tiles_ ? RoundToLine(rows_ * k_) : 0;
+    const size_t first_pairs = floats;
+    if (wants_pairs_) floats += RoundToLine(rows_ * PairRowBytes() / sizeof(float));
     const size_t first_bytes = floats;
     for (size_t i = 0; i < kByteCountMax; ++i) floats += wants_bytes_[i] ? bytes_floats(i + 1) : 0;
     float* next = context_.SharedScratch(floats);
     floats_ = has_tiles_ ? next : x_;  // One row is a tile as it is.
     packed_ = next;
+    pairs_ = reinterpret_cast<std::byte*>(next + first_pairs);
     next += first_bytes;
     const auto take = [&next](size_t count) {
       float* taken = next;
@@ -141,6 +154,13 @@ class PackedInput {
     });
   }
 
+  void PackPairs() {
+    ForEachTile(1, [this](size_t row, size_t count, uint32_t thread) {
+      context_.cpu_ops().pack_pairs(x_ + row * k_, k_, count, context_.Scratch(thread, k_ + 1),
+                                    pairs_ + row * PairRowBytes());
+    });
+  }
+
   void Quantize(const QuantizedRows& to) {
     ForEachTile(to.byte_count, [&](size_t row, size_t count, uint32_t thread) {
       float* scratch = context_.Scratch(thread, to.byte_count * to.padded / sizeof(float));
@@ -155,9 +175,11 @@ class PackedInput {
   const std::span<const LinearGroup> groups_;
   bool has_tiles_ = false;  // Some group has more than one row.
   bool wants_floats_ = false;
+  bool wants_pairs_ = false;
   std::array<bool, kByteCountMax> wants_bytes_ = {};
   float* packed_ = nullptr;
   const float* floats_ = nullptr;
+  std::byte* pairs_ = nullptr;
   std::array<QuantizedRows, kByteCountMax> quantized_;
 };
 
@@ -232,7 +254,7 @@ void AddBias(const float* bias, size_t rows, size_t columns, float* out, size_t 
 
 void RunPart(KernelContext& context, const Part& part, const PackedInput& input, uint32_t thread) {
   const PackedWeight& weight = *part.output->weight;
-  const PanelLayout layout = PanelLayoutOf(weight.format().form, weight.outputs(), weight.inputs());
+  const PanelLayout layout = PanelLayoutOf(weight.format(), weight.outputs(), weight.inputs());
   const size_t column = part.panel * kPanelColumns;
   const size_t columns = std::min(part.panel_count * kPanelColumns, weight.outputs() - column);
   const size_t last = columns % kPanelColumns;  // Of a panel that is not full.
@@ -251,7 +273,7 @@ void RunPart(KernelContext& context, const Part& part, const PackedInput& input,
       .scales = reinterpret_cast<const float*>(weight.data() + layout.scales_offset) + column,
   };
   input.Fill(weight.format(), part.x_row, &task);
-  LinearFor(context.cpu_ops(), weight.format().form)(task);
+  LinearFor(context.cpu_ops(), weight.format())(task);
   for (size_t row = 0; last > 0 && row < part.rows; ++row) {
     std::memcpy(task.out + row * task.out_stride + columns - last,
                 task.last_out + row * kPanelColumns, last * sizeof(float));

@@ -3,6 +3,12 @@
 namespace baton {
 
 CpuIsa BestCpuIsa() {
+#if defined(__x86_64__)
+  // AMD's products of bfloat16 are twice as fast as those of floats, Intel's half as fast.
+  if (__builtin_cpu_is("amd") && FindCpuOps(CpuIsa::kAvx512Bf16) != nullptr) {
+    return CpuIsa::kAvx512Bf16;
+  }
+#endif
   for (CpuIsa isa : {CpuIsa::kAvx512, CpuIsa::kAvx2}) {
     if (FindCpuOps(isa) != nullptr) return isa;
   }
@@ -25,6 +31,18 @@ const CpuOps* FindCpuOps(CpuIsa isa) {
           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
           __builtin_cpu_supports("avx512vnni")) {
         return &kCpuOpsAvx512;
+      }
+#endif
+      return nullptr;
+    case CpuIsa::kAvx512Bf16:
+#if defined(__x86_64__)
+      if (FindCpuOps(CpuIsa::kAvx512) != nullptr && __builtin_cpu_supports("avx512bf16")) {
+        static const CpuOps ops = [] {
+          CpuOps with_pairs = kCpuOpsAvx512;
+          UseNativePairs(&with_pairs);
+          return with_pairs;
+        }();
+        return &ops;
       }
 #endif
       return nullptr;

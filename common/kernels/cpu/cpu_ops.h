@@ -42,8 +42,8 @@ struct LinearTask {
   const std::byte* panels = nullptr;  // Of the type that the function is named for.
   size_t panel_bytes = 0;             // From a panel to the next.
   size_t panel_count = 0;             // At most kTaskPanelsMax.
-  size_t k = 0;     // Of integer weights a multiple of 4 (int8) or kInt4Group (int4).
-  size_t rows = 0;  // Of x.
+  size_t k = 0;                       // A multiple of 2 (pairs), 4 (int8) or kInt4Group (int4).
+  size_t rows = 0;                    // Of x.
   // [rows][out_stride]: of each row, all columns of the panels are written.
   float* out = nullptr;
   size_t out_stride = 0;
@@ -53,6 +53,10 @@ struct LinearTask {
   // For float weights. x is packed: [tile][k][rows of the tile].
   const float* x = nullptr;
   float* scratch = nullptr;  // kLinearScratchFloats floats.
+
+  // For pairs of bfloat16. x is packed: [tile][k / 2][rows of the tile], of CpuOps::pair_bytes
+  // each.
+  const std::byte* x_pairs = nullptr;
 
   // For integer weights. x is quantized, with one or two bytes per element: the first byte times
   // 256 plus the second, a row of the first bytes before a row of the second ones. These byte rows
@@ -111,8 +115,13 @@ struct CpuOps {
   void (*linear_f32)(const LinearTask& task);
   void (*linear_bf16)(const LinearTask& task);
   void (*linear_f16)(const LinearTask& task);
+  void (*linear_pairs)(const LinearTask& task);
   void (*linear_int8)(const LinearTask& task);
   void (*linear_int4)(const LinearTask& task);
+  // Packs a tile of `count` rows of x for linear_pairs, k filled up with a zero to an even number.
+  // `scratch` has room for k + 1 floats.
+  void (*pack_pairs)(const float* x, size_t k, size_t count, float* scratch, std::byte* packed);
+  size_t pair_bytes;  // Of a packed pair.
   // One row of k floats to one or two rows of bytes; both padded with zeros to `padded`. Returns
   // the scale: not a number if the row has one that is not finite.
   float (*quantize)(const float* x, size_t k, size_t padded, size_t byte_count, int8_t* bytes);
@@ -142,6 +151,8 @@ extern const CpuOps kCpuOpsBaseline;
 #if defined(__x86_64__)
 extern const CpuOps kCpuOpsAvx2;
 extern const CpuOps kCpuOpsAvx512;
+// Puts the processor's own products of pairs in place of those of AVX-512.
+void UseNativePairs(CpuOps* ops);
 #endif
 
 // Null if this CPU, or this build, has not the instruction set.

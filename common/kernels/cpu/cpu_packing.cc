@@ -36,10 +36,10 @@ void ReadRow(const ConstTensorView& matrix, size_t row, float* out) {
 // Packs the outputs of one panel. Each returns false, with the number, if one does not fit.
 class PanelPacker {
  public:
-  PanelPacker(const ConstTensorView& matrix, WeightForm form, std::byte* data)
+  PanelPacker(const ConstTensorView& matrix, const WeightFormat& format, std::byte* data)
       : matrix_(matrix),
-        form_(form),
-        layout_(PanelLayoutOf(form, matrix.dim(0), matrix.dim(1))),
+        format_(format),
+        layout_(PanelLayoutOf(format, matrix.dim(0), matrix.dim(1))),
         data_(data) {}
 
   // `row` has room for padded_inputs floats.
@@ -57,13 +57,14 @@ class PanelPacker {
  private:
   bool PackOutput(const float* row, size_t column, size_t output, std::byte* to,
                   float* misfit) const {
-    switch (form_) {
+    switch (format_.form) {
       case WeightForm::kF32:
         for (size_t i = 0; i < layout_.padded_inputs; ++i) {
           std::memcpy(to + (i * kPanelColumns + column) * sizeof(float), row + i, sizeof(float));
         }
         return true;
       case WeightForm::kBF16:
+        if (format_.pairs()) return PackPairs(row, column, to, misfit);
         return PackHalves(row, column, F32ToBf16, Bf16ToF32, to, misfit);
       case WeightForm::kF16:
         return PackHalves(row, column, F32ToF16, F16ToF32, to, misfit);
@@ -85,6 +86,19 @@ class PanelPacker {
         return false;
       }
       std::memcpy(to + (i * kPanelColumns + column) * sizeof(bits), &bits, sizeof(bits));
+    }
+    return true;
+  }
+
+  bool PackPairs(const float* row, size_t column, std::byte* to, float* misfit) const {
+    for (size_t i = 0; i < layout_.padded_inputs; ++i) {
+      const uint16_t bits = RoundToPair(row[i]);
+      if (!std::isfinite(Bf16ToF32(bits))) {
+        *misfit = row[i];
+        return false;
+      }
+      std::memcpy(to + ((i / 2 * kPanelColumns + column) * 2 + i % 2) * sizeof(bits), &bits,
+                  sizeof(bits));
     }
     return true;
   }
@@ -143,26 +157,26 @@ class PanelPacker {
   }
 
   const ConstTensorView& matrix_;
-  const WeightForm form_;
+  const WeightFormat format_;
   const PanelLayout layout_;
   std::byte* const data_;
 };
 
 }  // namespace
 
-PanelLayout PanelLayoutOf(WeightForm form, size_t outputs, size_t inputs) {
+PanelLayout PanelLayoutOf(const WeightFormat& format, size_t outputs, size_t inputs) {
   PanelLayout layout;
   layout.panel_count = (outputs + kPanelColumns - 1) / kPanelColumns;
   size_t scales = 0;
-  switch (form) {
+  switch (format.form) {
     case WeightForm::kF32:
       layout.padded_inputs = inputs;
       layout.panel_bytes = inputs * kPanelColumns * sizeof(float);
       break;
     case WeightForm::kBF16:
     case WeightForm::kF16:
-      layout.padded_inputs = inputs;
-      layout.panel_bytes = inputs * kPanelColumns * sizeof(uint16_t);
+      layout.padded_inputs = format.pairs() ? RoundUp(inputs, 2) : inputs;
+      layout.panel_bytes = layout.padded_inputs * kPanelColumns * sizeof(uint16_t);
       break;
     case WeightForm::kInt8:
       layout.padded_inputs = RoundUp(inputs, kInt4Group);
@@ -181,9 +195,10 @@ PanelLayout PanelLayoutOf(WeightForm form, size_t outputs, size_t inputs) {
 
 absl::StatusOr<PackedWeight> PackWeightCpu(KernelContext& context, Device& device,
                                            const ConstTensorView& matrix, WeightFormat format) {
-  const PanelLayout layout = PanelLayoutOf(format.form, matrix.dim(0), matrix.dim(1));
+  BATON_RETURN_IF_ERROR(format.Check());
+  const PanelLayout layout = PanelLayoutOf(format, matrix.dim(0), matrix.dim(1));
   BATON_ASSIGN_OR_RETURN(DeviceMemory memory, device.Allocate(layout.bytes));
-  const PanelPacker packer(matrix, format.form, memory.data());
+  const PanelPacker packer(matrix, format, memory.data());
   std::vector<float> misfits(context.threads().count());
   std::atomic<uint32_t> failed = 0;  // A thread that met a misfit, plus one.
   context.threads().ParallelFor(static_cast<uint32_t>(layout.panel_count),

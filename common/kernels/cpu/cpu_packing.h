@@ -3,6 +3,7 @@
 // Weights are cut into panels of kPanelColumns outputs; outputs that are missing in the last one
 // are zeros. A panel lies in the order in which it is read:
 //   floats  [input][output], each as it is stored
+//   pairs   [input / 2][output][2 inputs], bfloat16, inputs filled up with zeros
 //   int8    [input / 4][output][4 inputs], inputs filled up with zeros; behind all panels the
 //   scales
 //           [output], float32
@@ -11,11 +12,13 @@
 #ifndef BATON_COMMON_KERNELS_CPU_CPU_PACKING_H_
 #define BATON_COMMON_KERNELS_CPU_CPU_PACKING_H_
 
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 
 #include "common/kernels/cpu/cpu_ops.h"
 #include "common/kernels/kernels.h"
+#include "common/tensor/number_formats.h"
 
 namespace baton {
 
@@ -27,7 +30,16 @@ struct PanelLayout {
   size_t scales_offset = 0;  // int8.
   size_t bytes = 0;
 };
-PanelLayout PanelLayoutOf(WeightForm form, size_t outputs, size_t inputs);
+PanelLayout PanelLayoutOf(const WeightFormat& format, size_t outputs, size_t inputs);
+
+// A number of a product of pairs, as bits of bfloat16: rounded to nearest, ties to even, and zero
+// below 2^-49. So products are multiples of 2^-112, and sums of them are never subnormal, which the
+// processors' instruction would take for zero.
+constexpr uint32_t kPairLeastBits = (127u - 49u) << 23;
+inline uint16_t RoundToPair(float value) {
+  const uint32_t magnitude = std::bit_cast<uint32_t>(value) & 0x7fffffffu;
+  return magnitude < kPairLeastBits ? uint16_t{0} : F32ToBf16(value);
+}
 
 // The implementation of PackWeight.
 absl::StatusOr<PackedWeight> PackWeightCpu(KernelContext& context, Device& device,

@@ -7,6 +7,7 @@
 
 #include "common/base/deterministic_math.h"
 #include "common/kernels/cpu/cpu_ops.h"
+#include "common/kernels/cpu/cpu_packing.h"
 #include "common/kernels/cpu/vector.h"
 #include "common/tensor/number_formats.h"
 
@@ -60,8 +61,11 @@ const CpuOps kCpuOpsBaseline = {
     .linear_f32 = LinearOp<F32Weight>,
     .linear_bf16 = LinearOp<Bf16Weight>,
     .linear_f16 = LinearOp<F16Weight>,
+    .linear_pairs = LinearPairsOp,
     .linear_int8 = LinearInt8Op,
     .linear_int4 = LinearInt4Op,
+    .pack_pairs = PackPairsOp,
+    .pair_bytes = sizeof(Pair),
     .quantize = QuantizeOp,
     .attention = AttentionOp,
     .attention_part = AttentionPartOp,

@@ -24,7 +24,7 @@ inline std::unique_ptr<KernelContext> MakeContext(uint32_t threads = 1, CpuIsa i
 // Instruction sets of this machine.
 inline std::vector<CpuIsa> Isas() {
   std::vector<CpuIsa> isas;
-  for (CpuIsa isa : {CpuIsa::kBaseline, CpuIsa::kAvx2, CpuIsa::kAvx512}) {
+  for (CpuIsa isa : {CpuIsa::kBaseline, CpuIsa::kAvx2, CpuIsa::kAvx512, CpuIsa::kAvx512Bf16}) {
     if (FindCpuOps(isa) != nullptr) isas.push_back(isa);
   }
   return isas;
