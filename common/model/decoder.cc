@@ -132,7 +132,8 @@ absl::Status Decoder::CheckRow(const BatchRow& row, const KvArena& cache) const 
   if (row.blocks.size() * uint64_t{cache.layout().block_tokens} < end) {
     return BatchError(absl::StrCat(row.blocks.size(), " blocks do not cover ", end, " positions"));
   }
-  for (BlockId block : row.blocks) {
+  const uint32_t unseen = config_.FirstVisible(row.start) / cache.layout().block_tokens;
+  for (BlockId block : row.blocks.subspan(unseen)) {
     if (Raw(block) >= cache.block_count()) {
       return BatchError(absl::StrCat("the cache has no block ", Raw(block)));
     }

@@ -324,6 +324,25 @@ TEST_F(DecoderTest, ForwardRefusesBadCalls) {
   EXPECT_FALSE(model->Forward(rows, **other, {}, nullptr).ok());
 }
 
+TEST_F(DecoderTest, BlocksThatAreSeenMustBeThere) {
+  WriteModel({.architecture = "MistralForCausalLM"});
+  const std::string path = directory_ + "/config.json";
+  auto json = nlohmann::json::parse(ReadFile(path, 1 << 20).value());
+  json["sliding_window"] = 20;
+  std::ofstream(path) << json.dump();
+  const std::unique_ptr<Model> model = *Load();
+  const std::unique_ptr<KvArena> cache = MakeCache(*model);
+  const std::vector<TokenId> tokens = {1};
+  const std::vector<BlockId> blocks = {kNoBlock, BlockId{1}, BlockId{2}};
+  const auto run = [&](uint32_t start) {
+    const BatchRow row = {tokens, start, blocks, 0};
+    return model->Forward({&row, 1}, *cache, {}, nullptr);
+  };
+
+  EXPECT_TRUE(run(35).ok());   // Sees [16, 35].
+  EXPECT_FALSE(run(34).ok());  // Sees [15, 34].
+}
+
 TEST_F(DecoderTest, TooManyTokensAreRefused) {
   WriteModel();
   const std::unique_ptr<Model> model = *Load();

@@ -494,6 +494,14 @@ absl::Status ReadGpt2(const JsonReader& config, ModelConfig* model) {
 
 }  // namespace
 
+uint32_t ModelConfig::FirstVisible(uint32_t position) const {
+  uint32_t first = layer_attention.empty() ? 0 : position;
+  for (const LayerAttention& layer : layer_attention) {
+    first = std::min(first, WindowBegin(position, layer.window));
+  }
+  return first;
+}
+
 absl::StatusOr<ModelConfig> ModelConfig::Load(const std::string& directory) {
   const std::string path = directory + "/config.json";
   BATON_ASSIGN_OR_RETURN(const std::string text, ReadFile(path, kConfigBytesMax));

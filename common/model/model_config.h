@@ -94,6 +94,9 @@ struct ModelConfig {
 
   bool HasExperts(uint32_t layer) const { return experts.count > 0 && experts.in_layer[layer]; }
 
+  // First position that the token at `position` sees in any layer.
+  uint32_t FirstVisible(uint32_t position) const;
+
   // Reads config.json and generation_config.json (optional) of a Hugging Face folder.
   static absl::StatusOr<ModelConfig> Load(const std::string& directory);
 };

@@ -437,6 +437,21 @@ TEST_F(ModelConfigTest, QwenHasItsWindowInUpperLayersIfItIsUsed) {
   }
 }
 
+TEST_F(ModelConfigTest, FirstVisibleIsThatOfTheLayerThatSeesMost) {
+  Json config = Llama();
+  EXPECT_EQ(Load(config)->FirstVisible(4000), 0u);
+
+  config["architectures"] = {"MistralForCausalLM"};
+  config["sliding_window"] = 1024;
+  EXPECT_EQ(Load(config)->FirstVisible(0), 0u);
+  EXPECT_EQ(Load(config)->FirstVisible(1023), 0u);
+  EXPECT_EQ(Load(config)->FirstVisible(1024), 1u);
+  EXPECT_EQ(Load(config)->FirstVisible(4000), 2977u);
+
+  config["layer_types"] = {"sliding_attention", "full_attention", "sliding_attention"};
+  EXPECT_EQ(Load(config)->FirstVisible(4000), 0u);
+}
+
 TEST_F(ModelConfigTest, RefusesLayerTypesThatMakeNoSense) {
   Json config = Llama();
   config["architectures"] = {"Qwen2ForCausalLM"};
