@@ -313,10 +313,11 @@ INSTANTIATE_TEST_SUITE_P(Models, WindowTest, testing::Values("mistral_window", "
 
 INSTANTIATE_TEST_SUITE_P(Models, GoldenTest,
                          testing::Values("gemma", "gemma2", "gemma2_bf16", "gemma3",
-                                         "gemma3_linear", "llama", "llama_tied", "llama_llama3",
-                                         "llama_linear", "llama_bf16", "llama_f16", "llama_sharded",
-                                         "mistral", "mistral_window", "mixtral", "mixtral_bf16",
-                                         "phi3", "phi3_long", "phi3_short", "qwen2", "qwen2_moe",
+                                         "gemma3_linear", "gpt2", "gpt2_bare", "gpt2_untied",
+                                         "llama", "llama_tied", "llama_llama3", "llama_linear",
+                                         "llama_bf16", "llama_f16", "llama_sharded", "mistral",
+                                         "mistral_window", "mixtral", "mixtral_bf16", "phi3",
+                                         "phi3_long", "phi3_short", "qwen2", "qwen2_moe",
                                          "qwen2_window", "qwen2_yarn", "qwen3", "qwen3_moe",
                                          "qwen3_moe_mixed", "qwen3_window", "qwen3_yarn"),
                          [](const auto& model) { return std::string(model.param); });

@@ -92,12 +92,20 @@ absl::StatusOr<BpeModel> BpeModel::Create(const Json& spec, bool is_byte_level) 
   return model;
 }
 
-absl::Status BpeModel::LoadOptions(const Json& spec) {
-  // Older files have no type; then the merges tell that it is BPE.
+absl::Status BpeModel::CheckType(const Json& spec) {
+  std::string type = "BPE";
   if (FindField(spec, "type") != nullptr) {
-    BATON_ASSIGN_OR_RETURN(const std::string type, StringField(spec, "type", "model"));
-    if (type != "BPE") return Unsupported("model", absl::StrCat("type \"", type, "\""));
+    BATON_ASSIGN_OR_RETURN(type, StringField(spec, "type", "model"));
+  } else if (const Json* vocabulary = FindField(spec, "vocab");
+             vocabulary != nullptr && vocabulary->is_array()) {
+    type = "Unigram";  // Older files do not say so; but only its vocabulary is a list, of scores.
   }
+  if (type == "BPE") return absl::OkStatus();
+  return absl::UnimplementedError(absl::StrCat("tokenizer.json: model: type \"", type,
+                                               "\" is not supported; supported is BPE"));
+}
+
+absl::Status BpeModel::LoadOptions(const Json& spec) {
   const Json* dropout = FindField(spec, "dropout");
   if (dropout != nullptr && !(dropout->is_number() && dropout->get<double>() == 0.0)) {
     return Unsupported("model.dropout", "a value other than 0");

@@ -46,7 +46,9 @@ class BpeModel {
     std::vector<Candidate> heap;
   };
 
-  // `spec` is the "model" of tokenizer.json. With `is_byte_level` the vocabulary spells bytes in
+  // kUnimplemented names the type of `spec`, the "model" of tokenizer.json, if it is not BPE.
+  static absl::Status CheckType(const Json& spec);
+  // `spec` has passed CheckType. With `is_byte_level` the vocabulary spells bytes in
   // GPT-2's alphabet, and words are raw bytes.
   static absl::StatusOr<BpeModel> Create(const Json& spec, bool is_byte_level);
 

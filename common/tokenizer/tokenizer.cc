@@ -37,13 +37,16 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Load(const std::string& mo
 
 absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Create(const Json& tokenizer,
                                                              const Json& config) {
+  const Json* model = FindField(tokenizer, "model");
+  if (model == nullptr) return absl::InvalidArgumentError("tokenizer.json: there is no model");
+  // First of all: other kinds have normalizers and decoders of their own, and those are not to
+  // blame.
+  BATON_RETURN_IF_ERROR(BpeModel::CheckType(*model));
   std::unique_ptr<Tokenizer> result(new Tokenizer());
   BATON_ASSIGN_OR_RETURN(result->normalizer_,
                          Normalizer::Create(FindField(tokenizer, "normalizer")));
   BATON_ASSIGN_OR_RETURN(result->pre_tokenizer_,
                          PreTokenizer::Create(FindField(tokenizer, "pre_tokenizer")));
-  const Json* model = FindField(tokenizer, "model");
-  if (model == nullptr) return absl::InvalidArgumentError("tokenizer.json: there is no model");
   BATON_ASSIGN_OR_RETURN(result->model_,
                          BpeModel::Create(*model, result->pre_tokenizer_->is_byte_level()));
   BATON_ASSIGN_OR_RETURN(result->decoder_, TokenDecoder::Create(FindField(tokenizer, "decoder")));

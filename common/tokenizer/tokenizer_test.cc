@@ -288,6 +288,28 @@ TEST_P(BrokenFileTest, IsRefusedByName) {
   EXPECT_THAT(std::string(tokenizer.status().message()), HasSubstr(GetParam().message));
 }
 
+// As T5's: its normalizer, its vocabulary and its decoder are of other kinds, too.
+TEST(TokenizerTest, RefusesUnigramBeforeAnythingElseOfSuchAFile) {
+  Json spec = {
+      {"added_tokens", Json::array()},
+      {"normalizer", {{"type", "Precompiled"}, {"precompiled_charsmap", "ALQCAACEAAAAAACAAQ=="}}},
+      {"pre_tokenizer",
+       {{"type", "Metaspace"}, {"replacement", "▁"}, {"prepend_scheme", "always"}}},
+      {"decoder", {{"type", "Metaspace"}, {"replacement", "▁"}, {"prepend_scheme", "always"}}},
+      {"model",
+       {{"type", "Unigram"},
+        {"unk_id", 0},
+        {"vocab", Json::array({Json::array({"<unk>", 0.0}), Json::array({"▁", -2.0122})})},
+        {"byte_fallback", false}}}};
+  const std::string message =
+      "tokenizer.json: model: type \"Unigram\" is not supported; supported is BPE";
+
+  EXPECT_EQ(std::string(Tokenizer::Create(spec, Json()).status().message()), message);
+
+  spec["model"].erase("type");  // As older files have it.
+  EXPECT_EQ(std::string(Tokenizer::Create(spec, Json()).status().message()), message);
+}
+
 Json Nested(const char* key, int depth) {
   Json spec = {{"type", "Sequence"}, {key, Json::array()}};
   for (int i = 0; i < depth; ++i) spec = {{"type", "Sequence"}, {key, Json::array({spec})}};

@@ -16,7 +16,7 @@ struct TinyModelOptions {
   uint32_t hidden = 32;
   uint32_t intermediate = 64;
   uint32_t heads = 4;
-  uint32_t kv_heads = 2;
+  uint32_t kv_heads = 2;  // GPT-2 has as many as heads, and no head_dim of its own.
   uint32_t head_dim = 0;  // 0: hidden / heads.
   uint32_t vocab = 259;   // 256 bytes and the special tokens below, at least, if `tokenizer`.
   uint64_t seed = 1;
