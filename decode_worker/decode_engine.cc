@@ -226,7 +226,7 @@ void DecodeEngine::OnFilled(const LeaseFilled& filled, Instant now) {
         /*retryable=*/true);
   }
   sequence.computed = sequence.token_count();
-  PublishFullBlocks(*pool_, block_tokens_, sequence);
+  KeepBlocks(sequence);
   sequence.tokens.push_back(first.token);
   slot->first_token_at = now;
   v1::Token token;
@@ -319,7 +319,7 @@ bool DecodeEngine::Step(Instant now) {
 
   for (size_t i = 0; i < items.size(); ++i) {
     Slot& slot = *slots_.at(items[i].sequence->key);
-    PublishFullBlocks(*pool_, block_tokens_, slot.sequence);
+    KeepBlocks(slot.sequence);
     if ((*sampled)[i].has_value()) OnSampled(slot, *(*sampled)[i], end);
   }
   // Tokens first: a client sees its last token before its end.
@@ -357,6 +357,11 @@ bool DecodeEngine::Grow(Slot& slot) {
     Preempt(*victim);
   }
   return true;
+}
+
+void DecodeEngine::KeepBlocks(Sequence& sequence) {
+  PublishFullBlocks(*pool_, block_tokens_, sequence);
+  ReleaseUnseenBlocks(executor_->model().config(), block_tokens_, sequence);
 }
 
 DecodeEngine::Slot* DecodeEngine::ChooseVictim() {

@@ -103,6 +103,8 @@ class DecodeEngine final : public WorkerEngine {
   std::vector<StepItem> PlanDecodeRows();
   // Makes room for the sequence's next token, if need be by preempting others.
   bool Grow(Slot& slot);
+  // Publishes what is full, and keeps only what will be read. Not while a lease is open.
+  void KeepBlocks(Sequence& sequence);
   // Of those that hold blocks and could give them up: the lowest priority, then the youngest.
   Slot* ChooseVictim();
   void Preempt(Slot& slot);

@@ -30,8 +30,9 @@ struct Heard {
 
 class Harness {
  public:
-  explicit Harness(uint32_t blocks = 64, uint32_t sequences_max = 16)
-      : fixture(blocks),
+  explicit Harness(uint32_t blocks = 64, uint32_t sequences_max = 16, uint32_t model_window = 0)
+      : window(model_window),
+        fixture(blocks, model_window),
         engine(
             {.incarnation = Incarnation{1}, .chunk_tokens = 8, .sequences_max = sequences_max},
             &fixture.executor, &fixture.pool, &fixture.events, &fixture.transfers,
@@ -66,13 +67,14 @@ class Harness {
                           .blocks = grant.blocks,
                           .logit_count = 0};
     ASSERT_TRUE(fixture.model.Forward(std::span(&row, 1), *fixture.arena, {}, nullptr).ok());
-    engine.OnTransferEvent(LeaseFilled{.lease = grant.lease,
-                                       .epoch = grant.epoch,
-                                       .first_token = {.token = FakeContinuation(tokens, 1)[0],
-                                                       .index = first_index,
-                                                       .logprobs = ""},
-                                       .bytes = 0},
-                           fixture.now);
+    engine.OnTransferEvent(
+        LeaseFilled{.lease = grant.lease,
+                    .epoch = grant.epoch,
+                    .first_token = {.token = FakeContinuation(tokens, 1, 97, window)[0],
+                                    .index = first_index,
+                                    .logprobs = ""},
+                    .bytes = 0},
+        fixture.now);
     Listen();
   }
 
@@ -121,6 +123,7 @@ class Harness {
 
   std::set<std::pair<LeaseId, Epoch>> quiesced;
   uint64_t nonce = 0;
+  const uint32_t window;
   EngineFixture fixture;
   DecodeEngine engine;
   std::map<uint64_t, Heard> requests;
@@ -140,6 +143,44 @@ TEST(DecodeEngineTest, LocalPrefillGivesTheOraclesTokens) {
   EXPECT_TRUE(harness.requests[1].finished);
   EXPECT_TRUE(harness.engine.idle());
   EXPECT_EQ(harness.fixture.pool.counts().in_use, 0u);
+}
+
+// A window of ten tokens lies in at most four blocks of four.
+TEST(DecodeEngineTest, SequenceKeepsOnlyBlocksWithinTheWindow) {
+  Harness harness(64, 16, /*model_window=*/10);
+  const std::vector<TokenId> prompt = CountingPrompt(40);
+
+  harness.Admit(GreedyWork(1, prompt, 50), /*local=*/true);
+  while (harness.engine.HasWork()) {
+    ASSERT_TRUE(harness.engine.Step(harness.fixture.now));
+    harness.Listen();
+    harness.fixture.pool.CheckInvariants();
+    if (harness.requests[1].tokens.size() >= 1) {
+      EXPECT_LE(harness.fixture.pool.counts().in_use, 4u);
+    }
+  }
+
+  EXPECT_THAT(harness.requests[1].tokens, ElementsAreArray(FakeContinuation(prompt, 50, 97, 10)));
+  // What was given back early is found again.
+  EXPECT_EQ(harness.fixture.pool.counts().cached, (40u + 50u - 1) / 4);
+  harness.Admit(GreedyWork(2, prompt, 5), /*local=*/true);
+  EXPECT_EQ(harness.last.admitted().cached_tokens(), 36u);
+  harness.RunAll();
+  EXPECT_THAT(harness.requests[2].tokens, ElementsAreArray(FakeContinuation(prompt, 5, 97, 10)));
+}
+
+TEST(DecodeEngineTest, FilledLeaseGivesBackWhatIsBehindTheWindow) {
+  Harness harness(64, 16, /*model_window=*/10);
+  const std::vector<TokenId> prompt = CountingPrompt(40);
+  harness.Admit(GreedyWork(1, prompt, 5), /*local=*/false);
+  ASSERT_EQ(harness.fixture.pool.counts().receiving, 10u);
+
+  harness.Fill(harness.fixture.transfers.opened.at(0), prompt);
+
+  EXPECT_LE(harness.fixture.pool.counts().in_use, 4u);
+  EXPECT_EQ(harness.fixture.pool.counts().receiving, 0u);
+  harness.RunAll();
+  EXPECT_THAT(harness.requests[1].tokens, ElementsAreArray(FakeContinuation(prompt, 5, 97, 10)));
 }
 
 TEST(DecodeEngineTest, FilledLeaseRunsAndRepeatsTheFirstToken) {
@@ -406,14 +447,34 @@ TEST(DecodeEngineTest, PreemptedSequencesContinueWithTheSameTokens) {
   EXPECT_TRUE(harness.engine.idle());
 }
 
+// The same sequences, of which each needs three blocks at most.
+TEST(DecodeEngineTest, WindowSparesPreemption) {
+  Harness harness(/*blocks=*/14, /*sequences_max=*/16, /*model_window=*/5);
+  for (uint64_t request = 1; request <= 4; ++request) {
+    harness.Admit(GreedyWork(request, CountingPrompt(5, static_cast<TokenId>(20 * request)), 30),
+                  true);
+    ASSERT_TRUE(harness.last.has_admitted()) << harness.last.DebugString();
+  }
+
+  harness.RunAll();
+
+  EXPECT_EQ(harness.engine.stats().preempted, 0u);
+  for (uint64_t request = 1; request <= 4; ++request) {
+    EXPECT_THAT(harness.requests[request].tokens,
+                ElementsAreArray(FakeContinuation(
+                    CountingPrompt(5, static_cast<TokenId>(20 * request)), 30, 97, 5)));
+  }
+}
+
 // Goal: under any pressure on the pool everybody who was let in gets everything.
-// Method: random arrivals of local prompts of random priority at a pool that holds a few of them.
+// Method: random arrivals of local prompts of random priority at a pool that holds a few of them;
+// every other time the model has a window.
 class PressureTest : public testing::TestWithParam<uint32_t> {};
 
 TEST_P(PressureTest, NobodyStarves) {
   std::mt19937 random(GetParam());
   const auto below = [&random](uint32_t bound) { return static_cast<uint32_t>(random() % bound); };
-  Harness harness(/*blocks=*/14, /*sequences_max=*/6);
+  Harness harness(/*blocks=*/14, /*sequences_max=*/6, /*model_window=*/GetParam() % 2 * 17);
   std::map<uint64_t, v1::Work> admitted;
   for (uint64_t request = 1; request <= 30; ++request) {
     v1::Work work = GreedyWork(
@@ -432,9 +493,9 @@ TEST_P(PressureTest, NobodyStarves) {
   for (const auto& [request, work] : admitted) {
     const std::vector<TokenId> prompt(work.tokens().begin(), work.tokens().end());
     EXPECT_TRUE(harness.requests[request].finished) << "request " << request;
-    EXPECT_THAT(
-        harness.requests[request].tokens,
-        ElementsAreArray(FakeContinuation(prompt, work.total_tokens_max() - work.prompt_tokens())));
+    EXPECT_THAT(harness.requests[request].tokens,
+                ElementsAreArray(FakeContinuation(
+                    prompt, work.total_tokens_max() - work.prompt_tokens(), 97, harness.window)));
   }
   EXPECT_TRUE(harness.engine.idle());
 }

@@ -14,6 +14,8 @@ using TokenId = int32_t;
 
 // One unit of KV allocation in a worker's pool.
 enum class BlockId : uint32_t {};
+// Stands where a sequence needs no block any more.
+inline constexpr BlockId kNoBlock{0xffffffffu};
 // One life of a process; drawn at random at start, never 0.
 enum class Incarnation : uint64_t {};
 // A router's number for a request; unique within one incarnation of that router.

@@ -49,4 +49,10 @@ void PublishFullBlocks(BlockPool& pool, uint32_t block_tokens, Sequence& sequenc
   }
 }
 
+void ReleaseUnseenBlocks(const ModelConfig& model, uint32_t block_tokens, Sequence& sequence) {
+  const uint32_t unseen = model.FirstVisible(sequence.computed) / block_tokens;
+  BATON_CHECK(unseen <= sequence.published_blocks);
+  sequence.blocks.ReleaseBefore(unseen);
+}
+
 }  // namespace baton

@@ -14,6 +14,7 @@
 #include "common/base/clock.h"
 #include "common/base/ids.h"
 #include "common/kv_cache/block_pool.h"
+#include "common/model/model_config.h"
 #include "common/sampling/sampling_params.h"
 
 namespace baton {
@@ -31,7 +32,7 @@ struct Sequence {
   Instant started{};  // First chunk computed, or first decode step.
   Instant deadline = kNever;
 
-  BlockTable blocks;
+  BlockTable blocks;              // Without those behind the window of every layer.
   uint32_t computed = 0;          // KV of tokens [0, computed) is in `blocks`.
   uint32_t cached_tokens = 0;     // Of these, found in the prefix cache at the start.
   uint32_t published_blocks = 0;  // Leading blocks that the prefix index was told of.
@@ -55,6 +56,11 @@ absl::Status ReserveBlocks(BlockPool& pool, uint32_t block_tokens, uint32_t toke
 
 // Tells the prefix index of every block that has become full.
 void PublishFullBlocks(BlockPool& pool, uint32_t block_tokens, Sequence& sequence);
+
+// Gives back the blocks that no layer of the model shows to the next token to run, nor to any later
+// one. Those that are published stay in the cache while there is room. REQUIRES: full blocks are
+// published; nobody sends or receives the sequence's KV.
+void ReleaseUnseenBlocks(const ModelConfig& model, uint32_t block_tokens, Sequence& sequence);
 
 }  // namespace baton
 

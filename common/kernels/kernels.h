@@ -108,8 +108,9 @@ struct KvPages {
 struct SequenceRows {
   uint32_t row = 0;  // Of the first token, in the batch.
   uint32_t count = 0;
-  uint32_t position = 0;            // Absolute, of the first token.
-  std::span<const BlockId> blocks;  // Host memory; cover positions [0, position + count).
+  uint32_t position = 0;  // Absolute, of the first token.
+  // Host memory; cover positions [0, position + count). Those that no row sees are not looked at.
+  std::span<const BlockId> blocks;
 };
 
 inline constexpr uint32_t kHeadDimMax = 1024;

@@ -175,13 +175,16 @@ void BlockPool::CheckInvariants() const {
 }
 
 BlockTable::BlockTable(BlockTable&& other) noexcept
-    : pool_(other.pool_), blocks_(std::exchange(other.blocks_, {})) {}
+    : pool_(other.pool_),
+      blocks_(std::exchange(other.blocks_, {})),
+      released_(std::exchange(other.released_, 0)) {}
 
 BlockTable& BlockTable::operator=(BlockTable&& other) noexcept {
   if (this != &other) {
     Clear();
     pool_ = other.pool_;
     blocks_ = std::exchange(other.blocks_, {});
+    released_ = std::exchange(other.released_, 0);
   }
   return *this;
 }
@@ -190,16 +193,26 @@ void BlockTable::Append(std::span<const BlockId> referenced) {
   blocks_.insert(blocks_.end(), referenced.begin(), referenced.end());
 }
 
+void BlockTable::ReleaseBefore(uint32_t index) {
+  BATON_CHECK(index <= blocks_.size());
+  for (uint32_t i = index; i > released_; --i) {
+    pool_->Release(std::exchange(blocks_[i - 1], kNoBlock));
+  }
+  released_ = std::max(released_, index);
+}
+
 std::vector<BlockId> BlockTable::Detach(uint32_t index) {
   BATON_CHECK(index <= blocks_.size());
+  BATON_CHECK(index >= released_);
   std::vector<BlockId> tail(blocks_.begin() + index, blocks_.end());
   blocks_.resize(index);
   return tail;
 }
 
 void BlockTable::Clear() {
-  for (auto it = blocks_.rbegin(); it != blocks_.rend(); ++it) pool_->Release(*it);
+  ReleaseBefore(size());
   blocks_.clear();
+  released_ = 0;
 }
 
 }  // namespace baton

@@ -98,8 +98,8 @@ class BlockPool {
   BlockCounts counts_;
 };
 
-// References to the blocks of one sequence, in order of position. Move-only; gives them back when
-// it goes.
+// References to the blocks of one sequence, in order of position: kNoBlock where one was given back
+// early. Move-only; gives them back when it goes.
 class BlockTable {
  public:
   BlockTable() = default;
@@ -113,7 +113,11 @@ class BlockTable {
 
   // Adopts references that the caller holds.
   void Append(std::span<const BlockId> referenced);
+  // Releases the blocks before `index` that are still there, last block first. Their places stay.
+  // REQUIRES: index <= size().
+  void ReleaseBefore(uint32_t index);
   // Gives up the references from `index` on without releasing them: the caller now holds them.
+  // REQUIRES: none of them was released before.
   std::vector<BlockId> Detach(uint32_t index);
   // Releases all, last block first, so that eviction takes the tail of a prefix before its head.
   void Clear();
@@ -121,6 +125,7 @@ class BlockTable {
  private:
   BlockPool* pool_ = nullptr;
   std::vector<BlockId> blocks_;
+  uint32_t released_ = 0;  // The first so many are kNoBlock.
 };
 
 }  // namespace baton

@@ -103,6 +103,37 @@ TEST(BlockTableTest, GivesItsBlocksBack) {
   EXPECT_EQ(pool.counts().free, 3u);
 }
 
+TEST(BlockTableTest, GivesLeadingBlocksBackEarlyAndKeepsTheirPlaces) {
+  BlockPool pool(4);
+  const std::vector<BlockId> blocks = pool.Acquire(4).value();
+  ASSERT_TRUE(pool.Publish(HashOf(1), blocks[0]));
+  BlockTable table(&pool);
+  table.Append(blocks);
+
+  table.ReleaseBefore(2);
+  table.ReleaseBefore(1);  // Nothing is left to do.
+
+  EXPECT_THAT(table.blocks(), testing::ElementsAre(kNoBlock, kNoBlock, blocks[2], blocks[3]));
+  EXPECT_EQ(pool.counts().cached, 1u);
+  EXPECT_EQ(pool.counts().free, 1u);
+  EXPECT_EQ(pool.counts().in_use, 2u);
+  BlockTable moved = std::move(table);
+  EXPECT_THAT(moved.Detach(3), testing::ElementsAre(blocks[3]));
+  moved.Clear();
+  EXPECT_EQ(moved.size(), 0u);
+  EXPECT_EQ(pool.counts().in_use, 1u);  // Which Detach gave away.
+  pool.CheckInvariants();
+}
+
+TEST(BlockTableDeathTest, DetachingWhatWasReleasedAborts) {
+  BlockPool pool(2);
+  BlockTable table(&pool);
+  table.Append(pool.Acquire(2).value());
+  table.ReleaseBefore(1);
+
+  EXPECT_DEATH(table.Detach(0), "released_");
+}
+
 // Goal: the ledger holds whatever order holders come and go in.
 // Method: random legal operations, with a recount after each.
 class BlockPoolRandomTest : public testing::TestWithParam<uint32_t> {};

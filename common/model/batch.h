@@ -15,8 +15,10 @@ namespace baton {
 struct BatchRow {
   std::span<const TokenId> tokens;  // [count] to run; each in [0, vocab_size).
   uint32_t start = 0;  // Absolute position of tokens[0]; the KV of [0, start) is in the cache.
-  std::span<const BlockId> blocks;  // Cover positions [0, start + count), in order.
-  uint32_t logit_count = 0;         // The last so many tokens want logits; 0 inside a prompt.
+  // Cover positions [0, start + count), in order. Those wholly before the first position that
+  // `start` sees in any layer are not looked at.
+  std::span<const BlockId> blocks;
+  uint32_t logit_count = 0;  // The last so many tokens want logits; 0 inside a prompt.
 };
 
 }  // namespace baton

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/base/check.h"
 #include "common/base/status_macros.h"
 #include "common/model/fingerprint.h"
 
@@ -107,7 +108,7 @@ absl::Status Decoder::AllocateScratch() {
   bool some_dense = false;
   for (uint32_t i = 0; i < config_.layers; ++i) some_dense = some_dense || !config_.HasExperts(i);
   const size_t inner = some_dense ? config_.intermediate_size : 0;
-  BATON_RETURN_IF_ERROR(allocate(tokens, inner, &scratch_.gate));
+  BATON_RETURN_IF_ERROR(allocate(tokens, config_.gated_network ? inner : 0, &scratch_.gate));
   BATON_RETURN_IF_ERROR(allocate(tokens, inner, &scratch_.up));
   BATON_RETURN_IF_ERROR(allocate(tokens, half, &scratch_.rotation.cosines));
   BATON_RETURN_IF_ERROR(allocate(tokens, half, &scratch_.rotation.sines));
@@ -131,7 +132,8 @@ absl::Status Decoder::CheckRow(const BatchRow& row, const KvArena& cache) const 
   if (row.blocks.size() * uint64_t{cache.layout().block_tokens} < end) {
     return BatchError(absl::StrCat(row.blocks.size(), " blocks do not cover ", end, " positions"));
   }
-  for (BlockId block : row.blocks) {
+  const uint32_t unseen = config_.FirstVisible(row.start) / cache.layout().block_tokens;
+  for (BlockId block : row.blocks.subspan(unseen)) {
     if (Raw(block) >= cache.block_count()) {
       return BatchError(absl::StrCat("the cache has no block ", Raw(block)));
     }
@@ -257,6 +259,26 @@ absl::Status Decoder::Forward(std::span<const BatchRow> rows, KvArena& cache,
 void Decoder::Embed(const Batch& batch, const Activations& all) {
   Embedding(*context_, weights_->embedding(), batch.tokens, all.x);
   if (config_.scaled_embedding) Scale(*context_, weights_->embedding_scale(), all.x);
+  if (!config_.learned_positions) return;
+  std::vector<TokenId> positions;
+  for (const SequenceRows& sequence : batch.sequences) {
+    for (uint32_t i = 0; i < sequence.count; ++i) {
+      positions.push_back(static_cast<TokenId>(sequence.position + i));
+    }
+  }
+  Embedding(*context_, weights_->positions(), positions, all.h);
+  Add(*context_, all.h, all.x);
+}
+
+void Decoder::Normalize(const ConstTensorView& x, const NormWeights& norm, const TensorView& out) {
+  switch (config_.norm_kind) {
+    case NormKind::kRms:
+      RmsNorm(*context_, x, norm.weight, config_.norm_epsilon, out);
+      break;
+    case NormKind::kLayer:
+      LayerNorm(*context_, x, norm.weight, norm.bias, config_.norm_epsilon, out);
+      break;
+  }
 }
 
 void Decoder::RunQkv(uint32_t index, const Batch& batch, const KvPages& pages,
@@ -264,7 +286,7 @@ void Decoder::RunQkv(uint32_t index, const Batch& batch, const KvPages& pages,
   const LayerWeights& layer = weights_->layer(index);
   const size_t tokens = part.x.dim(0);
   const size_t head_dim = config_.head_dim;
-  RmsNorm(*context_, part.x, layer.input_norm, config_.rms_norm_eps, part.h);
+  Normalize(part.x, layer.input_norm, part.h);
   const LinearOutput qkv[] = {{&layer.q, layer.q_bias, part.q},
                               {&layer.k, layer.k_bias, part.k},
                               {&layer.v, layer.v_bias, part.v}};
@@ -272,17 +294,22 @@ void Decoder::RunQkv(uint32_t index, const Batch& batch, const KvPages& pages,
   if (config_.qk_norm) {
     const TensorView q_heads = part.q.Reshaped({tokens * config_.heads, head_dim});
     const TensorView k_heads = part.k.Reshaped({tokens * config_.kv_heads, head_dim});
-    RmsNorm(*context_, q_heads, layer.q_norm, config_.rms_norm_eps, q_heads);
-    RmsNorm(*context_, k_heads, layer.k_norm, config_.rms_norm_eps, k_heads);
+    RmsNorm(*context_, q_heads, layer.q_norm, config_.norm_epsilon, q_heads);
+    RmsNorm(*context_, k_heads, layer.k_norm, config_.norm_epsilon, k_heads);
   }
-  const TensorView k = part.k.Reshaped({tokens, config_.kv_heads, head_dim});
-  const TensorView v = part.v.Reshaped({tokens, config_.kv_heads, head_dim});
+  if (!config_.learned_positions) Rotate(index, part);
+  WriteKv(*context_, part.k.Reshaped({tokens, config_.kv_heads, head_dim}),
+          part.v.Reshaped({tokens, config_.kv_heads, head_dim}), batch.sequences, pages);
+}
+
+void Decoder::Rotate(uint32_t index, const Activations& part) {
+  const size_t tokens = part.x.dim(0);
   const Rotation& rotation =
       config_.layer_attention[index].local_rope ? part.local_rotation : part.rotation;
   Rope(*context_, rotation.cosines, rotation.sines,
-       part.q.Reshaped({tokens, config_.heads, head_dim}));
-  Rope(*context_, rotation.cosines, rotation.sines, k);
-  WriteKv(*context_, k, v, batch.sequences, pages);
+       part.q.Reshaped({tokens, config_.heads, config_.head_dim}));
+  Rope(*context_, rotation.cosines, rotation.sines,
+       part.k.Reshaped({tokens, config_.kv_heads, config_.head_dim}));
 }
 
 AttentionOptions Decoder::AttentionOf(uint32_t index) const {
@@ -297,22 +324,31 @@ absl::Status Decoder::RunRest(uint32_t index, std::span<const SequenceRows> sequ
   const size_t tokens = part.x.dim(0);
   Attention(*context_, part.q.Reshaped({tokens, config_.heads, config_.head_dim}), pages, sequences,
             AttentionOf(index), part.attention.Reshaped({tokens, config_.heads, config_.head_dim}));
-  const LinearOutput o[] = {{&layer.o, {}, part.h}};
+  const LinearOutput o[] = {{&layer.o, layer.o_bias, part.h}};
   Linear(*context_, part.attention, o);
   AddOutput(layer.attention_output_norm, part);
-  RmsNorm(*context_, part.x, layer.network_norm, config_.rms_norm_eps, part.h);
+  Normalize(part.x, layer.network_norm, part.h);
   BATON_RETURN_IF_ERROR(RunNetwork(layer, part));
   AddOutput(layer.network_output_norm, part);
   return absl::OkStatus();
 }
 
 void Decoder::AddOutput(const ConstTensorView& norm, const Activations& part) {
-  if (!norm.empty()) RmsNorm(*context_, part.h, norm, config_.rms_norm_eps, part.h);
+  if (!norm.empty()) RmsNorm(*context_, part.h, norm, config_.norm_epsilon, part.h);
   Add(*context_, part.h, part.x);
 }
 
 absl::Status Decoder::RunNetwork(const LayerWeights& layer, const Activations& part) {
   if (!layer.experts.networks.empty()) return experts_->Run(layer.experts, part.h, part.h);
+  if (config_.gated_network) {
+    RunGated(layer, part);
+  } else {
+    RunPlain(layer, part);
+  }
+  return absl::OkStatus();
+}
+
+void Decoder::RunGated(const LayerWeights& layer, const Activations& part) {
   const LinearOutput gate_up[] = {{&layer.gate, {}, part.gate}, {&layer.up, {}, part.up}};
   Linear(*context_, part.h, gate_up);
   switch (config_.activation) {
@@ -325,7 +361,15 @@ absl::Status Decoder::RunNetwork(const LayerWeights& layer, const Activations& p
   }
   const LinearOutput down[] = {{&layer.down, {}, part.h}};
   Linear(*context_, part.gate, down);
-  return absl::OkStatus();
+}
+
+void Decoder::RunPlain(const LayerWeights& layer, const Activations& part) {
+  BATON_CHECK(config_.activation == Activation::kGeluTanh);  // No other is without a gate.
+  const LinearOutput up[] = {{&layer.up, layer.up_bias, part.up}};
+  Linear(*context_, part.h, up);
+  Gelu(*context_, part.up, part.up);
+  const LinearOutput down[] = {{&layer.down, layer.down_bias, part.h}};
+  Linear(*context_, part.up, down);
 }
 
 Decoder::Activations Decoder::Narrow(const Batch& batch, const Activations& all) {
@@ -339,7 +383,7 @@ Decoder::Activations Decoder::Narrow(const Batch& batch, const Activations& all)
 }
 
 absl::Status Decoder::WriteLogits(const Activations& part, std::span<float> logits) {
-  RmsNorm(*context_, part.x, weights_->final_norm(), config_.rms_norm_eps, part.h);
+  Normalize(part.x, weights_->final_norm(), part.h);
   const size_t rows = part.h.dim(0);
   for (size_t begin = 0; begin < rows; begin += logits_.dim(0)) {
     const size_t count = std::min(logits_.dim(0), rows - begin);

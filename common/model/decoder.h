@@ -1,5 +1,6 @@
-// The forward pass of Llama and its relatives (Gemma, Mistral, Phi-3, Qwen, mixtures of experts):
-// one decoder, whose configuration says where they differ. See model.h for the promises.
+// The forward pass of GPT-2, of Llama and its relatives (Gemma, Mistral, Phi-3, Qwen), and of
+// mixtures of experts: one decoder, whose configuration says where they differ. See model.h for the
+// promises.
 #ifndef BATON_COMMON_MODEL_DECODER_H_
 #define BATON_COMMON_MODEL_DECODER_H_
 
@@ -77,7 +78,10 @@ class Decoder final : public Model {
   void RunQkv(uint32_t index, const Batch& batch, const KvPages& pages, const Activations& part);
   // x = the tokens' embeddings.
   void Embed(const Batch& batch, const Activations& all);
+  // Rotates q and k by their tokens' positions.
+  void Rotate(uint32_t index, const Activations& part);
   AttentionOptions AttentionOf(uint32_t index) const;
+  void Normalize(const ConstTensorView& x, const NormWeights& norm, const TensorView& out);
   // Attention's output and the feed-forward network, added to the residual stream.
   absl::Status RunRest(uint32_t index, std::span<const SequenceRows> sequences,
                        const KvPages& pages, const Activations& part);
@@ -85,6 +89,8 @@ class Decoder final : public Model {
   void AddOutput(const ConstTensorView& norm, const Activations& part);
   // h = the feed-forward network's output for h.
   absl::Status RunNetwork(const LayerWeights& layer, const Activations& part);
+  void RunGated(const LayerWeights& layer, const Activations& part);
+  void RunPlain(const LayerWeights& layer, const Activations& part);
   // Reduces to the tokens that want logits. x and q change places with h and attention.
   Activations Narrow(const Batch& batch, const Activations& all);
   absl::Status WriteLogits(const Activations& part, std::span<float> logits);

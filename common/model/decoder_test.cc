@@ -150,6 +150,30 @@ TEST_F(DecoderTest, CountsParametersOfAllExperts) {
             300u * 8 + 2 * 64 + 2 * 32 + (8 + 4 + 4) + 16 + 8 + 3 * 8 + 3 * 3 * 40 + 3 * 32 + 8);
 }
 
+TEST_F(DecoderTest, CountsParametersOfGpt2) {
+  WriteModel({.architecture = "GPT2LMHeadModel",
+              .layers = 1,
+              .hidden = 8,
+              .intermediate = 4,
+              .heads = 2,
+              .vocab = 300,
+              .context_tokens = 50,
+              .tied_embeddings = true});
+
+  // Both tables; attention and network with their biases; two norms and the last one.
+  EXPECT_EQ((*Load())->parameter_count(),
+            300u * 8 + 50 * 8 + (8 * 24 + 24) + (64 + 8) + (32 + 4) + (32 + 8) + 3 * 2 * 8);
+}
+
+TEST_F(DecoderTest, NamesTheTensorOfGpt2ThatHasAnotherShape) {
+  WriteModel({.architecture = "GPT2LMHeadModel"});
+  ChangeHeader([](nlohmann::ordered_json& header) {
+    header["transformer.h.0.attn.c_attn.weight"]["shape"] = {96, 32};
+  });
+
+  ExpectLoadError("'transformer.h.0.attn.c_attn.weight'", "[96, 32]");
+}
+
 TEST_F(DecoderTest, RoutersKeepTheirStoredForm) {
   WriteModel({.architecture = "Qwen3MoeForCausalLM", .dtype = DType::kBF16});
 
@@ -300,6 +324,21 @@ TEST_F(DecoderTest, ForwardRefusesBadCalls) {
   EXPECT_FALSE(model->Forward(rows, **other, {}, nullptr).ok());
 }
 
+TEST_F(DecoderTest, BlocksThatAreSeenMustBeThere) {
+  WriteModel({.architecture = "MistralForCausalLM", .sliding_window = 20});
+  const std::unique_ptr<Model> model = *Load();
+  const std::unique_ptr<KvArena> cache = MakeCache(*model);
+  const std::vector<TokenId> tokens = {1};
+  const std::vector<BlockId> blocks = {kNoBlock, BlockId{1}, BlockId{2}};
+  const auto run = [&](uint32_t start) {
+    const BatchRow row = {tokens, start, blocks, 0};
+    return model->Forward({&row, 1}, *cache, {}, nullptr);
+  };
+
+  EXPECT_TRUE(run(35).ok());   // Sees [16, 35].
+  EXPECT_FALSE(run(34).ok());  // Sees [15, 34].
+}
+
 TEST_F(DecoderTest, TooManyTokensAreRefused) {
   WriteModel();
   const std::unique_ptr<Model> model = *Load();
@@ -325,8 +364,8 @@ TEST(TinyModelTest, EqualSeedsWriteEqualBytesForEveryFamily) {
   std::filesystem::create_directories(directory);
   for (const char* architecture :
        {"LlamaForCausalLM", "MistralForCausalLM", "GemmaForCausalLM", "Gemma2ForCausalLM",
-        "Gemma3ForCausalLM", "MixtralForCausalLM", "Phi3ForCausalLM", "Qwen2ForCausalLM",
-        "Qwen2MoeForCausalLM", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM"}) {
+        "Gemma3ForCausalLM", "GPT2LMHeadModel", "MixtralForCausalLM", "Phi3ForCausalLM",
+        "Qwen2ForCausalLM", "Qwen2MoeForCausalLM", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM"}) {
     for (DType dtype : {DType::kF32, DType::kF16}) {
       const TinyModelOptions options = {.architecture = architecture, .dtype = dtype};
       ASSERT_TRUE(WriteTinyModel(directory, options).ok());

@@ -76,6 +76,18 @@ class Runner {
     second_blocks_.assign(all.begin() + blocks, all.end());
   }
 
+  // Gives up the first sequence's blocks that the token at `position` does not see.
+  void Forget(uint32_t position) {
+    const KvLayout& layout = cache_->layout();
+    const uint32_t count = model_->config().FirstVisible(position) / layout.block_tokens;
+    for (; forgotten_ < count; ++forgotten_) {
+      std::byte* const data = cache_->BlockData(first_blocks_[forgotten_]);
+      std::fill(data, data + layout.block_bytes(), std::byte{0xff});  // NaN
+      first_blocks_[forgotten_] = kNoBlock;
+    }
+  }
+  uint32_t forgotten() const { return forgotten_; }
+
   uint32_t vocab() const { return model_->config().vocab_size; }
 
   // Runs tokens [begin, end) of the first sequence and appends their logits.
@@ -117,6 +129,7 @@ class Runner {
   std::unique_ptr<KvArena> cache_;
   std::vector<BlockId> first_blocks_;
   std::vector<BlockId> second_blocks_;
+  uint32_t forgotten_ = 0;  // Blocks of the first sequence.
 };
 
 // Largest difference, in units of the largest logit.
@@ -272,12 +285,39 @@ TEST_P(GoldenTest, Bf16CacheStaysNearTheReference) {
   EXPECT_LE(RelativeError(logits, expected_.logits), 0.1f);
 }
 
+// Of models that have a window in every layer.
+class WindowTest : public GoldenTest {};
+
+TEST_P(WindowTest, BlocksBehindTheWindowAreNotNeeded) {
+  for (DType kv_dtype : {DType::kF32, DType::kBF16, DType::kI8}) {
+    for (uint32_t seed = 0; seed < 4; ++seed) {
+      std::mt19937 random(seed);
+      const uint32_t chunk_max = seed % 2 == 0 ? 1 : 12;
+      Runner runner(GetParam(), {.threads = 1 + seed % 2, .block_tokens = 4, .kv_dtype = kv_dtype});
+      std::vector<float> logits;
+      for (size_t begin = 0; begin < tokens_.size();) {
+        const size_t end = std::min(tokens_.size(), begin + 1 + random() % chunk_max);
+        runner.Forget(static_cast<uint32_t>(begin));
+        runner.Run(tokens_, begin, end, &logits);
+        begin = end;
+      }
+
+      EXPECT_TRUE(SameBits(logits, OnePass({.kv_dtype = kv_dtype}))) << "seed " << seed;
+      EXPECT_GT(runner.forgotten(), 10u);
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, WindowTest, testing::Values("mistral_window", "phi3"),
+                         [](const auto& model) { return std::string(model.param); });
+
 INSTANTIATE_TEST_SUITE_P(Models, GoldenTest,
                          testing::Values("gemma", "gemma2", "gemma2_bf16", "gemma3",
-                                         "gemma3_linear", "llama", "llama_tied", "llama_llama3",
-                                         "llama_linear", "llama_bf16", "llama_f16", "llama_sharded",
-                                         "mistral", "mistral_window", "mixtral", "mixtral_bf16",
-                                         "phi3", "phi3_long", "phi3_short", "qwen2", "qwen2_moe",
+                                         "gemma3_linear", "gpt2", "gpt2_bare", "gpt2_untied",
+                                         "llama", "llama_tied", "llama_llama3", "llama_linear",
+                                         "llama_bf16", "llama_f16", "llama_sharded", "mistral",
+                                         "mistral_window", "mixtral", "mixtral_bf16", "phi3",
+                                         "phi3_long", "phi3_short", "qwen2", "qwen2_moe",
                                          "qwen2_window", "qwen2_yarn", "qwen3", "qwen3_moe",
                                          "qwen3_moe_mixed", "qwen3_window", "qwen3_yarn"),
                          [](const auto& model) { return std::string(model.param); });

@@ -90,6 +90,7 @@ constexpr Family kFamilies[] = {
      .output_norms = true,
      .query_scalar = 256,
      .logit_soft_cap = 0.0f},
+    {.architecture = "GPT2LMHeadModel", .tensor_names = TensorNames::kGpt2},
     {.architecture = "LlamaForCausalLM"},
     {.architecture = "MistralForCausalLM",
      .sliding_layers = SlidingLayers::kEvery,
@@ -279,11 +280,7 @@ absl::Status RefuseUnsupported(const JsonReader& config) {
   BATON_RETURN_IF_ERROR(RefuseIfTrue(config, "attention_bias"));
   BATON_RETURN_IF_ERROR(RefuseIfTrue(config, "mlp_bias"));
   BATON_RETURN_IF_ERROR(RefuseIfTrue(config, "use_qk_norm"));
-  BATON_RETURN_IF_ERROR(RefuseIfTrue(config, "use_bidirectional_attention"));
-  if (config.Has("quantization_config")) {
-    return config.Error("quantization_config", "is there: quantized weights are not supported");
-  }
-  return absl::OkStatus();
+  return RefuseIfTrue(config, "use_bidirectional_attention");
 }
 
 // Files that extend the context by yarn often leave max_position_embeddings at the original one.
@@ -422,7 +419,88 @@ absl::Status ReadEosTokens(const JsonReader& config, const std::string& director
   return ReadEos(config, model);
 }
 
+// Llama and its descendants.
+absl::Status ReadLlama(const JsonReader& config, const Family& family, ModelConfig* model) {
+  model->qkv_bias = family.qkv_bias;
+  model->qk_norm = family.qk_norm;
+  model->scaled_embedding = family.gemma_norms;
+  model->norms_plus_one = family.gemma_norms;
+  model->output_norms = family.output_norms;
+  BATON_RETURN_IF_ERROR(ReadDimensions(config, family, model));
+  BATON_RETURN_IF_ERROR(ReadExperts(config, family, model));
+  BATON_ASSIGN_OR_RETURN(model->norm_epsilon,
+                         config.PositiveNumber("rms_norm_eps", family.rms_norm_eps));
+  BATON_ASSIGN_OR_RETURN(model->tied_embeddings,
+                         config.Boolean("tie_word_embeddings", family.tied_embeddings));
+  BATON_RETURN_IF_ERROR(ReadActivation(config, family, model));
+  BATON_RETURN_IF_ERROR(ReadScores(config, family, model));
+  BATON_RETURN_IF_ERROR(RefuseUnsupported(config));
+  const RopeDefaults rope = {.head_dim = model->head_dim,
+                             .context_tokens = model->context_tokens,
+                             .theta = family.rope_theta,
+                             .local_theta = family.local_rope_theta,
+                             .partial = family.partial_rotary};
+  BATON_ASSIGN_OR_RETURN(model->rope, ReadRope(config, rope));
+  BATON_ASSIGN_OR_RETURN(model->local_rope, ReadLocalRope(config, rope));
+  model->context_tokens = ExtendedContext(*model);
+  return ReadLayerAttention(config, family, model);
+}
+
+absl::Status ReadGpt2Dimensions(const JsonReader& config, ModelConfig* model) {
+  BATON_ASSIGN_OR_RETURN(model->vocab_size, config.Integer("vocab_size", 1, kVocabSizeMax));
+  BATON_ASSIGN_OR_RETURN(model->hidden_size, config.Integer("n_embd", 1, kDimensionMax));
+  BATON_ASSIGN_OR_RETURN(model->layers, config.Integer("n_layer", 1, kLayersMax));
+  BATON_ASSIGN_OR_RETURN(model->heads, config.Integer("n_head", 1, kDimensionMax));
+  BATON_ASSIGN_OR_RETURN(model->intermediate_size,
+                         config.Integer("n_inner", 1, kDimensionMax, 4 * model->hidden_size));
+  BATON_ASSIGN_OR_RETURN(model->context_tokens,
+                         config.Integer("n_positions", 1, kContextTokensMax, 1024));
+  model->kv_heads = model->heads;
+  model->head_dim = model->hidden_size / model->heads;
+  if (model->hidden_size % model->heads != 0) {
+    return config.Error("n_head", "does not divide n_embd");
+  }
+  if (model->head_dim < 2 || model->head_dim > kHeadDimMax || model->head_dim % 2 != 0) {
+    return config.Error("n_head", absl::StrCat("makes heads of ", model->head_dim,
+                                               "; they must be even and at most ", kHeadDimMax));
+  }
+  return absl::OkStatus();
+}
+
+// GPT-2 (Radford et al., 2019).
+absl::Status ReadGpt2(const JsonReader& config, ModelConfig* model) {
+  model->qkv_bias = true;
+  model->norm_kind = NormKind::kLayer;
+  model->activation = Activation::kGeluTanh;
+  model->gated_network = false;
+  model->learned_positions = true;
+  BATON_RETURN_IF_ERROR(ReadGpt2Dimensions(config, model));
+  model->layer_attention.resize(model->layers);
+  model->attention_scale = 1.0f / std::sqrt(static_cast<float>(model->head_dim));
+  BATON_ASSIGN_OR_RETURN(model->norm_epsilon, config.PositiveNumber("layer_norm_epsilon", 1e-5));
+  BATON_ASSIGN_OR_RETURN(model->tied_embeddings, config.Boolean("tie_word_embeddings", true));
+  // Two names of the same function.
+  BATON_ASSIGN_OR_RETURN(const std::string activation,
+                         config.String("activation_function", "gelu_new"));
+  if (activation != "gelu_new" && activation != "gelu_pytorch_tanh") {
+    return config.Error("activation_function",
+                        absl::StrCat("is '", activation, "'; only gelu_new is supported"));
+  }
+  BATON_ASSIGN_OR_RETURN(const bool scaled, config.Boolean("scale_attn_weights", true));
+  if (!scaled) return config.Error("scale_attn_weights", "is false, which is not supported");
+  BATON_RETURN_IF_ERROR(RefuseIfTrue(config, "scale_attn_by_inverse_layer_idx"));
+  return RefuseIfTrue(config, "add_cross_attention");
+}
+
 }  // namespace
+
+uint32_t ModelConfig::FirstVisible(uint32_t position) const {
+  uint32_t first = layer_attention.empty() ? 0 : position;
+  for (const LayerAttention& layer : layer_attention) {
+    first = std::min(first, WindowBegin(position, layer.window));
+  }
+  return first;
+}
 
 absl::StatusOr<ModelConfig> ModelConfig::Load(const std::string& directory) {
   const std::string path = directory + "/config.json";
@@ -430,32 +508,14 @@ absl::StatusOr<ModelConfig> ModelConfig::Load(const std::string& directory) {
   BATON_ASSIGN_OR_RETURN(const nlohmann::json json, ParseJsonObject(text, path));
   const JsonReader config(json, path);
   BATON_ASSIGN_OR_RETURN(const Family family, ReadFamily(config));
+  if (config.Has("quantization_config")) {
+    return config.Error("quantization_config", "is there: quantized weights are not supported");
+  }
   ModelConfig model;
   model.architecture = family.architecture;
-  model.qkv_bias = family.qkv_bias;
-  model.qk_norm = family.qk_norm;
   model.tensor_names = family.tensor_names;
-  model.scaled_embedding = family.gemma_norms;
-  model.norms_plus_one = family.gemma_norms;
-  model.output_norms = family.output_norms;
-  BATON_RETURN_IF_ERROR(ReadDimensions(config, family, &model));
-  BATON_RETURN_IF_ERROR(ReadExperts(config, family, &model));
-  BATON_ASSIGN_OR_RETURN(model.rms_norm_eps,
-                         config.PositiveNumber("rms_norm_eps", family.rms_norm_eps));
-  BATON_ASSIGN_OR_RETURN(model.tied_embeddings,
-                         config.Boolean("tie_word_embeddings", family.tied_embeddings));
-  BATON_RETURN_IF_ERROR(ReadActivation(config, family, &model));
-  BATON_RETURN_IF_ERROR(ReadScores(config, family, &model));
-  BATON_RETURN_IF_ERROR(RefuseUnsupported(config));
-  const RopeDefaults rope = {.head_dim = model.head_dim,
-                             .context_tokens = model.context_tokens,
-                             .theta = family.rope_theta,
-                             .local_theta = family.local_rope_theta,
-                             .partial = family.partial_rotary};
-  BATON_ASSIGN_OR_RETURN(model.rope, ReadRope(config, rope));
-  BATON_ASSIGN_OR_RETURN(model.local_rope, ReadLocalRope(config, rope));
-  model.context_tokens = ExtendedContext(model);
-  BATON_RETURN_IF_ERROR(ReadLayerAttention(config, family, &model));
+  const bool gpt2 = family.tensor_names == TensorNames::kGpt2;
+  BATON_RETURN_IF_ERROR(gpt2 ? ReadGpt2(config, &model) : ReadLlama(config, family, &model));
   BATON_RETURN_IF_ERROR(ReadStoredType(config, &model));
   BATON_RETURN_IF_ERROR(ReadEosTokens(config, directory, &model));
   return model;

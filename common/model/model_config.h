@@ -36,14 +36,18 @@ struct LayerAttention {
   bool local_rope = false;  // Rotates by ModelConfig::local_rope.
 };
 
-// Of the gate of a feed-forward network.
+// Of the gate of a feed-forward network; without a gate, of what it widens to.
 enum class Activation { kSilu, kGeluTanh };
+
+// Before attention, before the network and at the end. kLayer has biases.
+enum class NormKind { kRms, kLayer };
 
 // How a file names its tensors.
 enum class TensorNames {
   kLlama,
   kMixtral,
   kPhi3,  // As kLlama, but q, k and v are one matrix, as are gate and up.
+  kGpt2,  // With or without "transformer." before each; matrices are [inputs, outputs].
 };
 
 // A mixture of experts (Shazeer et al., 2017) in place of the feed-forward network of some layers.
@@ -66,11 +70,14 @@ struct ModelConfig {
   uint32_t kv_heads = 0;
   uint32_t head_dim = 0;
   uint32_t context_tokens = 0;
-  float rms_norm_eps = 1e-6f;
+  float norm_epsilon = 1e-6f;
   bool tied_embeddings = false;
   bool qkv_bias = false;  // Qwen2
   bool qk_norm = false;   // Qwen3, Gemma 3
+  NormKind norm_kind = NormKind::kRms;
   Activation activation = Activation::kSilu;
+  bool gated_network = true;
+  bool learned_positions = false;   // GPT-2: added to the embedding; nothing is rotated.
   bool scaled_embedding = false;    // Gemma: by sqrt(hidden_size), see ModelWeights.
   bool norms_plus_one = false;      // Gemma: norms are stored less one.
   bool output_norms = false;        // Gemma 2: what a layer's parts give is normalized, too.
@@ -86,6 +93,9 @@ struct ModelConfig {
   std::vector<TokenId> eos_token_ids;  // generation_config.json, else config.json.
 
   bool HasExperts(uint32_t layer) const { return experts.count > 0 && experts.in_layer[layer]; }
+
+  // First position that the token at `position` sees in any layer.
+  uint32_t FirstVisible(uint32_t position) const;
 
   // Reads config.json and generation_config.json (optional) of a Hugging Face folder.
   static absl::StatusOr<ModelConfig> Load(const std::string& directory);

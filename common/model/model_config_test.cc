@@ -100,7 +100,7 @@ TEST_F(ModelConfigTest, ReadsLlama) {
   EXPECT_EQ(config->kv_heads, 2u);
   EXPECT_EQ(config->head_dim, 8u);
   EXPECT_EQ(config->context_tokens, 4096u);
-  EXPECT_FLOAT_EQ(config->rms_norm_eps, 1e-5f);
+  EXPECT_FLOAT_EQ(config->norm_epsilon, 1e-5f);
   EXPECT_FALSE(config->tied_embeddings);
   EXPECT_FALSE(config->qkv_bias);
   EXPECT_FALSE(config->qk_norm);
@@ -134,7 +134,57 @@ TEST_F(ModelConfigTest, ReadsMixtral) {
   EXPECT_TRUE(config->experts.normalize);
   EXPECT_TRUE(config->HasExperts(0));
   EXPECT_EQ(config->rope.theta, 1e6f);
-  EXPECT_FLOAT_EQ(config->rms_norm_eps, 1e-5f);
+  EXPECT_FLOAT_EQ(config->norm_epsilon, 1e-5f);
+}
+
+TEST_F(ModelConfigTest, ReadsGpt2) {
+  // As the first file of GPT-2 was, with what does not matter left out.
+  Json file = {{"activation_function", "gelu_new"},
+               {"architectures", {"GPT2LMHeadModel"}},
+               {"eos_token_id", 50256},
+               {"layer_norm_epsilon", 1e-05},
+               {"n_ctx", 1024},
+               {"n_embd", 768},
+               {"n_head", 12},
+               {"n_layer", 2},
+               {"n_positions", 1024},
+               {"vocab_size", 50257}};
+
+  absl::StatusOr<ModelConfig> config = Load(file);
+  ASSERT_TRUE(config.ok()) << config.status();
+  EXPECT_EQ(config->hidden_size, 768u);
+  EXPECT_EQ(config->intermediate_size, 3072u);
+  EXPECT_EQ(config->layers, 2u);
+  EXPECT_EQ(config->kv_heads, 12u);
+  EXPECT_EQ(config->head_dim, 64u);
+  EXPECT_EQ(config->context_tokens, 1024u);
+  EXPECT_FLOAT_EQ(config->norm_epsilon, 1e-5f);
+  EXPECT_FLOAT_EQ(config->attention_scale, 0.125f);
+  EXPECT_TRUE(config->tied_embeddings);
+  EXPECT_TRUE(config->learned_positions);
+  EXPECT_FALSE(config->gated_network);
+  EXPECT_EQ(config->norm_kind, NormKind::kLayer);
+  EXPECT_THAT(config->eos_token_ids, ElementsAre(50256));
+
+  file["n_inner"] = 100;
+  EXPECT_EQ(Load(file)->intermediate_size, 100u);
+
+  const auto refused = [&](const std::string& key, const Json& value) {
+    Json changed = file;
+    changed[key] = value;
+    const absl::Status status = Load(changed).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << key << " " << value;
+    EXPECT_THAT(std::string(status.message()), HasSubstr(key));
+  };
+  refused("activation_function", "relu");
+  refused("scale_attn_weights", false);
+  refused("scale_attn_by_inverse_layer_idx", true);
+  refused("add_cross_attention", true);
+  refused("quantization_config", {{"quant_method", "gptq"}});
+  refused("n_embd", nullptr);
+  refused("n_head", 7);
+  refused("n_head", 768);
+  refused("n_positions", 0);
 }
 
 TEST_F(ModelConfigTest, ReadsQwenMoe) {
@@ -387,6 +437,21 @@ TEST_F(ModelConfigTest, QwenHasItsWindowInUpperLayersIfItIsUsed) {
   }
 }
 
+TEST_F(ModelConfigTest, FirstVisibleIsThatOfTheLayerThatSeesMost) {
+  Json config = Llama();
+  EXPECT_EQ(Load(config)->FirstVisible(4000), 0u);
+
+  config["architectures"] = {"MistralForCausalLM"};
+  config["sliding_window"] = 1024;
+  EXPECT_EQ(Load(config)->FirstVisible(0), 0u);
+  EXPECT_EQ(Load(config)->FirstVisible(1023), 0u);
+  EXPECT_EQ(Load(config)->FirstVisible(1024), 1u);
+  EXPECT_EQ(Load(config)->FirstVisible(4000), 2977u);
+
+  config["layer_types"] = {"sliding_attention", "full_attention", "sliding_attention"};
+  EXPECT_EQ(Load(config)->FirstVisible(4000), 0u);
+}
+
 TEST_F(ModelConfigTest, RefusesLayerTypesThatMakeNoSense) {
   Json config = Llama();
   config["architectures"] = {"Qwen2ForCausalLM"};
@@ -502,7 +567,7 @@ TEST_F(ModelConfigTest, MixturesOfExpertsHaveTheirWindowInEveryLayer) {
 }
 
 TEST_F(ModelConfigTest, RefusesWhatItDoesNotImplement) {
-  ExpectRefused("architectures", {"GPT2LMHeadModel"}, "GPT2LMHeadModel");
+  ExpectRefused("architectures", {"T5ForConditionalGeneration"}, "T5ForConditionalGeneration");
   ExpectRefused("architectures", Json::array());
   ExpectRefused("hidden_act", "gelu", "gelu");
   ExpectRefused("attention_bias", true);

@@ -63,7 +63,7 @@ double ScaledFrequency(const RopeConfig& rope, double frequency, uint32_t pair) 
 
 RopeAngles::RopeAngles(const RopeConfig& config)
     : attention_factor_(config.attention_factor), frequencies_(config.dim / 2) {
-  BATON_CHECK(config.dim > 0 && config.dim % 2 == 0);
+  BATON_CHECK(config.dim % 2 == 0);
   const double log_theta = StableLog(config.theta);
   for (uint32_t pair = 0; pair < config.dim / 2; ++pair) {
     const double frequency = StableExp(-log_theta * (2.0 * pair / config.dim));

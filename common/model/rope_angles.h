@@ -13,7 +13,7 @@ namespace baton {
 
 class RopeAngles {
  public:
-  // REQUIRES: config.dim is even and positive.
+  // REQUIRES: config.dim is even. 0: there are no angles.
   explicit RopeAngles(const RopeConfig& config);
 
   // Radians per position, for each pair of elements: [config.dim / 2].

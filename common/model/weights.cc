@@ -35,6 +35,33 @@ float RoundTo(DType dtype, float value) {
   return dtype == DType::kBF16 ? Bf16ToF32(F32ToBf16(value)) : F16ToF32(F32ToF16(value));
 }
 
+// `rows` rows from `row` on.
+ConstTensorView RowsOfTensor(const StoredTensor& tensor, size_t row, size_t rows, size_t columns) {
+  return ConstTensorView(tensor.data.data() + row * columns * DTypeBytes(*tensor.dtype),
+                         *tensor.dtype, DeviceKind::kCpu, {rows, columns});
+}
+
+// Columns [begin, begin + count) of a matrix of `rows` rows, as rows. In squares, so that both
+// matrices stay in the cache.
+std::vector<std::byte> TransposedColumns(const StoredTensor& tensor, size_t rows, size_t begin,
+                                         size_t count) {
+  constexpr size_t kSquare = 64;
+  const size_t bytes = DTypeBytes(*tensor.dtype);
+  const size_t columns = tensor.data.size() / bytes / rows;
+  std::vector<std::byte> out(rows * count * bytes);
+  for (size_t row = 0; row < rows; row += kSquare) {
+    for (size_t column = 0; column < count; column += kSquare) {
+      for (size_t r = row; r < std::min(rows, row + kSquare); ++r) {
+        const std::byte* from = tensor.data.data() + (r * columns + begin) * bytes;
+        for (size_t c = column; c < std::min(count, column + kSquare); ++c) {
+          std::memcpy(&out[(c * rows + r) * bytes], from + c * bytes, bytes);
+        }
+      }
+    }
+  }
+  return out;
+}
+
 bool IsAligned(const std::byte* data, DType dtype) {
   return reinterpret_cast<uintptr_t>(data) % DTypeBytes(dtype) == 0;
 }
@@ -56,32 +83,38 @@ absl::StatusOr<std::unique_ptr<ModelWeights>> ModelWeights::Load(Device& device,
 std::string ModelWeights::format_names() const { return absl::StrJoin(format_names_, "+"); }
 
 absl::Status ModelWeights::LoadAll(const ModelConfig& config) {
+  if (config.tensor_names == TensorNames::kGpt2) return LoadGpt2(config);
   const std::string embedding_name = "model.embed_tokens.weight";
   BATON_RETURN_IF_ERROR(LoadEmbedding(embedding_name, config));
   for (uint32_t index = 0; index < config.layers; ++index) {
     // Grown as tensors are found: the number of layers is the file's claim.
     BATON_RETURN_IF_ERROR(LoadLayer(config, index, &layers_.emplace_back()));
   }
-  BATON_RETURN_IF_ERROR(LoadNorm(config, "model.norm.weight", config.hidden_size, &final_norm_));
+  BATON_RETURN_IF_ERROR(
+      LoadNorm(config, "model.norm.weight", config.hidden_size, &final_norm_.weight));
   return LoadHead(config.tied_embeddings ? embedding_name : "lm_head.weight", config);
 }
 
 absl::Status ModelWeights::LoadEmbedding(const std::string& name, const ModelConfig& config) {
-  BATON_ASSIGN_OR_RETURN(const StoredTensor* tensor,
-                         Require(name, {config.vocab_size, config.hidden_size}));
-  stored_dtype_ = *tensor->dtype;
+  BATON_RETURN_IF_ERROR(LoadTable(name, config.vocab_size, config.hidden_size, &embedding_));
+  stored_dtype_ = embedding_.dtype();
+  if (config.scaled_embedding) {
+    embedding_scale_ = RoundTo(stored_dtype_, std::sqrt(static_cast<float>(config.hidden_size)));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ModelWeights::LoadTable(const std::string& name, size_t rows, size_t columns,
+                                     ConstTensorView* table) {
+  BATON_ASSIGN_OR_RETURN(const StoredTensor* tensor, Require(name, {rows, columns}));
   const std::byte* data = tensor->data.data();
-  if (device_.kind() != DeviceKind::kCpu || !IsAligned(data, stored_dtype_)) {
+  if (device_.kind() != DeviceKind::kCpu || !IsAligned(data, *tensor->dtype)) {
     BATON_ASSIGN_OR_RETURN(DeviceMemory memory, device_.Allocate(tensor->data.size()));
     BATON_RETURN_IF_ERROR(device_.CopyFromHost(memory.data(), data, tensor->data.size()));
     data = memory_.emplace_back(std::move(memory)).data();
   }
-  embedding_ =
-      ConstTensorView(data, stored_dtype_, device_.kind(), {config.vocab_size, config.hidden_size});
-  parameter_count_ += embedding_.elements();
-  if (config.scaled_embedding) {
-    embedding_scale_ = RoundTo(stored_dtype_, std::sqrt(static_cast<float>(config.hidden_size)));
-  }
+  *table = ConstTensorView(data, *tensor->dtype, device_.kind(), {rows, columns});
+  parameter_count_ += table->elements();
   return absl::OkStatus();
 }
 
@@ -92,7 +125,7 @@ absl::Status ModelWeights::LoadHead(const std::string& name, const ModelConfig& 
   WeightForm form = options_.form.value_or(WeightFormOf(*tensor->dtype));
   if (form == WeightForm::kInt4) form = WeightForm::kInt8;
   if (!config.tied_embeddings) parameter_count_ += embedding_.elements();
-  return Pack(name, *tensor, 0, config.vocab_size, config.hidden_size,
+  return Pack(name, *tensor, RowsOfTensor(*tensor, 0, config.vocab_size, config.hidden_size),
               {.form = form, .activation_bytes = options_.activation_bytes}, &head_);
 }
 
@@ -129,11 +162,12 @@ absl::Status ModelWeights::LoadNorms(const ModelConfig& config, const std::strin
   const size_t hidden = config.hidden_size;
   const std::string after_attention = prefix + "post_attention_layernorm.weight";
   BATON_RETURN_IF_ERROR(
-      LoadNorm(config, prefix + "input_layernorm.weight", hidden, &layer->input_norm));
-  if (!config.output_norms) return LoadNorm(config, after_attention, hidden, &layer->network_norm);
+      LoadNorm(config, prefix + "input_layernorm.weight", hidden, &layer->input_norm.weight));
+  if (!config.output_norms)
+    return LoadNorm(config, after_attention, hidden, &layer->network_norm.weight);
   BATON_RETURN_IF_ERROR(LoadNorm(config, after_attention, hidden, &layer->attention_output_norm));
-  BATON_RETURN_IF_ERROR(
-      LoadNorm(config, prefix + "pre_feedforward_layernorm.weight", hidden, &layer->network_norm));
+  BATON_RETURN_IF_ERROR(LoadNorm(config, prefix + "pre_feedforward_layernorm.weight", hidden,
+                                 &layer->network_norm.weight));
   return LoadNorm(config, prefix + "post_feedforward_layernorm.weight", hidden,
                   &layer->network_output_norm);
 }
@@ -201,6 +235,49 @@ absl::Status ModelWeights::LoadNetwork(const std::string& prefix, const char* ga
   return LoadMatrix(absl::StrCat(prefix, down, ".weight"), hidden, inner, &network->down);
 }
 
+absl::Status ModelWeights::LoadGpt2(const ModelConfig& config) {
+  const std::string prefix =
+      files_->Find("transformer.wte.weight") != nullptr ? "transformer." : "";
+  BATON_RETURN_IF_ERROR(LoadEmbedding(prefix + "wte.weight", config));
+  BATON_RETURN_IF_ERROR(
+      LoadTable(prefix + "wpe.weight", config.context_tokens, config.hidden_size, &positions_));
+  for (uint32_t index = 0; index < config.layers; ++index) {
+    BATON_RETURN_IF_ERROR(
+        LoadGpt2Layer(config, absl::StrCat(prefix, "h.", index, "."), &layers_.emplace_back()));
+  }
+  BATON_RETURN_IF_ERROR(LoadGpt2Norm(prefix + "ln_f.", config.hidden_size, &final_norm_));
+  return LoadHead(config.tied_embeddings ? prefix + "wte.weight" : "lm_head.weight", config);
+}
+
+absl::Status ModelWeights::LoadGpt2Layer(const ModelConfig& config, const std::string& prefix,
+                                         LayerWeights* layer) {
+  const size_t hidden = config.hidden_size;
+  const size_t inner = config.intermediate_size;
+  BATON_RETURN_IF_ERROR(LoadGpt2Norm(prefix + "ln_1.", hidden, &layer->input_norm));
+  BATON_RETURN_IF_ERROR(
+      LoadTransposed(prefix + "attn.c_attn.weight", hidden,
+                     {{hidden, &layer->q}, {hidden, &layer->k}, {hidden, &layer->v}}));
+  ConstTensorView qkv_bias;
+  BATON_RETURN_IF_ERROR(LoadVector(prefix + "attn.c_attn.bias", 3 * hidden, &qkv_bias));
+  layer->q_bias = qkv_bias.Rows(0, hidden);
+  layer->k_bias = qkv_bias.Rows(hidden, hidden);
+  layer->v_bias = qkv_bias.Rows(2 * hidden, hidden);
+  BATON_RETURN_IF_ERROR(
+      LoadTransposed(prefix + "attn.c_proj.weight", hidden, {{hidden, &layer->o}}));
+  BATON_RETURN_IF_ERROR(LoadVector(prefix + "attn.c_proj.bias", hidden, &layer->o_bias));
+  BATON_RETURN_IF_ERROR(LoadGpt2Norm(prefix + "ln_2.", hidden, &layer->network_norm));
+  BATON_RETURN_IF_ERROR(LoadTransposed(prefix + "mlp.c_fc.weight", hidden, {{inner, &layer->up}}));
+  BATON_RETURN_IF_ERROR(LoadVector(prefix + "mlp.c_fc.bias", inner, &layer->up_bias));
+  BATON_RETURN_IF_ERROR(
+      LoadTransposed(prefix + "mlp.c_proj.weight", inner, {{hidden, &layer->down}}));
+  return LoadVector(prefix + "mlp.c_proj.bias", hidden, &layer->down_bias);
+}
+
+absl::Status ModelWeights::LoadGpt2Norm(const std::string& prefix, size_t size, NormWeights* norm) {
+  BATON_RETURN_IF_ERROR(LoadVector(prefix + "weight", size, &norm->weight));
+  return LoadVector(prefix + "bias", size, &norm->bias);
+}
+
 absl::StatusOr<const StoredTensor*> ModelWeights::Require(
     const std::string& name, std::initializer_list<size_t> shape) const {
   const StoredTensor* tensor = files_->Find(name);
@@ -232,29 +309,48 @@ absl::Status ModelWeights::LoadParts(const std::string& name, size_t columns,
   for (const RowsOf& part : parts) rows += part.rows;
   BATON_ASSIGN_OR_RETURN(const StoredTensor* tensor, Require(name, {rows, columns}));
   parameter_count_ += rows * columns;
-  const WeightFormat format = {.form = options_.form.value_or(WeightFormOf(*tensor->dtype)),
-                               .activation_bytes = options_.activation_bytes};
   size_t row = 0;
   for (const RowsOf& part : parts) {
-    BATON_RETURN_IF_ERROR(Pack(name, *tensor, row, part.rows, columns, format, part.weight));
+    BATON_RETURN_IF_ERROR(Pack(name, *tensor, RowsOfTensor(*tensor, row, part.rows, columns),
+                               FormatOf(*tensor), part.weight));
     row += part.rows;
   }
   return absl::OkStatus();
+}
+
+absl::Status ModelWeights::LoadTransposed(const std::string& name, size_t inputs,
+                                          std::initializer_list<RowsOf> parts) {
+  size_t outputs = 0;
+  for (const RowsOf& part : parts) outputs += part.rows;
+  BATON_ASSIGN_OR_RETURN(const StoredTensor* tensor, Require(name, {inputs, outputs}));
+  parameter_count_ += inputs * outputs;
+  size_t column = 0;
+  for (const RowsOf& part : parts) {
+    const std::vector<std::byte> rows = TransposedColumns(*tensor, inputs, column, part.rows);
+    const ConstTensorView matrix(rows.data(), *tensor->dtype, DeviceKind::kCpu,
+                                 {part.rows, inputs});
+    BATON_RETURN_IF_ERROR(Pack(name, *tensor, matrix, FormatOf(*tensor), part.weight));
+    column += part.rows;
+  }
+  return absl::OkStatus();
+}
+
+WeightFormat ModelWeights::FormatOf(const StoredTensor& tensor) const {
+  return {.form = options_.form.value_or(WeightFormOf(*tensor.dtype)),
+          .activation_bytes = options_.activation_bytes};
 }
 
 absl::Status ModelWeights::LoadAsStored(const std::string& name, size_t rows, size_t columns,
                                         PackedWeight* weight) {
   BATON_ASSIGN_OR_RETURN(const StoredTensor* tensor, Require(name, {rows, columns}));
   parameter_count_ += rows * columns;
-  return Pack(name, *tensor, 0, rows, columns, {.form = WeightFormOf(*tensor->dtype)}, weight);
+  return Pack(name, *tensor, RowsOfTensor(*tensor, 0, rows, columns),
+              {.form = WeightFormOf(*tensor->dtype)}, weight);
 }
 
 absl::Status ModelWeights::Pack(const std::string& name, const StoredTensor& tensor,
-                                size_t row_begin, size_t rows, size_t columns, WeightFormat format,
+                                const ConstTensorView& matrix, WeightFormat format,
                                 PackedWeight* weight) {
-  const size_t row_bytes = columns * DTypeBytes(*tensor.dtype);
-  const ConstTensorView matrix(tensor.data.data() + row_begin * row_bytes, *tensor.dtype,
-                               DeviceKind::kCpu, {rows, columns});
   absl::StatusOr<PackedWeight> packed = PackWeight(context_, device_, matrix, format);
   if (!packed.ok()) {
     return absl::Status(packed.status().code(), absl::StrCat(tensor.file, ": tensor '", name, "' ",
@@ -263,7 +359,7 @@ absl::Status ModelWeights::Pack(const std::string& name, const StoredTensor& ten
   }
   *weight = *std::move(packed);
   format_names_.insert(format.name());
-  Report(rows * row_bytes);
+  Report(matrix.bytes());
   return absl::OkStatus();
 }
 

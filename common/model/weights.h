@@ -22,6 +22,12 @@
 
 namespace baton {
 
+// The bias is empty with NormKind::kRms.
+struct NormWeights {
+  ConstTensorView weight;  // [hidden]
+  ConstTensorView bias;    // As weight.
+};
+
 // A gated feed-forward network.
 struct NetworkWeights {
   PackedWeight gate;  // [intermediate, hidden]
@@ -41,7 +47,7 @@ struct ExpertWeights {
 // Matrices are [outputs, inputs]; norms and biases are float32. Those that an architecture lacks
 // are empty.
 struct LayerWeights {
-  ConstTensorView input_norm;             // [hidden]
+  NormWeights input_norm;
   PackedWeight q;                         // [heads * head_dim, hidden]
   PackedWeight k;                         // [kv_heads * head_dim, hidden]
   PackedWeight v;                         // As k.
@@ -51,12 +57,15 @@ struct LayerWeights {
   ConstTensorView q_norm;                 // [head_dim]
   ConstTensorView k_norm;                 // [head_dim]
   PackedWeight o;                         // [hidden, heads * head_dim]
-  ConstTensorView network_norm;           // [hidden], before the network.
+  ConstTensorView o_bias;                 // [hidden]
+  NormWeights network_norm;               // Before the network.
   ConstTensorView attention_output_norm;  // [hidden], of what attention gives.
   ConstTensorView network_output_norm;    // [hidden], of what the network gives.
   PackedWeight gate;                      // [intermediate, hidden]
   PackedWeight up;                        // [intermediate, hidden]
   PackedWeight down;                      // [hidden, intermediate]
+  ConstTensorView up_bias;                // [intermediate]
+  ConstTensorView down_bias;              // [hidden]
   ExpertWeights experts;                  // Instead of those three.
 };
 
@@ -76,11 +85,12 @@ class ModelWeights {
                                                             const WeightOptions& options);
 
   const ConstTensorView& embedding() const { return embedding_; }  // [vocab, hidden]
+  const ConstTensorView& positions() const { return positions_; }  // [context, hidden] if learned
   // What embeddings are multiplied with. sqrt(hidden) is rounded to the stored type: so it was when
   // the model was trained, and so does Hugging Face.
   float embedding_scale() const { return embedding_scale_; }
-  const PackedWeight& head() const { return head_; }                 // [vocab, hidden]
-  const ConstTensorView& final_norm() const { return final_norm_; }  // [hidden]
+  const PackedWeight& head() const { return head_; }  // [vocab, hidden]
+  const NormWeights& final_norm() const { return final_norm_; }
   const LayerWeights& layer(uint32_t index) const { return layers_[index]; }
 
   // Of the embedding, in the file.
@@ -102,10 +112,17 @@ class ModelWeights {
   // `gate`, `up` and `down` name the matrices behind `prefix`.
   absl::Status LoadNetwork(const std::string& prefix, const char* gate, const char* up,
                            const char* down, size_t hidden, size_t inner, NetworkWeights* network);
+  absl::Status LoadGpt2(const ModelConfig& config);
+  absl::Status LoadGpt2Layer(const ModelConfig& config, const std::string& prefix,
+                             LayerWeights* layer);
+  absl::Status LoadGpt2Norm(const std::string& prefix, size_t size, NormWeights* norm);
   // Finds the tensor and checks its shape and type.
   absl::StatusOr<const StoredTensor*> Require(const std::string& name,
                                               std::initializer_list<size_t> shape) const;
   absl::Status LoadEmbedding(const std::string& name, const ModelConfig& config);
+  // A table of which single rows are read: as it is stored.
+  absl::Status LoadTable(const std::string& name, size_t rows, size_t columns,
+                         ConstTensorView* table);
   absl::Status LoadHead(const std::string& name, const ModelConfig& config);
   // q, k and v of a layer, or gate and up, whether they are matrices of their own or parts of one.
   absl::Status LoadQkv(const ModelConfig& config, const std::string& prefix, LayerWeights* layer);
@@ -123,9 +140,13 @@ class ModelWeights {
   };
   absl::Status LoadParts(const std::string& name, size_t columns,
                          std::initializer_list<RowsOf> parts);
-  // Rows [row_begin, row_begin + rows) of a tensor.
-  absl::Status Pack(const std::string& name, const StoredTensor& tensor, size_t row_begin,
-                    size_t rows, size_t columns, WeightFormat format, PackedWeight* weight);
+  // The same for a matrix that is stored as [inputs, outputs]: its columns are cut.
+  absl::Status LoadTransposed(const std::string& name, size_t inputs,
+                              std::initializer_list<RowsOf> parts);
+  WeightFormat FormatOf(const StoredTensor& tensor) const;
+  // `matrix` [outputs, inputs], on the host: the tensor or a part of it.
+  absl::Status Pack(const std::string& name, const StoredTensor& tensor,
+                    const ConstTensorView& matrix, WeightFormat format, PackedWeight* weight);
   absl::Status LoadNorms(const ModelConfig& config, const std::string& prefix, LayerWeights* layer);
   absl::Status LoadNorm(const ModelConfig& config, const std::string& name, size_t size,
                         ConstTensorView* view);
@@ -142,7 +163,8 @@ class ModelWeights {
   std::vector<LayerWeights> layers_;
   ConstTensorView embedding_;
   PackedWeight head_;
-  ConstTensorView final_norm_;
+  ConstTensorView positions_;
+  NormWeights final_norm_;
   DType stored_dtype_ = DType::kF32;
   float embedding_scale_ = 1.0f;
   std::set<std::string> format_names_;

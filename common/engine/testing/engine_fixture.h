@@ -93,8 +93,9 @@ class RecordedTransfers final : public TransferPort {
 struct EngineFixture {
   static constexpr uint32_t kBlockTokens = 4;
 
-  explicit EngineFixture(uint32_t block_count)
-      : device(MakeHostDevice()),
+  explicit EngineFixture(uint32_t block_count, uint32_t window = 0)
+      : model(97, 256, window),
+        device(MakeHostDevice()),
         arena(KvArena::Create(*device, model.Layout(kBlockTokens), block_count).value()),
         pool(block_count),
         executor(&model, arena.get()) {}

@@ -50,7 +50,7 @@ void ForEachRow(const Visit& visit) {
 
 }  // namespace
 
-FakeModel::FakeModel(uint32_t vocab_size, uint32_t context_tokens) {
+FakeModel::FakeModel(uint32_t vocab_size, uint32_t context_tokens, uint32_t window) {
   config_.architecture = "Fake";
   config_.vocab_size = vocab_size;
   config_.context_tokens = context_tokens;
@@ -58,6 +58,7 @@ FakeModel::FakeModel(uint32_t vocab_size, uint32_t context_tokens) {
   config_.heads = kKvHeads;
   config_.kv_heads = kKvHeads;
   config_.head_dim = kHeadDim;
+  config_.layer_attention.assign(kLayers, {.window = window});
 }
 
 KvLayout FakeModel::Layout(uint32_t block_tokens) const {
@@ -99,7 +100,7 @@ absl::Status FakeModel::Forward(std::span<const BatchRow> rows, KvArena& cache,
     if (row.logit_count == 0) continue;
     uint64_t state = kStart;
     const uint32_t end = row.start + static_cast<uint32_t>(row.tokens.size());
-    for (uint32_t position = 0; position < end; ++position) {
+    for (uint32_t position = config_.FirstVisible(end - 1); position < end; ++position) {
       ForEachRow([&](uint32_t layer, bool value, uint32_t head) {
         Row data;
         std::memcpy(data.data(),
@@ -117,12 +118,13 @@ absl::Status FakeModel::Forward(std::span<const BatchRow> rows, KvArena& cache,
 }
 
 std::vector<TokenId> FakeContinuation(std::vector<TokenId> tokens, uint32_t count,
-                                      uint32_t vocab_size) {
+                                      uint32_t vocab_size, uint32_t window) {
   const size_t prompt = tokens.size();
-  uint64_t state = kStart;
-  uint32_t position = 0;
   while (tokens.size() < prompt + count) {
-    for (; position < tokens.size(); ++position) {
+    uint64_t state = kStart;
+    const uint32_t end = static_cast<uint32_t>(tokens.size());
+    for (uint32_t position = window == 0 || end <= window ? 0 : end - window; position < end;
+         ++position) {
       ForEachRow([&](uint32_t layer, bool value, uint32_t head) {
         state = Absorb(state, MakeRow(tokens[position], position, layer, value, head));
       });

@@ -20,7 +20,8 @@ class FakeModel final : public Model {
   static constexpr uint32_t kKvHeads = 2;
   static constexpr uint32_t kHeadDim = 4;
 
-  explicit FakeModel(uint32_t vocab_size = 97, uint32_t context_tokens = 256);
+  // A token sees so many tokens, itself included; 0: all before it.
+  explicit FakeModel(uint32_t vocab_size = 97, uint32_t context_tokens = 256, uint32_t window = 0);
 
   const ModelConfig& config() const override { return config_; }
   const std::string& fingerprint() const override { return fingerprint_; }
@@ -45,7 +46,7 @@ class FakeModel final : public Model {
 
 // What greedy decoding of the fake model gives after `prompt`: the oracle, without any cache.
 std::vector<TokenId> FakeContinuation(std::vector<TokenId> prompt, uint32_t count,
-                                      uint32_t vocab_size = 97);
+                                      uint32_t vocab_size = 97, uint32_t window = 0);
 
 }  // namespace baton
 

@@ -138,6 +138,7 @@ std::string Config(const TinyModelOptions& options) {
                  {"rope_theta", 10000.0},
                  {"tie_word_embeddings", options.tied_embeddings},
                  {"torch_dtype", TorchName(options.dtype)}};
+  if (options.sliding_window != 0) config["sliding_window"] = options.sliding_window;
   if (HasExperts(options)) {
     config["num_experts_per_tok"] = options.experts_per_token;
     config[IsMixtral(options) ? "num_local_experts" : "num_experts"] = options.experts;
@@ -238,6 +239,56 @@ std::string Weights(const TinyModelOptions& options) {
   return writer.Finish();
 }
 
+bool IsGpt2(const TinyModelOptions& options) { return options.architecture == "GPT2LMHeadModel"; }
+
+std::string Gpt2Config(const TinyModelOptions& options) {
+  Json config = {{"architectures", {options.architecture}},
+                 {"activation_function", "gelu_new"},
+                 {"vocab_size", options.vocab},
+                 {"n_embd", options.hidden},
+                 {"n_inner", options.intermediate},
+                 {"n_layer", options.layers},
+                 {"n_head", options.heads},
+                 {"n_positions", options.context_tokens},
+                 {"layer_norm_epsilon", 1e-5},
+                 {"tie_word_embeddings", options.tied_embeddings},
+                 {"torch_dtype", TorchName(options.dtype)}};
+  if (options.tokenizer) config["eos_token_id"] = kTinyModelEndOfText;
+  return config.dump(2);
+}
+
+// Matrices are [inputs, outputs].
+void AddGpt2Layer(const TinyModelOptions& options, uint32_t index, SafetensorsWriter* writer) {
+  const std::string prefix = absl::StrCat("transformer.h.", index, ".");
+  const auto matrix = [&](const std::string& name, uint32_t inputs, uint32_t outputs) {
+    writer->Add(prefix + name + ".weight", {inputs, outputs}, 0.0f, options.deviation);
+    writer->Add(prefix + name + ".bias", {outputs}, 0.0f, 0.1f);
+  };
+  const auto norm = [&](const std::string& name) {
+    writer->Add(prefix + name + ".weight", {options.hidden}, 1.0f, 0.1f);
+    writer->Add(prefix + name + ".bias", {options.hidden}, 0.0f, 0.1f);
+  };
+  norm("ln_1");
+  matrix("attn.c_attn", options.hidden, 3 * options.hidden);
+  matrix("attn.c_proj", options.hidden, options.hidden);
+  norm("ln_2");
+  matrix("mlp.c_fc", options.hidden, options.intermediate);
+  matrix("mlp.c_proj", options.intermediate, options.hidden);
+}
+
+std::string Gpt2Weights(const TinyModelOptions& options) {
+  SafetensorsWriter writer(options.dtype, options.seed);
+  writer.Add("transformer.wte.weight", {options.vocab, options.hidden}, 0.0f, 1.0f);
+  writer.Add("transformer.wpe.weight", {options.context_tokens, options.hidden}, 0.0f, 1.0f);
+  for (uint32_t index = 0; index < options.layers; ++index) AddGpt2Layer(options, index, &writer);
+  writer.Add("transformer.ln_f.weight", {options.hidden}, 1.0f, 0.1f);
+  writer.Add("transformer.ln_f.bias", {options.hidden}, 0.0f, 0.1f);
+  if (!options.tied_embeddings) {
+    writer.Add("lm_head.weight", {options.vocab, options.hidden}, 0.0f, options.deviation);
+  }
+  return writer.Finish();
+}
+
 std::string Utf8(uint32_t code_point) {
   if (code_point < 0x80) return std::string(1, static_cast<char>(code_point));
   return {static_cast<char>(0xc0 | (code_point >> 6)),
@@ -320,12 +371,14 @@ absl::Status WriteTinyModel(const std::string& directory, const TinyModelOptions
   if (options.tokenizer && options.vocab <= kTinyModelImEnd) {
     return absl::InvalidArgumentError("the tokenizer needs a vocabulary of at least 259");
   }
-  BATON_RETURN_IF_ERROR(WriteFile(directory + "/config.json", Config(options)));
+  BATON_RETURN_IF_ERROR(WriteFile(directory + "/config.json",
+                                  IsGpt2(options) ? Gpt2Config(options) : Config(options)));
   const Json generation = options.tokenizer
                               ? Json{{"eos_token_id", {kTinyModelEndOfText, kTinyModelImEnd}}}
                               : Json::object();
   BATON_RETURN_IF_ERROR(WriteFile(directory + "/generation_config.json", generation.dump(2)));
-  BATON_RETURN_IF_ERROR(WriteFile(directory + "/model.safetensors", Weights(options)));
+  BATON_RETURN_IF_ERROR(WriteFile(directory + "/model.safetensors",
+                                  IsGpt2(options) ? Gpt2Weights(options) : Weights(options)));
   if (!options.tokenizer) return absl::OkStatus();
   BATON_RETURN_IF_ERROR(WriteFile(directory + "/tokenizer.json", Tokenizer()));
   return WriteFile(directory + "/tokenizer_config.json", TokenizerConfig());

@@ -16,12 +16,13 @@ struct TinyModelOptions {
   uint32_t hidden = 32;
   uint32_t intermediate = 64;
   uint32_t heads = 4;
-  uint32_t kv_heads = 2;
+  uint32_t kv_heads = 2;  // GPT-2 has as many as heads, and no head_dim of its own.
   uint32_t head_dim = 0;  // 0: hidden / heads.
   uint32_t vocab = 259;   // 256 bytes and the special tokens below, at least, if `tokenizer`.
   uint64_t seed = 1;
   uint32_t context_tokens = 512;
-  float deviation = 0.3f;  // Of matrices: large enough that logits are not flat.
+  uint32_t sliding_window = 0;  // 0: what the architecture has if nothing is said.
+  float deviation = 0.3f;       // Of matrices: large enough that logits are not flat.
   bool tied_embeddings = false;
   DType dtype = DType::kF32;  // kF32, kBF16 or kF16, of every tensor.
   // Of architectures with experts; all layers have them.

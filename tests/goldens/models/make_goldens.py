@@ -17,6 +17,7 @@ import sys
 
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 HERE = pathlib.Path(__file__).resolve().parent
 PROMPT_TOKENS = 24
@@ -39,6 +40,16 @@ COMMON = dict(
     bos_token_id=1,
     eos_token_id=2,
     pad_token_id=None,
+    attn_implementation="eager",
+)
+GPT2 = dict(
+    vocab_size=128,
+    n_embd=32,
+    n_layer=2,
+    n_head=4,
+    n_positions=128,
+    bos_token_id=1,
+    eos_token_id=2,
     attn_implementation="eager",
 )
 LLAMA3 = dict(rope_type="llama3", rope_theta=10000.0, factor=4.0, low_freq_factor=1.0,
@@ -102,6 +113,10 @@ MODELS = {
                           layer_types=["sliding_attention", "full_attention"])),
     "qwen3_yarn": ("Qwen3", 12, torch.float32, 1, False,
                    dict(head_dim=16, tie_word_embeddings=True, rope_parameters=YARN_MSCALE)),
+    "gpt2": ("GPT2", 60, torch.float32, 1, False, {}),
+    "gpt2_bare": ("GPT2", 61, torch.float16, 1, True,
+                  dict(n_embd=40, n_inner=48, n_layer=3, n_head=2, layer_norm_epsilon=1e-3)),
+    "gpt2_untied": ("GPT2", 62, torch.bfloat16, 3, False, dict(tie_word_embeddings=False)),
     "mixtral": ("Mixtral", 13, torch.float32, 1, True,
                 dict(intermediate_size=24, num_local_experts=4, num_experts_per_tok=2)),
     "mixtral_bf16": ("Mixtral", 114, torch.bfloat16, 3, False,
@@ -127,9 +142,11 @@ def randomize(model, family, generator):
     with torch.no_grad():
         for name, tensor in model.named_parameters():
             noise = torch.randn(tensor.shape, generator=generator)
-            if name.endswith("norm.weight") or "layernorm" in name:
+            if family == "GPT2" and name.endswith("bias"):
+                tensor.copy_(0.1 * noise)  # Larger ones would decide alone.
+            elif name.endswith("norm.weight") or "layernorm" in name or ".ln_" in name:
                 tensor.copy_((0.0 if family.startswith("Gemma") else 1.0) + 0.2 * noise)
-            elif "embed_tokens" in name:
+            elif "embed_tokens" in name or ".wte." in name or ".wpe." in name:
                 tensor.copy_((0.15 if family.startswith("Gemma") else 0.7) * noise)
             else:
                 tensor.copy_(0.35 * noise)
@@ -137,6 +154,10 @@ def randomize(model, family, generator):
 
 def use_old_spelling(path):
     config = json.loads(path.read_text())
+    config["torch_dtype"] = config.pop("dtype")
+    if config["model_type"] == "gpt2":
+        path.write_text(json.dumps(config, indent=2) + "\n")
+        return
     rope = config.pop("rope_parameters")
     if "full_attention" in rope:
         config["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
@@ -146,11 +167,17 @@ def use_old_spelling(path):
     config["rope_scaling"] = None if rope["rope_type"] == "default" else rope
     if "partial_rotary_factor" in rope:
         config["partial_rotary_factor"] = rope.pop("partial_rotary_factor")
-    config["torch_dtype"] = config.pop("dtype")
     config.pop("layer_types", None)
     if config["model_type"].startswith("qwen") and "num_local_experts" in config:
         config["num_experts"] = config.pop("num_local_experts")
     path.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def strip_prefix(path):
+    """As the first files of GPT-2 name their tensors, which had the masks in them, too."""
+    tensors = {name.removeprefix("transformer."): t for name, t in load_file(path).items()}
+    tensors["h.0.attn.bias"] = torch.tril(torch.ones(1, 1, 4, 4))
+    save_file(tensors, path, metadata={"format": "pt"})
 
 
 def watch_routing(model):
@@ -172,8 +199,10 @@ def make(name, family, seed, dtype, shards, old_spelling, options):
     shutil.rmtree(folder, ignore_errors=True)
     generator = torch.Generator().manual_seed(seed)
     config_name = family + ("TextConfig" if family == "Gemma3" else "Config")
-    config = getattr(transformers, config_name)(**{**COMMON, **options})
-    model_class = getattr(transformers, family + "ForCausalLM")
+    config = getattr(transformers, config_name)(
+        **{**(GPT2 if family == "GPT2" else COMMON), **options})
+    head = "LMHeadModel" if family == "GPT2" else "ForCausalLM"
+    model_class = getattr(transformers, family + head)
     model = model_class(config)
     randomize(model, family, generator)
     model = model.to(dtype)
@@ -181,6 +210,8 @@ def make(name, family, seed, dtype, shards, old_spelling, options):
     model.save_pretrained(folder, max_shard_size=size if shards == 1 else size // (shards - 1))
     if old_spelling:
         use_old_spelling(folder / "config.json")
+        if family == "GPT2":
+            strip_prefix(folder / "model.safetensors")
 
     model = model_class.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     model.eval()
@@ -201,7 +232,7 @@ def make(name, family, seed, dtype, shards, old_spelling, options):
     expected = {"prompt": prompt, "greedy": tokens[PROMPT_TOKENS:]}
     (folder / "expected.json").write_text(json.dumps(expected) + "\n")
     total = sum(f.stat().st_size for f in folder.iterdir())
-    print(f"{name:14} {total:7} bytes, margin {margin:.4f}, deviation of logits {logits.std():.2f}, "
+    print(f"{name:15} {total:7} bytes, margin {margin:.4f}, deviation of logits {logits.std():.2f}, "
           f"{len(set(tokens[PROMPT_TOKENS:]))} different tokens")
 
 
