@@ -108,7 +108,7 @@ struct KvPages {
 struct SequenceRows {
   uint32_t row = 0;  // Of the first token, in the batch.
   uint32_t count = 0;
-  uint32_t position = 0;            // Absolute, of the first token.
+  uint32_t position = 0;  // Absolute, of the first token.
   // Host memory; cover positions [0, position + count). Those that no row sees are not looked at.
   std::span<const BlockId> blocks;
 };
