@@ -6,6 +6,8 @@
 
 #include <algorithm>
 #include <atomic>
+#include <map>
+#include <memory>
 #include <string>
 #include <thread>
 #include <vector>
@@ -22,16 +24,31 @@ namespace {
 
 constexpr int kClients = 8;
 
-const std::string& ModelFolder() {
-  static const TemporaryFolder folder;
-  static const bool written = [] {
-    TinyModelOptions options;
-    options.layers = 3;
-    return WriteTinyModel(folder.path(), options).ok();
-  }();
-  EXPECT_TRUE(written);
-  return folder.path();
+enum class ModelKind { kLlama, kMistral, kGemma2 };
+
+TinyModelOptions ModelOptionsOf(ModelKind kind) {
+  TinyModelOptions options;
+  options.layers = 3;
+  switch (kind) {
+    case ModelKind::kLlama:
+      break;
+    case ModelKind::kMistral:  // Decode workers give back what is behind the window.
+      options.architecture = "MistralForCausalLM";
+      options.sliding_window = 20;
+      break;
+    case ModelKind::kGemma2:  // The first and the third layer have a window.
+      options.architecture = "Gemma2ForCausalLM";
+      options.sliding_window = 20;
+      break;
+  }
+  return options;
 }
+
+// A model in its folder, and what one process gives with it.
+struct OracleModel {
+  TemporaryFolder folder;
+  std::vector<std::vector<TokenId>> streams;
+};
 
 const std::vector<v1::GenerateRequest>& Requests() {
   static const auto* const requests = new std::vector<v1::GenerateRequest>(MakeWorkload({}));
@@ -39,23 +56,31 @@ const std::vector<v1::GenerateRequest>& Requests() {
 }
 
 // One process, one thread, one request at a time.
-const std::vector<std::vector<TokenId>>& Oracle() {
-  static const auto* const streams = [] {
-    auto* all = new std::vector<std::vector<TokenId>>();
-    EngineParts parts =
-        EngineParts::Create({.model = ModelFolder(), .threads = 1, .kv_memory_bytes = 16 << 20})
-            .value();
-    LocalRunner runner(&parts);
-    for (const v1::GenerateRequest& request : Requests()) {
-      const LocalResult result =
-          runner.Run(WorkOf(request, parts.model->config().eos_token_ids, all->size() + 1));
-      EXPECT_TRUE(result.status.ok()) << result.status;
-      all->emplace_back();
-      for (const v1::Token& token : result.tokens) all->back().push_back(token.id());
-    }
-    return all;
-  }();
-  return *streams;
+void RunOracle(OracleModel* oracle) {
+  EngineParts parts =
+      EngineParts::Create(
+          {.model = oracle->folder.path(), .threads = 1, .kv_memory_bytes = 16 << 20})
+          .value();
+  LocalRunner runner(&parts);
+  for (const v1::GenerateRequest& request : Requests()) {
+    const LocalResult result = runner.Run(
+        WorkOf(request, parts.model->config().eos_token_ids, oracle->streams.size() + 1));
+    EXPECT_TRUE(result.status.ok()) << result.status;
+    oracle->streams.emplace_back();
+    for (const v1::Token& token : result.tokens) oracle->streams.back().push_back(token.id());
+  }
+}
+
+// Made when it is first asked for.
+const OracleModel& Oracle(ModelKind kind) {
+  static auto* const oracles = new std::map<ModelKind, std::unique_ptr<OracleModel>>();
+  std::unique_ptr<OracleModel>& oracle = (*oracles)[kind];
+  if (oracle == nullptr) {
+    oracle = std::make_unique<OracleModel>();
+    EXPECT_TRUE(WriteTinyModel(oracle->folder.path(), ModelOptionsOf(kind)).ok());
+    RunOracle(oracle.get());
+  }
+  return *oracle;
 }
 
 struct Deployment {
@@ -63,13 +88,15 @@ struct Deployment {
   int prefill;
   int decode;
   std::vector<std::string> worker_flags;
+  ModelKind model = ModelKind::kLlama;
 };
 
 class EqualityTest : public testing::TestWithParam<Deployment> {};
 
 TEST_P(EqualityTest, StreamsEqualTheSingleProcess) {
   const Deployment& deployment = GetParam();
-  const auto cluster = Cluster::Start({.model = ModelFolder(),
+  const OracleModel& oracle = Oracle(deployment.model);
+  const auto cluster = Cluster::Start({.model = oracle.folder.path(),
                                        .prefill = deployment.prefill,
                                        .decode = deployment.decode,
                                        .worker_flags = deployment.worker_flags,
@@ -91,7 +118,7 @@ TEST_P(EqualityTest, StreamsEqualTheSingleProcess) {
 
   for (size_t r = 0; r < count; ++r) {
     ASSERT_TRUE(answers[r].status.ok()) << "request " << r << ": " << answers[r].status;
-    EXPECT_EQ(answers[r].tokens, Oracle()[r]) << "request " << r;
+    EXPECT_EQ(answers[r].tokens, oracle.streams[r]) << "request " << r;
     EXPECT_EQ(answers[r].finished.decode_worker().empty(),
               Requests()[r].max_tokens() == 1 && deployment.prefill > 0);
   }
@@ -103,7 +130,10 @@ INSTANTIATE_TEST_SUITE_P(
     testing::Values(Deployment{"Colocated", 0, 1, {}}, Deployment{"Split", 1, 1, {}},
                     Deployment{"TwoAndTwo", 2, 2, {}},
                     Deployment{"SplitChunk16", 1, 1, {"--chunk_tokens=16"}},
-                    Deployment{"SplitChunk64Threads2", 1, 1, {"--chunk_tokens=64", "--threads=2"}}),
+                    Deployment{"SplitChunk64Threads2", 1, 1, {"--chunk_tokens=64", "--threads=2"}},
+                    Deployment{"SplitWindow", 1, 1, {"--chunk_tokens=16"}, ModelKind::kMistral},
+                    Deployment{"ColocatedWindow", 0, 1, {"--threads=2"}, ModelKind::kMistral},
+                    Deployment{"SplitGemma2", 1, 1, {"--chunk_tokens=16"}, ModelKind::kGemma2}),
     [](const testing::TestParamInfo<Deployment>& param) { return param.param.name; });
 
 }  // namespace

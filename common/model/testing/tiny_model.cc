@@ -138,6 +138,7 @@ std::string Config(const TinyModelOptions& options) {
                  {"rope_theta", 10000.0},
                  {"tie_word_embeddings", options.tied_embeddings},
                  {"torch_dtype", TorchName(options.dtype)}};
+  if (options.sliding_window != 0) config["sliding_window"] = options.sliding_window;
   if (HasExperts(options)) {
     config["num_experts_per_tok"] = options.experts_per_token;
     config[IsMixtral(options) ? "num_local_experts" : "num_experts"] = options.experts;

@@ -21,7 +21,8 @@ struct TinyModelOptions {
   uint32_t vocab = 259;   // 256 bytes and the special tokens below, at least, if `tokenizer`.
   uint64_t seed = 1;
   uint32_t context_tokens = 512;
-  float deviation = 0.3f;  // Of matrices: large enough that logits are not flat.
+  uint32_t sliding_window = 0;  // 0: what the architecture has if nothing is said.
+  float deviation = 0.3f;       // Of matrices: large enough that logits are not flat.
   bool tied_embeddings = false;
   DType dtype = DType::kF32;  // kF32, kBF16 or kF16, of every tensor.
   // Of architectures with experts; all layers have them.
