@@ -274,6 +274,7 @@ TEST(LinearTest, GroupsAreThoseOfSingleCalls) {
 
       for (size_t i = 0; i < weights.size(); ++i) {
         const auto [row, rows] = ranges[i / 2];
+        if (rows == 0) continue;
         Floats part(x.begin() + static_cast<ptrdiff_t>(row * k),
                     x.begin() + static_cast<ptrdiff_t>((row + rows) * k));
         EXPECT_TRUE(SameBits(outs[i], Product(*context, part, rows, weights[i])))

@@ -195,7 +195,7 @@ Decoder::Batch Decoder::PrepareBatch(std::span<const BatchRow> rows) const {
 
 absl::Status Decoder::FillAngles(const Batch& batch, const RopeAngles& angles,
                                  const Rotation& rotation) {
-  if (rotation.cosines.empty()) return absl::OkStatus();
+  if (rotation.cosines.elements() == 0) return absl::OkStatus();  // Nothing rotates so.
   const size_t half = rotation.cosines.dim(1);
   for (const SequenceRows& sequence : batch.sequences) {
     for (uint32_t i = 0; i < sequence.count; ++i) {

@@ -14,6 +14,7 @@ namespace {
 
 constexpr size_t kConfigBytesMax = 1 << 20;
 constexpr int kVocabSizeMax = 1 << 24;
+constexpr double kExtendedContextMax = 1 << 20;
 // A token may stand for more text than its own where the tokenizer strips or composes characters.
 constexpr size_t kTextSlack = 4;
 
@@ -34,26 +35,59 @@ absl::StatusOr<std::vector<TokenId>> EosTokenIds(const Json& config, const std::
   return ids;
 }
 
+std::string Architecture(const Json& config) {
+  const Json* list = FindField(config, "architectures");
+  if (list == nullptr || !list->is_array() || list->empty() || !list->front().is_string())
+    return "";
+  return list->front().get<std::string>();
+}
+
+double NumberOr(const Json& object, const char* key, double absent) {
+  const Json* field = FindField(object, key);
+  return field != nullptr && field->is_number() ? field->get<double>() : absent;
+}
+
+// By what YaRN makes of a context, which the file often leaves at the original one. A worker, whose
+// context must be the same, reads it more strictly (ModelConfig); tests compare the two.
+double ExtendedContext(const Json& config, double context) {
+  const Json* scaling = FindField(config, "rope_parameters");
+  if (scaling == nullptr) scaling = FindField(config, "rope_scaling");
+  if (scaling == nullptr) return context;
+  const Json* type = FindField(*scaling, "rope_type");
+  if (type == nullptr) type = FindField(*scaling, "type");
+  // With such lists it is another extension of that name, which the file counts in.
+  if (type == nullptr || *type != "yarn" || FindField(*scaling, "short_factor") != nullptr) {
+    return context;
+  }
+  const char* const original_key = "original_max_position_embeddings";
+  const double original = NumberOr(*scaling, original_key, NumberOr(config, original_key, context));
+  const float factor = static_cast<float>(NumberOr(*scaling, "factor", context / original));
+  return std::max(context, std::min(original * factor, kExtendedContextMax));
+}
+
+absl::StatusOr<uint32_t> ContextTokens(const Json& config, const std::string& architecture) {
+  const bool gpt2 = architecture == "GPT2LMHeadModel";
+  const char* const key = gpt2 ? "n_positions" : "max_position_embeddings";
+  BATON_ASSIGN_OR_RETURN(
+      const int context,
+      IntField(config, key, static_cast<int>(ModelProfile::kContextTokensMax), "config.json"));
+  if (context < 2) {
+    return absl::InvalidArgumentError(absl::StrCat("config.json: ", key, " must be at least 2"));
+  }
+  return static_cast<uint32_t>(ExtendedContext(config, context));
+}
+
 absl::Status LoadConfig(const std::string& directory, ModelProfile* model) {
   BATON_ASSIGN_OR_RETURN(const Json config,
                          ReadJsonFile(directory + "/config.json", kConfigBytesMax));
   BATON_ASSIGN_OR_RETURN(const int vocab_size,
                          IntField(config, "vocab_size", kVocabSizeMax, "config.json"));
-  BATON_ASSIGN_OR_RETURN(
-      const int context,
-      IntField(config, "max_position_embeddings", static_cast<int>(ModelProfile::kContextTokensMax),
-               "config.json"));
-  if (vocab_size == 0 || context < 2) {
-    return absl::InvalidArgumentError(
-        "config.json: vocab_size and max_position_embeddings must be at least 1 and 2");
+  if (vocab_size == 0) {
+    return absl::InvalidArgumentError("config.json: vocab_size must be at least 1");
   }
   model->vocab_size = static_cast<uint32_t>(vocab_size);
-  model->context_tokens = static_cast<uint32_t>(context);
-  const Json* architectures = FindField(config, "architectures");
-  if (architectures != nullptr && architectures->is_array() && !architectures->empty() &&
-      architectures->front().is_string()) {
-    model->architecture = architectures->front().get<std::string>();
-  }
+  model->architecture = Architecture(config);
+  BATON_ASSIGN_OR_RETURN(model->context_tokens, ContextTokens(config, model->architecture));
   BATON_ASSIGN_OR_RETURN(model->eos_token_ids,
                          EosTokenIds(config, "config.json", model->vocab_size));
   const absl::StatusOr<Json> generation =

@@ -24,7 +24,7 @@ namespace {
 
 constexpr int kClients = 8;
 
-enum class ModelKind { kLlama, kMistral, kGemma2 };
+enum class ModelKind { kLlama, kMistral, kGemma2, kQwen2Moe, kGpt2 };
 
 TinyModelOptions ModelOptionsOf(ModelKind kind) {
   TinyModelOptions options;
@@ -39,6 +39,13 @@ TinyModelOptions ModelOptionsOf(ModelKind kind) {
     case ModelKind::kGemma2:  // The first and the third layer have a window.
       options.architecture = "Gemma2ForCausalLM";
       options.sliding_window = 20;
+      break;
+    case ModelKind::kQwen2Moe:  // Which tokens share an expert depends on the batch.
+      options.architecture = "Qwen2MoeForCausalLM";
+      options.experts = 6;
+      break;
+    case ModelKind::kGpt2:
+      options.architecture = "GPT2LMHeadModel";
       break;
   }
   return options;
@@ -133,7 +140,10 @@ INSTANTIATE_TEST_SUITE_P(
                     Deployment{"SplitChunk64Threads2", 1, 1, {"--chunk_tokens=64", "--threads=2"}},
                     Deployment{"SplitWindow", 1, 1, {"--chunk_tokens=16"}, ModelKind::kMistral},
                     Deployment{"ColocatedWindow", 0, 1, {"--threads=2"}, ModelKind::kMistral},
-                    Deployment{"SplitGemma2", 1, 1, {"--chunk_tokens=16"}, ModelKind::kGemma2}),
+                    Deployment{"SplitGemma2", 1, 1, {"--chunk_tokens=16"}, ModelKind::kGemma2},
+                    Deployment{"SplitExperts", 1, 1, {"--chunk_tokens=16"}, ModelKind::kQwen2Moe},
+                    Deployment{"ColocatedExperts", 0, 1, {"--threads=2"}, ModelKind::kQwen2Moe},
+                    Deployment{"SplitGpt2", 1, 1, {"--chunk_tokens=16"}, ModelKind::kGpt2}),
     [](const testing::TestParamInfo<Deployment>& param) { return param.param.name; });
 
 }  // namespace
