@@ -396,6 +396,23 @@ TEST(PackWeightTest, NamesTheNumberThatDoesNotFit) {
   EXPECT_EQ(int4.message(), "has inf, which does not fit into int4");
 }
 
+TEST(PackWeightTest, NamesActivationsThatDoNotGoWithTheForm) {
+  auto context = MakeContext();
+  auto device = MakeHostDevice();
+  Floats matrix(4, 1.0f);
+  const auto message = [&](const WeightFormat& format) {
+    return std::string(
+        PackWeight(*context, *device, View(matrix, {2, 2}), format).status().message());
+  };
+
+  EXPECT_EQ(message({WeightForm::kF32, 2}),
+            "activations of 16 bits do not go with f32 weights; choose 32");
+  EXPECT_EQ(message({WeightForm::kBF16, 1}),
+            "activations of 8 bits do not go with bf16 weights; choose 16 or 32");
+  EXPECT_EQ(message({WeightForm::kInt4, 4}),
+            "activations of 32 bits do not go with int4 weights; choose 8 or 16");
+}
+
 TEST(PackWeightTest, ReadsUnalignedMatrices) {
   auto device = MakeHostDevice();
   auto context = MakeContext();

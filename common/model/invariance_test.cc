@@ -7,7 +7,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cstring>
 #include <filesystem>
 #include <memory>
 #include <random>
@@ -15,7 +14,7 @@
 #include <tuple>
 #include <vector>
 
-#include "common/kernels/kernels.h"
+#include "common/kernels/testing/kernel_fixture.h"
 #include "common/model/decoder.h"
 #include "common/model/testing/tiny_model.h"
 
@@ -27,7 +26,6 @@ constexpr uint32_t kSequences = 3;
 constexpr uint32_t kBatchTokensMax = kSequences * kTokensMax;
 constexpr uint32_t kSchedules = 3;
 
-using Floats = std::vector<float>;
 using Tokens = std::vector<TokenId>;
 
 struct Case {
@@ -119,10 +117,6 @@ class Sequences {
   std::vector<size_t> done_;
 };
 
-bool SameBits(const Floats& a, const Floats& b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
-}
-
 class InvarianceTest : public testing::TestWithParam<std::tuple<WeightFormat, DType>> {
  protected:
   InvarianceTest()
@@ -206,8 +200,7 @@ TEST_P(InvarianceTest, EveryScheduleGivesTheBitsOfOnePass) {
     ASSERT_NO_FATAL_FAILURE(WriteModel(random));
     const std::vector<Tokens> sequences = RandomSequences(random);
     const std::vector<Floats> reference = Reference(sequences);
-    for (CpuIsa isa : {CpuIsa::kBaseline, CpuIsa::kAvx2, CpuIsa::kAvx512, CpuIsa::kAvx512Bf16}) {
-      if (!KernelContext::Create({.cpu_isa = isa}).ok()) continue;  // Not on this machine.
+    for (CpuIsa isa : Isas()) {
       const std::vector<Floats> scheduled = Scheduled(sequences, isa, random);
       for (size_t i = 0; i < kSequences; ++i) {
         EXPECT_TRUE(SameBits(scheduled[i], reference[i]))

@@ -2,39 +2,21 @@
 //
 //   kernels_bench --benchmark_filter='Linear.*int8'
 //
-// Linear's arguments are the rows m and the threads; inputs and outputs are 2048, a matrix that no
-// cache holds once eight of them take turns. Attention's are the tokens in the cache and threads.
+// Linear's arguments are the rows m and the threads; inputs and outputs are 2048, and so many
+// matrices take turns that no cache holds them. Attention's are the tokens in the cache and
+// threads.
 #include <benchmark/benchmark.h>
 
 #include <memory>
-#include <random>
 #include <string>
 #include <vector>
 
 #include "common/kernels/kernels.h"
+#include "common/kernels/testing/kernel_fixture.h"
 #include "common/sampling/sampler.h"
 
 namespace baton {
 namespace {
-
-using Floats = std::vector<float>;
-
-Floats Random(size_t count) {
-  std::mt19937 random(1);
-  std::normal_distribution<float> normal(0.0f, 1.0f);
-  Floats values(count);
-  for (float& value : values) value = normal(random);
-  return values;
-}
-
-TensorView View(Floats& values, std::initializer_list<size_t> shape) {
-  return TensorView(reinterpret_cast<std::byte*>(values.data()), DType::kF32, DeviceKind::kCpu,
-                    shape);
-}
-
-std::unique_ptr<KernelContext> MakeContext(int64_t threads) {
-  return KernelContext::Create({.threads = static_cast<uint32_t>(threads)}).value();
-}
 
 void PerSecond(benchmark::State& state, const char* name, double once) {
   state.counters[name] = benchmark::Counter(once * static_cast<double>(state.iterations()),
@@ -43,27 +25,25 @@ void PerSecond(benchmark::State& state, const char* name, double once) {
 
 void BenchLinear(benchmark::State& state, const WeightFormat& format) {
   constexpr size_t kSize = 2048;
-  constexpr size_t kMatrices = 8;
+  constexpr size_t kBytesMin = size_t{128} << 20;
   const auto rows = static_cast<size_t>(state.range(0));
-  const auto context = MakeContext(state.range(1));
+  const auto context = MakeContext(static_cast<uint32_t>(state.range(1)));
   const auto device = MakeHostDevice();
-  Floats matrix = Random(kSize * kSize);
+  Floats matrix = Random(kSize * kSize, 1);
   std::vector<PackedWeight> weights;
-  double bytes = 0.0;
-  for (size_t i = 0; i < kMatrices; ++i) {
+  do {
     weights.push_back(PackWeight(*context, *device, View(matrix, {kSize, kSize}), format).value());
-    bytes += static_cast<double>(weights.back().bytes()) / kMatrices;
-  }
-  Floats x = Random(rows * kSize);
+  } while (weights.size() * weights.back().bytes() < kBytesMin);
+  Floats x = Random(rows * kSize, 1);
   Floats out(rows * kSize);
   size_t turn = 0;
   for ([[maybe_unused]] auto step : state) {
     const LinearOutput output = {
-        .weight = &weights[turn++ % kMatrices], .bias = {}, .out = View(out, {rows, kSize})};
+        .weight = &weights[turn++ % weights.size()], .bias = {}, .out = View(out, {rows, kSize})};
     Linear(*context, View(x, {rows, kSize}), {&output, 1});
   }
   PerSecond(state, "operations", 2.0 * static_cast<double>(rows) * kSize * kSize);
-  PerSecond(state, "weight_bytes", bytes);
+  PerSecond(state, "weight_bytes", static_cast<double>(weights[0].bytes()));
 }
 
 // 32 heads over 8 KV heads of 64 numbers, as models of a billion parameters have.
@@ -73,7 +53,7 @@ void BenchAttention(benchmark::State& state, DType dtype, uint32_t count) {
   constexpr uint32_t kHeadDim = 64;
   constexpr uint32_t kBlockTokens = 16;
   const auto depth = static_cast<uint32_t>(state.range(0));
-  const auto context = MakeContext(state.range(1));
+  const auto context = MakeContext(static_cast<uint32_t>(state.range(1)));
   const uint32_t blocks = (depth + kBlockTokens - 1) / kBlockTokens;
   std::vector<BlockId> table;
   for (uint32_t i = 0; i < blocks; ++i) table.push_back(BlockId{i});
@@ -88,12 +68,12 @@ void BenchAttention(benchmark::State& state, DType dtype, uint32_t count) {
                          .head_dim = kHeadDim,
                          .block_tokens = kBlockTokens};
   const SequenceRows all = {.row = 0, .count = depth, .position = 0, .blocks = table};
-  Floats kv = Random(size_t{depth} * kKvHeads * kHeadDim);
+  Floats kv = Random(size_t{depth} * kKvHeads * kHeadDim, 1);
   const TensorView kv_view = View(kv, {depth, kKvHeads, kHeadDim});
   WriteKv(*context, kv_view, kv_view, {&all, 1}, pages);
 
   const SequenceRows last = {.row = 0, .count = count, .position = depth - count, .blocks = table};
-  Floats q = Random(size_t{count} * kHeads * kHeadDim);
+  Floats q = Random(size_t{count} * kHeads * kHeadDim, 1);
   Floats out(q.size());
   for ([[maybe_unused]] auto step : state) {
     Attention(*context, View(q, {count, kHeads, kHeadDim}), pages, {&last, 1}, {.scale = 0.125f},
@@ -106,7 +86,7 @@ void BenchAttention(benchmark::State& state, DType dtype, uint32_t count) {
 
 // One token out of a vocabulary of 128k entries.
 void BenchSample(benchmark::State& state, const SamplingParams& params) {
-  const Floats logits = Random(128'256);
+  const Floats logits = Random(128'256, 1);
   Floats scratch;
   const std::vector<TokenId> tokens(100, 7);
   for ([[maybe_unused]] auto step : state) {

@@ -24,30 +24,14 @@ using F32Vec = Vector<float, BATON_WIDTH>::Type;
 using U32Vec = Vector<uint32_t, BATON_WIDTH>::Type;
 using I32Vec = Vector<int32_t, BATON_WIDTH>::Type;
 
-// Twenty-four registers of sums of the thirty-two that there are.
-constexpr size_t kSumRows(size_t rows) { return rows; }
-constexpr size_t kSumVectors(size_t /*rows*/) { return 2; }
+#include "common/kernels/cpu/avx512.inc"
+
 constexpr size_t kIntegerSumRows(size_t rows) { return rows; }
 constexpr size_t kIntegerSumVectors(size_t /*rows*/) { return 2; }
 // Integer and float sums at once.
 constexpr size_t kGroupSumRows(size_t rows) { return rows == 12 ? 6 : rows == 8 ? 4 : rows; }
 constexpr size_t kGroupSumVectors(size_t /*rows*/) { return 2; }
 
-// The masked forms, because g++ 12 warns about the plain ones.
-BATON_INLINE F32Vec LoadF16(const uint16_t* from) {
-  return (F32Vec)_mm512_maskz_cvtph_ps(0xffff,
-                                       _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
-}
-// g++ 12 widens a vector of 16 bits in two halves if it is left to itself.
-BATON_INLINE F32Vec LoadBf16(const uint16_t* from) {
-  const __m512i wide = _mm512_maskz_cvtepu16_epi32(
-      0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
-  return (F32Vec)((U32Vec)wide << 16);
-}
-BATON_INLINE F32Vec Splat(float value) { return (F32Vec)_mm512_set1_ps(value); }
-BATON_INLINE F32Vec Fma(F32Vec a, F32Vec b, F32Vec c) {
-  return (F32Vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
-}
 BATON_INLINE I32Vec DotBytes(I32Vec sum, U32Vec w, int32_t x) {
   return (I32Vec)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, _mm512_set1_epi32(x));
 }

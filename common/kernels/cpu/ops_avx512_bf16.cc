@@ -23,23 +23,8 @@ namespace {
 using F32Vec = Vector<float, BATON_WIDTH>::Type;
 using U32Vec = Vector<uint32_t, BATON_WIDTH>::Type;
 
-// As for AVX-512.
-constexpr size_t kSumRows(size_t rows) { return rows; }
-constexpr size_t kSumVectors(size_t /*rows*/) { return 2; }
+#include "common/kernels/cpu/avx512.inc"
 
-BATON_INLINE F32Vec LoadF16(const uint16_t* from) {
-  return (F32Vec)_mm512_maskz_cvtph_ps(0xffff,
-                                       _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
-}
-BATON_INLINE F32Vec LoadBf16(const uint16_t* from) {
-  const __m512i wide = _mm512_maskz_cvtepu16_epi32(
-      0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
-  return (F32Vec)((U32Vec)wide << 16);
-}
-BATON_INLINE F32Vec Splat(float value) { return (F32Vec)_mm512_set1_ps(value); }
-BATON_INLINE F32Vec Fma(F32Vec a, F32Vec b, F32Vec c) {
-  return (F32Vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
-}
 BATON_INLINE F32Vec DotPair(F32Vec sum, U32Vec w, uint32_t x) {
   return (F32Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)w,
                                   (__m512bh)_mm512_set1_epi32(static_cast<int32_t>(x)));

@@ -1,7 +1,7 @@
 // What UCX does to us when another process dies or stops: each operation still ends once.
 //
-// The other process is this program again, run as the disabled test below; it takes every message
-// and answers it with one as large, until it is killed.
+// The other process is this program again, which is told by its environment; it takes every message
+// and answers it with one of a megabyte, until it is killed.
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <poll.h>
@@ -27,9 +27,8 @@ constexpr char kPipeVariable[] = "BATON_UCX_PEER_PIPE";
 
 using Bytes = std::vector<std::byte>;
 
-TEST(UcxPeerProcess, DISABLED_ServesUntilKilled) {
-  const char* pipe_text = std::getenv(kPipeVariable);
-  if (pipe_text == nullptr) GTEST_SKIP() << "only as a child of UcxPeerDeathTest";
+// What the other process does. Writes its address to `pipe`; returns the exit status.
+int ServeUntilKilled(int pipe) {
   prctl(PR_SET_PDEATHSIG, SIGKILL);
   const auto transport = OpenUcxTransport({}).value();
   const Bytes answer(size_t{1} << 20, std::byte{0x77});
@@ -38,13 +37,13 @@ TEST(UcxPeerProcess, DISABLED_ServesUntilKilled) {
     auto bytes = std::make_shared<Bytes>(message.payload_bytes);
     return Landing{{MutableSpan(*bytes)}, [bytes](const absl::Status&) {}};
   });
-  const int pipe = std::atoi(pipe_text);
   const std::string& address = transport->address();
   const uint32_t size = static_cast<uint32_t>(address.size());
-  ASSERT_EQ(write(pipe, &size, sizeof(size)), static_cast<ssize_t>(sizeof(size)));
-  ASSERT_EQ(write(pipe, address.data(), size), static_cast<ssize_t>(size));
+  if (write(pipe, &size, sizeof(size)) != static_cast<ssize_t>(sizeof(size))) return 1;
+  if (write(pipe, address.data(), size) != static_cast<ssize_t>(size)) return 1;
   PollUntil(
       {transport.get()}, [] { return false; }, std::chrono::seconds(100));
+  return 0;
 }
 
 class PeerProcess {
@@ -54,9 +53,7 @@ class PeerProcess {
     EXPECT_EQ(pipe(ends), 0);
     fcntl(ends[0], F_SETFD, FD_CLOEXEC);
     std::string program = "/proc/self/exe";
-    std::string filter = "--gtest_filter=UcxPeerProcess.DISABLED_ServesUntilKilled";
-    std::string disabled = "--gtest_also_run_disabled_tests";
-    char* arguments[] = {program.data(), filter.data(), disabled.data(), nullptr};
+    char* arguments[] = {program.data(), nullptr};
     setenv(kPipeVariable, std::to_string(ends[1]).c_str(), 1);
     posix_spawn_file_actions_t actions;
     posix_spawn_file_actions_init(&actions);
@@ -176,3 +173,11 @@ TEST_F(UcxPeerDeathTest, AStoppedPeersReceivesEndByForceAndNothingLandsWhenItWak
 
 }  // namespace
 }  // namespace baton
+
+int main(int argc, char** argv) {
+  if (const char* pipe = std::getenv(baton::kPipeVariable)) {
+    return baton::ServeUntilKilled(std::atoi(pipe));
+  }
+  testing::InitGoogleTest(&argc, argv);
+  return RUN_ALL_TESTS();
+}
