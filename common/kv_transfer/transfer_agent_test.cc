@@ -13,6 +13,7 @@
 #include "absl/synchronization/mutex.h"
 #include "common/base/bounded_queue.h"
 #include "common/kv_transfer/handoff_rig.h"
+#include "common/transport/ucx/peer_process.h"
 
 namespace baton {
 namespace {
@@ -237,30 +238,46 @@ TEST(TransferAgentUcxTest, ALeaseIsRetiredAndOpenedAgainWhileItIsFilled) {
   }
 }
 
-TEST(TransferAgentUcxTest, TheOtherSideGoingFailsTransfersAndLeases) {
+LeaseGrant GrantOfOtherSide() { return GrantOf(1, 1, Blocks({0, 1}), 0, 8); }
+
+// The other process: a decode worker's agent with one open lease.
+int ServeUntilKilled(int pipe) {
+  AgentRig d(SmallLayout(), 8);
+  if (!d.agent().OpenLease(GrantOfOtherSide()).ok()) return 1;
+  if (!WriteAddress(pipe, d.agent().address())) return 1;
+  while (true) pause();  // Until it is killed, by the test or with it.
+}
+
+TEST(TransferAgentUcxTest, TheOtherSideGoingFailsTransfers) {
   AgentRig survivor_p(SmallLayout(), 8), survivor_d(SmallLayout(), 8);
-  auto d = std::make_unique<AgentRig>(SmallLayout(), 8);
-  const LeaseGrant grant = GrantOf(1, 1, Blocks({0, 1}), 0, 8);
-  ASSERT_TRUE(d->agent().OpenLease(grant).ok());
+  PeerProcess d;
   ASSERT_TRUE(survivor_p.agent()
                   .BeginTransfer(TransferId{1},
-                                 TicketFor(grant, SmallLayout(), d->agent().address()),
+                                 TicketFor(GrantOfOtherSide(), SmallLayout(), d.address()),
                                  Blocks({0, 1}))
                   .ok());
   PushAll(survivor_p.agent(), TransferId{1}, 2, 8, 8);  // One layer is missing: it stays open.
 
-  d->Destroy();
+  d.Kill();
 
   const std::optional<TransferFailed> failed = survivor_p.Next<TransferFailed>();
   ASSERT_TRUE(failed.has_value());
   EXPECT_TRUE(failed->retryable);
   EXPECT_EQ(failed->status.code(), absl::StatusCode::kUnavailable);
   ASSERT_TRUE(survivor_p.Next<TransferReleased>().has_value());
-  EXPECT_EQ(d->Count<LeaseQuiesced>(), 1u) << "stopping ends what was open";
   ASSERT_TRUE(survivor_p.agent().Probe(ProbeId{1}, survivor_d.agent().address()).ok());
   const std::optional<ProbeFinished> probe = survivor_p.Next<ProbeFinished>();
   ASSERT_TRUE(probe.has_value());
   EXPECT_TRUE(probe->status.ok()) << probe->status;
+}
+
+TEST(TransferAgentUcxTest, StoppingEndsOpenLeases) {
+  AgentRig d(SmallLayout(), 8);
+  ASSERT_TRUE(d.agent().OpenLease(GrantOf(1, 1, Blocks({0, 1}), 0, 8)).ok());
+
+  d.Destroy();
+
+  EXPECT_EQ(d.Count<LeaseQuiesced>(), 1u);
 }
 
 TEST(TransferAgentUcxTest, ProbesAnotherAndItself) {
@@ -386,3 +403,9 @@ TEST(TransferAgentUcxTest, ReportsThroughputAndLatency) {
 
 }  // namespace
 }  // namespace baton
+
+int main(int argc, char** argv) {
+  if (const std::optional<int> pipe = baton::PeerPipe()) return baton::ServeUntilKilled(*pipe);
+  testing::InitGoogleTest(&argc, argv);
+  return RUN_ALL_TESTS();
+}

@@ -2,34 +2,27 @@
 //
 // The other process is this program again, which is told by its environment; it takes every message
 // and answers it with one of a megabyte, until it is killed.
-#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <poll.h>
-#include <signal.h>
-#include <spawn.h>
-#include <sys/prctl.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
-#include <cstdlib>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "common/transport/polling.h"
+#include "common/transport/ucx/peer_process.h"
 #include "common/transport/ucx/ucx_transport.h"
 
 namespace baton {
 namespace {
 
 constexpr MessageType kType = 1;
-constexpr char kPipeVariable[] = "BATON_UCX_PEER_PIPE";
 
 using Bytes = std::vector<std::byte>;
 
 // What the other process does. Writes its address to `pipe`; returns the exit status.
 int ServeUntilKilled(int pipe) {
-  prctl(PR_SET_PDEATHSIG, SIGKILL);
   const auto transport = OpenUcxTransport({}).value();
   const Bytes answer(size_t{1} << 20, std::byte{0x77});
   transport->OnMessage(kType, [&](const IncomingMessage& message) -> std::optional<Landing> {
@@ -37,53 +30,11 @@ int ServeUntilKilled(int pipe) {
     auto bytes = std::make_shared<Bytes>(message.payload_bytes);
     return Landing{{MutableSpan(*bytes)}, [bytes](const absl::Status&) {}};
   });
-  const std::string& address = transport->address();
-  const uint32_t size = static_cast<uint32_t>(address.size());
-  if (write(pipe, &size, sizeof(size)) != static_cast<ssize_t>(sizeof(size))) return 1;
-  if (write(pipe, address.data(), size) != static_cast<ssize_t>(size)) return 1;
+  if (!WriteAddress(pipe, transport->address())) return 1;
   PollUntil(
       {transport.get()}, [] { return false; }, std::chrono::seconds(100));
   return 0;
 }
-
-class PeerProcess {
- public:
-  PeerProcess() {
-    int ends[2];
-    EXPECT_EQ(pipe(ends), 0);
-    fcntl(ends[0], F_SETFD, FD_CLOEXEC);
-    std::string program = "/proc/self/exe";
-    char* arguments[] = {program.data(), nullptr};
-    setenv(kPipeVariable, std::to_string(ends[1]).c_str(), 1);
-    posix_spawn_file_actions_t actions;
-    posix_spawn_file_actions_init(&actions);
-    posix_spawn_file_actions_addopen(&actions, STDOUT_FILENO, "/dev/null", O_WRONLY, 0);
-    EXPECT_EQ(posix_spawn(&pid_, program.c_str(), &actions, nullptr, arguments, environ), 0);
-    posix_spawn_file_actions_destroy(&actions);
-    unsetenv(kPipeVariable);
-    close(ends[1]);
-    uint32_t size = 0;
-    EXPECT_EQ(read(ends[0], &size, sizeof(size)), static_cast<ssize_t>(sizeof(size)));
-    address_.resize(size);
-    EXPECT_EQ(read(ends[0], address_.data(), size), static_cast<ssize_t>(size));
-    close(ends[0]);
-  }
-  ~PeerProcess() { Kill(); }
-
-  const std::string& address() const { return address_; }
-  void Stop() const { kill(pid_, SIGSTOP); }
-  void Continue() const { kill(pid_, SIGCONT); }
-  void Kill() {
-    if (pid_ <= 0) return;
-    kill(pid_, SIGKILL);
-    waitpid(pid_, nullptr, 0);
-    pid_ = 0;
-  }
-
- private:
-  pid_t pid_ = 0;
-  std::string address_;
-};
 
 class UcxPeerDeathTest : public testing::Test {
  protected:
@@ -175,9 +126,7 @@ TEST_F(UcxPeerDeathTest, AStoppedPeersReceivesEndByForceAndNothingLandsWhenItWak
 }  // namespace baton
 
 int main(int argc, char** argv) {
-  if (const char* pipe = std::getenv(baton::kPipeVariable)) {
-    return baton::ServeUntilKilled(std::atoi(pipe));
-  }
+  if (const std::optional<int> pipe = baton::PeerPipe()) return baton::ServeUntilKilled(*pipe);
   testing::InitGoogleTest(&argc, argv);
   return RUN_ALL_TESTS();
 }
