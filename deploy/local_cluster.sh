@@ -124,21 +124,22 @@ find_binaries() {
 # A pid file holds "PID START_TIME". The start time tells the process from a later one that was
 # given the same number, so a stale file never gets a stranger killed.
 
-# Prints the kernel's start time of a live process; fails if there is none. A zombie is dead.
+# Sets `start_time` to the kernel's start time of a live process; fails if there is none. A zombie is
+# dead. Forks nothing: a Ctrl-C would kill a child, and a live process would pass for a dead one.
+start_time=
 start_time_of() {  # PID
-  local stat
-  stat=$(cat "/proc/$1/stat" 2> /dev/null) || return 1
+  local stat fields
+  { read -r stat < "/proc/$1/stat"; } 2> /dev/null || return 1
   stat=${stat##*) }  # The name before it may hold spaces.
-  local fields
   read -ra fields <<< "$stat"
   [[ ${fields[0]} != Z && ${fields[0]} != X ]] || return 1
-  echo "${fields[19]}"
+  start_time=${fields[19]}
 }
 
 is_running() {  # NAME
   local pid start
-  read -r pid start 2> /dev/null < "$logs/$1.pid" || return 1
-  [[ $(start_time_of "$pid") == "$start" ]]
+  { read -r pid start < "$logs/$1.pid"; } 2> /dev/null || return 1
+  start_time_of "$pid" && [[ $start_time == "$start" ]]
 }
 
 # Names of all processes that have a pid file, the router first: it stops taking requests before
@@ -153,16 +154,29 @@ process_names() {
   done
 }
 
+# Ends the script, though not between the start of a process and its pid file: nothing would stop
+# that process then.
+launching=false
+interrupted=0
+interrupt() {  # STATUS
+  interrupted=$1
+  $launching || exit "$1"
+}
+
 # Starts a program in the background in a session of its own, so that Ctrl-C reaches this script
 # and not the cluster. Standard output goes to NAME.out, standard error to NAME.log.
 launch() {  # NAME PROGRAM FLAG...
   local name=$1
   shift
+  launching=true
+  touch "$logs/$name.out" "$logs/$name.log"  # Read by us, perhaps before the child opens them.
   setsid "$@" > "$logs/$name.out" 2> "$logs/$name.log" < /dev/null &
-  local pid=$! start
+  local pid=$!
   # Gone already? An impossible start time then marks it as dead.
-  start=$(start_time_of "$pid") || start=0
-  echo "$pid $start" > "$logs/$name.pid"
+  start_time_of "$pid" || start_time=0
+  echo "$pid $start_time" > "$logs/$name.pid"
+  launching=false
+  ((interrupted == 0)) || exit "$interrupted"
 }
 
 show_log() {  # NAME
@@ -277,8 +291,8 @@ start() {
   rm -f "$logs"/{router,prefill_*,decode_*}.{pid,address,out,log}
 
   trap 'stop_all' EXIT
-  trap 'exit 130' INT
-  trap 'exit 143' TERM HUP
+  trap 'interrupt 130' INT
+  trap 'interrupt 143' TERM HUP
   local deadline=$((SECONDS + ready_seconds))
   local common_flags=(--model "$model" --metrics 127.0.0.1:0)
   local threads=$(($(nproc) / (prefill_count + decode_count)))

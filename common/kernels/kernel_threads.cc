@@ -4,6 +4,7 @@
 #include <sched.h>
 
 #include "common/base/check.h"
+#include "common/kernels/thread_placement.h"
 
 namespace baton {
 namespace {
@@ -29,20 +30,12 @@ uint32_t AwaitChange(const std::atomic<uint32_t>& value, uint32_t old) {
   return value.load(std::memory_order_acquire);
 }
 
-// Binds the thread to the `index`-th processor of those that the process may use. Best effort:
-// where it is not allowed, or there are too few, the scheduler decides.
-void Pin(std::thread& thread, uint32_t index) {
-  cpu_set_t allowed;
-  CPU_ZERO(&allowed);
-  if (sched_getaffinity(0, sizeof(allowed), &allowed) != 0) return;
-  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
-    if (!CPU_ISSET(cpu, &allowed) || index-- > 0) continue;
-    cpu_set_t one;
-    CPU_ZERO(&one);
-    CPU_SET(cpu, &one);
-    pthread_setaffinity_np(thread.native_handle(), sizeof(one), &one);
-    return;
-  }
+// Best effort: where it is not allowed, the scheduler decides.
+void Pin(std::thread& thread, uint32_t processor) {
+  cpu_set_t one;
+  CPU_ZERO(&one);
+  CPU_SET(processor, &one);
+  pthread_setaffinity_np(thread.native_handle(), sizeof(one), &one);
 }
 
 }  // namespace
@@ -50,10 +43,12 @@ void Pin(std::thread& thread, uint32_t index) {
 KernelThreads::KernelThreads(uint32_t count, bool pin) : shares_(count) {
   BATON_CHECK(count > 0);
   BATON_CHECK(count <= kThreadsMax);
+  std::vector<uint32_t> processors;
+  if (pin) processors = PlaceThreads(UsableProcessors(), count);
   workers_.reserve(count - 1);
   for (uint32_t thread = 1; thread < count; ++thread) {
     workers_.emplace_back([this, thread] { WorkerMain(thread); });
-    if (pin) Pin(workers_.back(), thread);
+    if (thread < processors.size()) Pin(workers_.back(), processors[thread]);
   }
 }
 

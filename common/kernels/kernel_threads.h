@@ -26,7 +26,7 @@ class KernelThreads {
 
   // `count` includes the caller of ParallelFor. REQUIRES: 0 < count <= kThreadsMax.
   // `pin` binds all threads but the caller to one processor each, of those that the process may
-  // use.
+  // use, as PlaceThreads says.
   explicit KernelThreads(uint32_t count, bool pin = false);
   ~KernelThreads();
   KernelThreads(const KernelThreads&) = delete;

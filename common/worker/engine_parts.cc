@@ -24,7 +24,9 @@ ABSL_FLAG(
     "as fast on processors of AMD with AVX-512 BF16, or 32, as they are. 0: the most that the "
     "weights have.");
 ABSL_FLAG(uint32_t, threads, 0, "Threads that compute; 0: one per core.");
-ABSL_FLAG(bool, pin_threads, false, "Bind each of these threads to one processor.");
+ABSL_FLAG(bool, pin_threads, false,
+          "Bind each of these threads to one processor: whole cores first, NUMA node by node. "
+          "Workers that share a machine need a set of processors each (taskset, numactl, cpuset).");
 ABSL_FLAG(bool, huge_pages, true, "Ask the system for huge pages for weights and the KV cache.");
 ABSL_FLAG(baton::ByteSize, kv_memory, baton::ByteSize{uint64_t{512} << 20},
           "Memory for the KV cache, e.g. 512MiB or 8GiB.");

@@ -7,7 +7,6 @@ of the environment, so that a worker can die, hang or never become ready.
 
 import os
 import pathlib
-import re
 import signal
 import subprocess
 import tempfile
@@ -20,8 +19,10 @@ DEMO = ROOT / "deploy/demo.sh"
 WAIT_SECONDS_MAX = 120
 
 SERVER = """#!/bin/bash
-# The folder in $0 makes the process recognizable.
+# The folder in $0 makes the process recognizable. It starts no other process: a child that has not
+# called exec yet would look like it, and outlive it.
 name=${0##*/}
+exec 3<> "${0%/*}/silent_pipe"
 echo "$name $*" >> "${0%/*}/launched"
 if [[ ${DIES:-} == "$name" ]]; then
   echo "planted: no memory for $name" >&2
@@ -33,10 +34,7 @@ if [[ ${SILENT:-} != "$name" ]]; then
   echo "listening on 127.0.0.1:$((10000 + $$ % 50000))"
   echo "metrics on 127.0.0.1:9"
 fi
-for ((i = 0; i < 1200; ++i)); do
-  sleep 0.1 &
-  wait $!
-done
+read -r -t 240 -u 3
 """
 
 CLIENT = """#!/bin/bash
@@ -69,6 +67,7 @@ class DeployScriptsTest(unittest.TestCase):
         (self.model / "config.json").write_text("{}")
         for name in ("baton_router", "baton_prefill_worker", "baton_decode_worker"):
             self.write_program(name, SERVER)
+        os.mkfifo(self.bin / "silent_pipe")
         self.write_program("baton", CLIENT)
         self.addCleanup(self.kill_survivors)
 
@@ -77,16 +76,15 @@ class DeployScriptsTest(unittest.TestCase):
         (self.bin / name).chmod(0o755)
 
     def survivors(self):
-        """Process ids of stand-ins that live. A child that a stand-in has just forked looks like it: not counted."""
-        parents = {}
+        """Process ids of stand-ins that live. A zombie has no command line, and is dead."""
+        found = []
         for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
             try:
                 if f"{self.bin}/baton".encode() in path.read_bytes():
-                    status = (path.parent / "status").read_text()
-                    parents[int(path.parent.name)] = int(re.search(r"^PPid:\s*(\d+)", status, re.MULTILINE).group(1))
+                    found.append(int(path.parent.name))
             except OSError:
                 pass  # It ended meanwhile.
-        return [process for process, parent in parents.items() if parent not in parents]
+        return found
 
     def kill_survivors(self):
         for pid in self.survivors():
@@ -169,8 +167,11 @@ class DeployScriptsTest(unittest.TestCase):
     def test_worker_that_never_gets_ready_ends_at_the_deadline(self):
         for ready in ("0", "1"):
             with self.subTest(ready):
-                # Long enough for the stand-ins to come up on a busy machine.
-                started = self.cluster("start", "--ready_seconds", "4", READY=ready)
+                # A busy machine may need longer before the stand-ins so much as listen.
+                for seconds in ("2", "16", "100"):
+                    started = self.cluster("start", "--ready_seconds", seconds, READY=ready)
+                    if "did not listen" not in started.stderr:
+                        break
 
                 self.assertEqual(started.returncode, 1)
                 self.assertIn(f"{ready} of 2 workers were ready", started.stderr)
@@ -189,7 +190,9 @@ class DeployScriptsTest(unittest.TestCase):
 
     def test_status_tells_the_dead(self):
         self.cluster("start")
-        os.kill(int((self.logs / "decode_0.pid").read_text().split()[0]), signal.SIGKILL)
+        decode_worker = int((self.logs / "decode_0.pid").read_text().split()[0])
+        os.kill(decode_worker, signal.SIGKILL)
+        self.wait_for(lambda: decode_worker not in self.survivors())  # SIGKILL takes effect when it is scheduled.
 
         status = self.cluster("status")
 

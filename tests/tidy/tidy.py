@@ -18,7 +18,7 @@ TOP_LEVEL = {
     "CMakeLists.txt", "CMakePresets.json", "LICENSE",
 }
 BUILD_FOLDERS = {"build", ".git", ".cache", "__pycache__"}
-CPP = (".h", ".cc", ".cu", ".cuh")
+CPP = (".h", ".inc", ".cc", ".cu", ".cuh")
 TEXT = CPP + (".proto", ".py", ".sh", ".txt", ".cmake", ".md")
 FILE_LINES_MAX = 700
 FILE_BYTES_MAX = 8 << 20

@@ -203,8 +203,9 @@ struct Cut {
   size_t rows = 1;
 };
 
-// `panels` of all groups together.
+// `panels` of all groups together. REQUIRES: panels > 0.
 Cut CutOf(size_t panels, size_t rows, size_t k, size_t threads) {
+  BATON_CHECK(panels > 0);
   const size_t wanted = 4 * threads;
   // Several panels share x while it is in the cache; but each thread should get some tasks.
   const size_t least = kTaskProducts / (rows * k * kPanelColumns) + 1;

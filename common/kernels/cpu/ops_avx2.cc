@@ -25,13 +25,13 @@ using U32Vec = Vector<uint32_t, BATON_WIDTH>::Type;
 using I32Vec = Vector<int32_t, BATON_WIDTH>::Type;
 
 // Twelve registers of sums of the sixteen that there are, for large tiles.
-constexpr size_t kSumRows(size_t rows) { return rows == 12 ? 6 : rows == 8 ? 4 : rows; }
-constexpr size_t kSumVectors(size_t rows) { return rows <= 2 ? 4 : 2; }
+constexpr size_t SumRows(size_t rows) { return rows == 12 ? 6 : rows == 8 ? 4 : rows; }
+constexpr size_t SumVectors(size_t rows) { return rows <= 2 ? 4 : 2; }
 // Eight: the bytes of w and x take more room.
-constexpr size_t kIntegerSumRows(size_t rows) { return rows >= 4 ? 4 : rows; }
-constexpr size_t kIntegerSumVectors(size_t /*rows*/) { return 2; }
-constexpr size_t kGroupSumRows(size_t rows) { return rows >= 2 ? 2 : 1; }
-constexpr size_t kGroupSumVectors(size_t rows) { return rows >= 2 ? 1 : 2; }
+constexpr size_t IntegerSumRows(size_t rows) { return rows >= 4 ? 4 : rows; }
+constexpr size_t IntegerSumVectors(size_t /*rows*/) { return 2; }
+constexpr size_t GroupSumRows(size_t rows) { return rows >= 2 ? 2 : 1; }
+constexpr size_t GroupSumVectors(size_t rows) { return rows >= 2 ? 1 : 2; }
 
 BATON_INLINE F32Vec LoadF16(const uint16_t* from) {
   return (F32Vec)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));

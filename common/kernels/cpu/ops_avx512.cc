@@ -26,11 +26,11 @@ using I32Vec = Vector<int32_t, BATON_WIDTH>::Type;
 
 #include "common/kernels/cpu/avx512.inc"
 
-constexpr size_t kIntegerSumRows(size_t rows) { return rows; }
-constexpr size_t kIntegerSumVectors(size_t /*rows*/) { return 2; }
+constexpr size_t IntegerSumRows(size_t rows) { return rows; }
+constexpr size_t IntegerSumVectors(size_t /*rows*/) { return 2; }
 // Integer and float sums at once.
-constexpr size_t kGroupSumRows(size_t rows) { return rows == 12 ? 6 : rows == 8 ? 4 : rows; }
-constexpr size_t kGroupSumVectors(size_t /*rows*/) { return 2; }
+constexpr size_t GroupSumRows(size_t rows) { return rows == 12 ? 6 : rows == 8 ? 4 : rows; }
+constexpr size_t GroupSumVectors(size_t /*rows*/) { return 2; }
 
 BATON_INLINE I32Vec DotBytes(I32Vec sum, U32Vec w, int32_t x) {
   return (I32Vec)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, _mm512_set1_epi32(x));

@@ -22,12 +22,12 @@ using F32Vec = Vector<float, BATON_WIDTH>::Type;
 using U32Vec = Vector<uint32_t, BATON_WIDTH>::Type;
 using I32Vec = Vector<int32_t, BATON_WIDTH>::Type;
 
-constexpr size_t kSumRows(size_t rows) { return rows >= 2 ? 2 : 1; }
-constexpr size_t kSumVectors(size_t /*rows*/) { return 2; }
-constexpr size_t kIntegerSumRows(size_t rows) { return rows >= 2 ? 2 : 1; }
-constexpr size_t kIntegerSumVectors(size_t /*rows*/) { return 2; }
-constexpr size_t kGroupSumRows(size_t rows) { return rows >= 2 ? 2 : 1; }
-constexpr size_t kGroupSumVectors(size_t /*rows*/) { return 1; }
+constexpr size_t SumRows(size_t rows) { return rows >= 2 ? 2 : 1; }
+constexpr size_t SumVectors(size_t /*rows*/) { return 2; }
+constexpr size_t IntegerSumRows(size_t rows) { return rows >= 2 ? 2 : 1; }
+constexpr size_t IntegerSumVectors(size_t /*rows*/) { return 2; }
+constexpr size_t GroupSumRows(size_t rows) { return rows >= 2 ? 2 : 1; }
+constexpr size_t GroupSumVectors(size_t /*rows*/) { return 1; }
 
 inline F32Vec LoadF16(const uint16_t* from) {
   return F32Vec{F16ToF32(from[0]), F16ToF32(from[1]), F16ToF32(from[2]), F16ToF32(from[3])};
