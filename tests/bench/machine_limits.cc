@@ -14,7 +14,7 @@
 
 // The widest vectors that the machine has, chosen when the program starts.
 #if defined(__x86_64__)
-#define BATON_WIDEST __attribute__((target_clones("avx512f", "avx2,fma", "default")))
+#define BATON_WIDEST __attribute__((target_clones("avx512f", "arch=haswell", "default")))
 #else
 #define BATON_WIDEST
 #endif
