@@ -41,6 +41,10 @@ BATON_INLINE F32Vec LoadBf16(const uint16_t* from) {
       _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
   return (F32Vec)((U32Vec)wide << 16);
 }
+BATON_INLINE F32Vec LoadI8(const int8_t* from) {
+  return (F32Vec)_mm256_cvtepi32_ps(
+      _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
+}
 BATON_INLINE F32Vec Splat(float value) { return (F32Vec)_mm256_set1_ps(value); }
 BATON_INLINE F32Vec Fma(F32Vec a, F32Vec b, F32Vec c) {
   return (F32Vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);

@@ -35,6 +35,10 @@ inline F32Vec LoadF16(const uint16_t* from) {
 inline F32Vec LoadBf16(const uint16_t* from) {
   return F32Vec{Bf16ToF32(from[0]), Bf16ToF32(from[1]), Bf16ToF32(from[2]), Bf16ToF32(from[3])};
 }
+inline F32Vec LoadI8(const int8_t* from) {
+  return F32Vec{static_cast<float>(from[0]), static_cast<float>(from[1]),
+                static_cast<float>(from[2]), static_cast<float>(from[3])};
+}
 inline F32Vec Splat(float value) { return F32Vec{value, value, value, value}; }
 inline F32Vec Fma(F32Vec a, F32Vec b, F32Vec c) {
   return F32Vec{__builtin_fmaf(a[0], b[0], c[0]), __builtin_fmaf(a[1], b[1], c[1]),
