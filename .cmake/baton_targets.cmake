@@ -75,6 +75,14 @@ function(baton_cuda_module)
   _baton_tidy(baton_cuda)
 endfunction()
 
+# How many times slower than usual everything is, for tests that take that into account.
+set(BATON_TEST_SLOWNESS 1)
+if(BATON_SANITIZE MATCHES "thread")
+  set(BATON_TEST_SLOWNESS 10)
+elseif(BATON_SANITIZE)
+  set(BATON_TEST_SLOWNESS 3)
+endif()
+
 # What every test runs with.
 set(BATON_TEST_ENVIRONMENT
   "BATON_BIN_DIR=${PROJECT_BINARY_DIR}/bin"

@@ -28,7 +28,8 @@ DecodeEngine::DecodeEngine(const DecodeEngineOptions& options, Executor* executo
       transfers_(transfers),
       clock_(std::move(clock)),
       random_(std::move(random)),
-      block_tokens_(executor->arena().layout().block_tokens) {}
+      block_tokens_(executor->arena().layout().block_tokens),
+      probes_(events, transfers) {}
 
 DecodeEngine::~DecodeEngine() {
   // A lease that is being filled does not own its blocks alone: they go to quarantine, not to the
@@ -41,7 +42,9 @@ DecodeEngine::~DecodeEngine() {
 void DecodeEngine::OnCommand(Incarnation router, const v1::Command& command, Instant now) {
   if (command.has_admit()) OnAdmit(router, command.admit(), now);
   if (command.has_reopen()) OnReopen(router, command.reopen());
+  if (command.has_migrate()) OnMigrate(router, command.migrate(), now);
   if (command.has_cancel()) Drop({router, RequestId{command.cancel().request()}});
+  if (command.has_probe()) probes_.Start(router, command.probe());
 }
 
 void DecodeEngine::OnAdmit(Incarnation router, const v1::Admit& admit, Instant now) {
@@ -148,7 +151,7 @@ void DecodeEngine::OnReopen(Incarnation router, const v1::Reopen& reopen) {
   if (slot == nullptr) {
     return Reject(key, absl::NotFoundError("the decode worker does not know this request"));
   }
-  if (slot->state == State::kRunning || slot->state == State::kPrefilling) {
+  if (slot->state != State::kReserved && slot->state != State::kBroken) {
     v1::Event event;
     event.mutable_already_committed()->set_request(reopen.request());
     return events_->Send(router, std::move(event));
@@ -203,6 +206,14 @@ void DecodeEngine::OnTransferEvent(const TransferEvent& event, Instant now) {
     if (it == retiring_.end()) return;  // It had been filled: nothing was in quarantine.
     for (BlockId block : it->second) pool_->ReleaseQuarantined(block);
     retiring_.erase(it);
+  } else if (const auto* acked = std::get_if<TransferAcked>(&event)) {
+    OnMoved(*acked, now);
+  } else if (const auto* refused = std::get_if<TransferFailed>(&event)) {
+    OnMoveFailed(*refused, now);
+  } else if (const auto* released = std::get_if<TransferReleased>(&event)) {
+    ReleaseMove(released->id);
+  } else if (const auto* probe = std::get_if<ProbeFinished>(&event)) {
+    probes_.OnFinished(*probe);
   }
 }
 
@@ -233,6 +244,7 @@ void DecodeEngine::OnFilled(const LeaseFilled& filled, Instant now) {
   if (!token.ParseFromString(first.logprobs)) token.Clear();
   token.set_index(first.index);
   token.set_id(first.token);
+  RememberToken(*slot, token);
   EmitToken(*slot, std::move(token));
   FlushTokens();
   FinishIfEnded(*slot, now);
@@ -270,6 +282,7 @@ void DecodeEngine::Drop(RequestKey key) {
   Slot* slot = Find(key);
   if (slot == nullptr) return;
   if (slot->state == State::kReserved) RetireEpoch(*slot);
+  if (slot->state == State::kMoving) transfers_->AbortTransfer(slot->move);
   SetState(*slot, State::kBroken);
   scheduler_.Remove(&slot->sequence);
   lease_owner_.erase(slot->lease);
@@ -324,7 +337,11 @@ bool DecodeEngine::Step(Instant now) {
   }
   // Tokens first: a client sees its last token before its end.
   FlushTokens();
-  for (const StepItem& item : items) FinishIfEnded(*slots_.at(item.sequence->key), end);
+  for (const StepItem& item : items) {
+    const RequestKey key = item.sequence->key;
+    FinishIfEnded(*slots_.at(key), end);
+    if (Slot* slot = Find(key)) BeginMoveIfDue(*slot, end);
+  }
   return true;
 }
 
@@ -419,7 +436,9 @@ void DecodeEngine::OnSampled(Slot& slot, const SampledToken& token, Instant now)
     SetState(slot, State::kRunning);
   }
   if (slot.first_token_at == Instant{}) slot.first_token_at = now;
-  EmitToken(slot, TokenToProto(sequence.generated() - 1, token, sequence.sampling));
+  v1::Token said = TokenToProto(sequence.generated() - 1, token, sequence.sampling);
+  RememberToken(slot, said);
+  EmitToken(slot, std::move(said));
 }
 
 void DecodeEngine::EmitToken(const Slot& slot, v1::Token token) {

@@ -8,9 +8,11 @@
 #define BATON_DECODE_WORKER_DECODE_ENGINE_H_
 
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -21,6 +23,7 @@
 #include "common/base/clock.h"
 #include "common/engine/executor.h"
 #include "common/engine/ports.h"
+#include "common/engine/probe_relay.h"
 #include "common/engine/rate_meter.h"
 #include "common/engine/sequence.h"
 #include "common/engine/worker_engine.h"
@@ -55,7 +58,7 @@ class DecodeEngine final : public WorkerEngine {
                RandomFunction random);
   ~DecodeEngine() override;
 
-  // Admit, Reopen and Cancel; others are not for this role and are ignored.
+  // Admit, Reopen, Migrate, Cancel and Probe; others are not for this role and are ignored.
   void OnCommand(Incarnation router, const v1::Command& command, Instant now) override;
   void OnSessionClosed(Incarnation router) override;
   void OnTransferEvent(const TransferEvent& event, Instant now) override;
@@ -67,8 +70,8 @@ class DecodeEngine final : public WorkerEngine {
 
   v1::WorkerLoad Load() const override;
   const EngineStats& stats() const override { return stats_; }
-  // No request, and no block in quarantine.
-  bool idle() const override { return slots_.empty() && retiring_.empty(); }
+  // No request, no block in quarantine and none being sent.
+  bool idle() const override { return slots_.empty() && retiring_.empty() && moves_.empty(); }
   size_t sequence_count() const { return slots_.size(); }
 
  private:
@@ -77,6 +80,7 @@ class DecodeEngine final : public WorkerEngine {
     kBroken,      // That epoch ended; the router will reopen or cancel.
     kPrefilling,  // Local prefill, or the replay of a preempted sequence.
     kRunning,     // All but the last token is in the cache.
+    kMoving,      // As kRunning, but it stands still while its KV goes to another worker.
   };
   struct Slot {
     Sequence sequence;
@@ -86,12 +90,35 @@ class DecodeEngine final : public WorkerEngine {
     uint32_t held_blocks = 0;   // Leading blocks that no epoch may write.
     uint32_t shown_tokens = 0;  // Tokens at admission: the router has these.
     Instant first_token_at{};
+    // Where it is to go on, as soon as a token follows those that the ticket is for.
+    std::optional<Ticket> next_home;
+    TransferId move{};                    // While kMoving.
+    std::deque<std::string> said_tokens;  // The last ones as sent, where log-probabilities count.
+  };
+  // The KV of a sequence on its way to another worker.
+  struct Move {
+    RequestKey key;
+    uint64_t nonce = 0;           // Of the ticket: its lower half.
+    std::vector<BlockId> pinned;  // Read by the transport until TransferReleased.
+    Instant began{};
   };
   using Slots = absl::btree_map<RequestKey, std::unique_ptr<Slot>>;
 
   void OnAdmit(Incarnation router, const v1::Admit& admit, Instant now);
   void OnReopen(Incarnation router, const v1::Reopen& reopen);
   void OnFilled(const LeaseFilled& filled, Instant now);
+
+  // Moves (decode_engine_moves.cc).
+  void OnMigrate(Incarnation router, const v1::Migrate& migrate, Instant now);
+  void BeginMoveIfDue(Slot& slot, Instant now);
+  absl::Status BeginMove(Slot& slot, const Ticket& ticket, Instant now);
+  void OnMoved(const TransferAcked& acked, Instant now);
+  void OnMoveFailed(const TransferFailed& failed, Instant now);
+  void SayMoveFailed(const Slot& slot, uint64_t nonce, const absl::Status& status, bool transfer);
+  void ReleaseMove(TransferId id);
+  // The slot that stands still for this transfer; null if it is gone or runs on.
+  Slot* FindByMove(TransferId id);
+  void RememberToken(Slot& slot, const v1::Token& token);
 
   absl::Status CheckRoom(const Sequence& sequence) const;
   // Opens epoch+1 on fresh blocks and answers with the ticket, or starts local prefill.
@@ -136,10 +163,13 @@ class DecodeEngine final : public WorkerEngine {
   PrefillScheduler scheduler_;
   absl::flat_hash_map<LeaseId, RequestKey> lease_owner_;
   std::map<std::pair<LeaseId, Epoch>, std::vector<BlockId>> retiring_;  // Quarantined blocks.
+  std::map<TransferId, Move> moves_;                                    // Not released.
+  ProbeRelay probes_;
   std::map<Incarnation, v1::Event> unsent_tokens_;  // By router, of the current step.
   uint32_t running_count_ = 0;
   uint64_t next_arrival_ = 0;
   uint64_t next_lease_ = 1;
+  uint64_t next_move_ = 1;
   bool draining_ = false;
   RateMeter prefill_rate_;
   RateMeter decode_rate_;

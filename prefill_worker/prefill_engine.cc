@@ -19,7 +19,8 @@ PrefillEngine::PrefillEngine(const PrefillEngineOptions& options, Executor* exec
       events_(events),
       transfers_(transfers),
       clock_(std::move(clock)),
-      block_tokens_(executor->arena().layout().block_tokens) {}
+      block_tokens_(executor->arena().layout().block_tokens),
+      probes_(events, transfers) {}
 
 PrefillEngine::~PrefillEngine() = default;
 
@@ -28,7 +29,7 @@ void PrefillEngine::OnCommand(Incarnation router, const v1::Command& command, In
   if (command.has_cancel()) {
     Close({router, RequestId{command.cancel().request()}}, /*abort_transfer=*/true);
   }
-  if (command.has_probe()) OnProbe(router, command.probe(), now);
+  if (command.has_probe()) probes_.Start(router, command.probe());
 }
 
 void PrefillEngine::OnPrefill(Incarnation router, const v1::Prefill& prefill, Instant now) {
@@ -72,13 +73,6 @@ void PrefillEngine::OnPrefill(Incarnation router, const v1::Prefill& prefill, In
   if (prefill.has_ticket()) job->ticket = TicketFromProto(prefill.ticket());
   scheduler_.Add(&job->sequence);
   jobs_[key] = std::move(job);
-}
-
-void PrefillEngine::OnProbe(Incarnation router, const v1::Probe& probe, Instant now) {
-  const ProbeId id{next_probe_++};
-  const absl::Status status = transfers_->Probe(id, probe.transfer_address());
-  probes_[id] = {router, probe.probe()};
-  if (!status.ok()) OnTransferEvent(ProbeFinished{.id = id, .status = status}, now);
 }
 
 bool PrefillEngine::Start(Job& job, Instant now) {
@@ -204,17 +198,7 @@ void PrefillEngine::OnTransferEvent(const TransferEvent& event, Instant /*now*/)
     transfer_owner_.erase(released->id);
     closing_.erase(released->id);
   } else if (const auto* probe = std::get_if<ProbeFinished>(&event)) {
-    const auto it = probes_.find(probe->id);
-    if (it == probes_.end()) return;
-    v1::Event result_event;
-    v1::ProbeResult* result = result_event.mutable_probe_result();
-    result->set_probe(it->second.second);
-    result->set_ok(probe->status.ok());
-    result->set_message(std::string(probe->status.message()));
-    result->set_round_trip_ms(probe->round_trip_ms);
-    result->set_bytes_per_second(probe->bytes_per_second);
-    events_->Send(it->second.first, std::move(result_event));
-    probes_.erase(it);
+    probes_.OnFinished(*probe);
   }
 }
 

@@ -12,10 +12,12 @@
 #include <span>
 #include <utility>
 
+#include "absl/container/btree_map.h"
 #include "absl/container/flat_hash_map.h"
 #include "common/base/clock.h"
 #include "common/engine/executor.h"
 #include "common/engine/ports.h"
+#include "common/engine/probe_relay.h"
 #include "common/engine/rate_meter.h"
 #include "common/engine/sequence.h"
 #include "common/engine/worker_engine.h"
@@ -63,7 +65,6 @@ class PrefillEngine final : public WorkerEngine {
   };
 
   void OnPrefill(Incarnation router, const v1::Prefill& prefill, Instant now);
-  void OnProbe(Incarnation router, const v1::Probe& probe, Instant now);
   // Takes blocks and opens the transfer. False: no room now.
   bool Start(Job& job, Instant now);
   void PushLayer(std::span<const StepItem> items, uint32_t layer);
@@ -84,16 +85,15 @@ class PrefillEngine final : public WorkerEngine {
   const uint32_t block_tokens_;
 
   PrefillScheduler scheduler_;
-  absl::flat_hash_map<RequestKey, std::unique_ptr<Job>> jobs_;
+  absl::btree_map<RequestKey, std::unique_ptr<Job>> jobs_;  // In order: they end in order.
   absl::flat_hash_map<TransferId, RequestKey> transfer_owner_;
   // Jobs that ended while UCX still reads their blocks.
   absl::flat_hash_map<TransferId, std::unique_ptr<Job>> closing_;
-  absl::flat_hash_map<ProbeId, std::pair<Incarnation, uint64_t>> probes_;
+  ProbeRelay probes_;
 
   bool draining_ = false;
   uint64_t next_arrival_ = 0;
   uint64_t next_transfer_ = 1;
-  uint64_t next_probe_ = 1;
   RateMeter rate_;
   EngineStats stats_;
 };

@@ -3,6 +3,15 @@
 #include <algorithm>
 
 namespace baton {
+namespace {
+
+bool SendsKv(const WorkerEntry& worker) {
+  return worker.role == v1::ROLE_PREFILL
+             ? worker.ready()
+             : worker.state == WorkerState::kDraining && worker.attempts > 0;
+}
+
+}  // namespace
 
 PairState PairTable::state(WorkerId prefill, WorkerId decode) const {
   const auto it = pairs_.find(Key(prefill, decode));
@@ -67,10 +76,10 @@ std::vector<PairTable::ProbeOrder> PairTable::Due(const WorkerTable& workers, In
   }
   std::vector<ProbeOrder> orders;
   for (const auto& [prefill_id, prefill] : workers.all()) {
-    if (prefill.role != v1::ROLE_PREFILL || !prefill.ready()) continue;
+    if (!SendsKv(prefill)) continue;
     for (const auto& [decode_id, decode] : workers.all()) {
       if (in_flight >= options_.probes_in_flight_max) return orders;
-      if (decode.role != v1::ROLE_DECODE || !decode.ready()) continue;
+      if (decode.role != v1::ROLE_DECODE || !decode.ready() || decode_id == prefill_id) continue;
       Pair& pair = pairs_[Key(prefill_id, decode_id)];
       const bool due =
           pair.state == PairState::kUnknown || (pair.state == PairState::kDown && pair.next <= now);

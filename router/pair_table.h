@@ -1,5 +1,6 @@
 // The health of every (prefill worker, decode worker) pair: whether KV gets from one to the other.
-// A pair is probed before its first use and after a failure; only healthy pairs are used.
+// A pair is probed before its first use and after a failure; only healthy pairs are used. A decode
+// worker that drains counts as a prefill worker, too: its sequences are to move on to the others.
 //
 // Owned by RouterCore; one thread.
 #ifndef BATON_ROUTER_PAIR_TABLE_H_

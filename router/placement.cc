@@ -164,6 +164,16 @@ std::optional<WorkerId> ChoosePrefill(const WorkerTable& workers, const PairTabl
                      /*limited=*/false, now);
 }
 
+std::optional<WorkerId> ChooseNextHome(const WorkerTable& workers, const PairTable& pairs,
+                                       WorkerId from, const PlacementNeed& need, Instant now) {
+  for (const WorkerEntry* decode : DecodeCandidates(workers, need, now)) {
+    if (decode->id != from && pairs.state(from, decode->id) == PairState::kHealthy) {
+      return decode->id;
+    }
+  }
+  return std::nullopt;
+}
+
 std::optional<Placement> ChoosePlacement(const WorkerTable& workers, const PairTable& pairs,
                                          const PlacementNeed& need, Instant now) {
   if (need.first_token_only && AnyPrefillReady(workers, need)) {

@@ -47,6 +47,11 @@ std::optional<WorkerId> ChoosePrefill(const WorkerTable& workers, const PairTabl
                                       WorkerId decode, uint32_t tokens,
                                       std::optional<WorkerId> avoid, Instant now);
 
+// A decode worker that can take over a request from `from`, which reaches it; nothing if none can
+// now.
+std::optional<WorkerId> ChooseNextHome(const WorkerTable& workers, const PairTable& pairs,
+                                       WorkerId from, const PlacementNeed& need, Instant now);
+
 // Blocks that `tokens` tokens take on this worker; 0 if the block size is unknown.
 uint64_t BlocksFor(const WorkerEntry& worker, uint64_t tokens);
 

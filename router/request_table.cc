@@ -29,7 +29,7 @@ Request& RequestTable::Insert(NewRequest spec) {
 void RequestTable::Erase(RequestId id) {
   const auto it = requests_.find(id);
   BATON_CHECK(it != requests_.end());
-  BATON_CHECK(it->second->attempt == AttemptId{});
+  BATON_CHECK(it->second->attempt == AttemptId{} && !it->second->move.has_value());
   deadlines_.erase({it->second->spec.deadline, id});
   requests_.erase(it);
 }
@@ -43,6 +43,25 @@ void RequestTable::StartAttempt(Request& request) {
 void RequestTable::EndAttempt(Request& request) {
   attempts_.erase(request.attempt);
   request.attempt = AttemptId{};
+}
+
+AttemptId RequestTable::StartMove(Request& request) {
+  BATON_CHECK(request.attempt != AttemptId{} && !request.move.has_value());
+  const AttemptId attempt{next_attempt_++};
+  request.move.emplace().attempt = attempt;
+  attempts_[attempt] = &request;
+  return attempt;
+}
+
+void RequestTable::EndMove(Request& request) {
+  attempts_.erase(request.move->attempt);
+  request.move.reset();
+}
+
+void RequestTable::CompleteMove(Request& request) {
+  attempts_.erase(request.attempt);
+  request.attempt = request.move->attempt;
+  request.move.reset();
 }
 
 std::vector<RequestId> RequestTable::Expired(Instant now) const {

@@ -44,6 +44,14 @@ enum class RequestState {
   kDecoding,      // D has committed.
 };
 
+// A decode worker that is to go on with a request which runs on another one.
+struct MoveTarget {
+  AttemptId attempt{};
+  WorkerId to{};
+  uint32_t placed_tokens = 0;        // How many of spec.tokens went with Admit.
+  std::optional<v1::Ticket> ticket;  // Absent: not admitted yet, or it computes them itself.
+};
+
 struct Request {
   NewRequest spec;            // spec.tokens grows: prompt and all tokens shown so far.
   uint64_t arrival = 0;       // Order of arrival.
@@ -64,6 +72,9 @@ struct Request {
   Instant queued_at{};               // When it went into the queue last.
   bool in_queue = false;
   Instant asked_at{};  // When Admit or Reopen went out.
+  std::optional<MoveTarget> move;
+  uint32_t moves_failed = 0;  // Of the current placement.
+  Instant move_not_before{};
 
   std::optional<uint32_t> cached_tokens;  // Of the first prefill that reported.
   std::string prefill_address;            // Of the last workers, for the client.
@@ -96,6 +107,11 @@ class RequestTable {
   // Gives the request a new attempt. REQUIRES: it has none.
   void StartAttempt(Request& request);
   void EndAttempt(Request& request);
+  // A second attempt, beside the current one: that of request.move.
+  AttemptId StartMove(Request& request);
+  void EndMove(Request& request);
+  // The second attempt takes the place of the first.
+  void CompleteMove(Request& request);
 
   // Those whose deadline has come, in the order of their deadlines.
   std::vector<RequestId> Expired(Instant now) const;

@@ -62,6 +62,7 @@ void RouterCore::OnWorkerDown(WorkerId id, const absl::Status& why, Instant now)
   if (!was_serving) return;
   std::vector<RequestId> on_it;
   for (const auto& [request_id, request] : requests_.all()) {
+    if (request->move.has_value() && request->move->to == id) MoveFailed(*request, id, now);
     if (request->decode == id || request->prefill == id) on_it.push_back(request_id);
   }
   const std::string reason = absl::StrCat(RoleName(worker->role), " worker ", worker->address,
@@ -139,6 +140,7 @@ void RouterCore::OnTick(Instant now) {
   EndOverdueInQueue(now);
   SendProbes(now);
   Place(now);
+  StartMoves(now);
 }
 
 void RouterCore::EndAll(const absl::Status& status, Instant now) {
@@ -189,7 +191,9 @@ void RouterCore::Place(Instant now) {
                              .avoid = request.avoid,
                              .prefill_tokens_max = options_.prefill_tokens_max};
     if (const absl::Status fits = CheckFits(workers_, need); !fits.ok()) {
-      End(request, {.status = fits}, now);
+      // Nothing is wrong with a request that was taken once; it has grown since.
+      End(request, {.status = request.retries == 0 ? fits : absl::UnavailableError(fits.message())},
+          now);
       continue;
     }
     const std::optional<Placement> placement = ChoosePlacement(workers_, pairs_, need, now);
@@ -227,13 +231,20 @@ void RouterCore::StartPlacement(Request& request, const Placement& placement, In
   decode.blocks_pledged += BlocksFor(decode, request.placed_tokens + 1);
   request.state = RequestState::kAdmitting;
   v1::Command command;
-  *command.mutable_admit()->mutable_work() = MakeWork(request, now);
+  *command.mutable_admit()->mutable_work() =
+      MakeWork(request, request.attempt, request.placed_tokens, now);
   command.mutable_admit()->set_local_prefill(!placement.prefill.has_value());
   Send(decode.id, std::move(command));
 }
 
 void RouterCore::Release(Request& request) {
   ReleasePrefill(request);
+  if (request.move.has_value()) {
+    workers_.Find(request.move->to)->attempts -= 1;
+    requests_.EndMove(request);
+  }
+  request.moves_failed = 0;
+  request.move_not_before = {};
   if (request.decode.has_value()) {
     workers_.Find(*request.decode)->attempts -= 1;
     request.decode.reset();

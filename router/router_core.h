@@ -64,6 +64,8 @@ struct CoreCounters {
   uint64_t stale_events = 0;    // Events that matched no current placement.
   uint64_t local_prefills = 0;  // Placements without a prefill worker.
   uint64_t placements = 0;
+  uint64_t moves = 0;  // Running requests that went on at another decode worker, with their KV.
+  uint64_t moves_failed = 0;
   uint64_t tokens_shown = 0;
 };
 
@@ -152,7 +154,23 @@ class RouterCore {
   // The placement is void. `knows`: a worker that has dropped the request by itself.
   void PlacementGone(Request& request, RetryCause cause, const std::string& why,
                      std::optional<WorkerId> knows, Instant now);
-  v1::Work MakeWork(const Request& request, Instant now) const;
+  // Of the first `placed_tokens` tokens.
+  v1::Work MakeWork(const Request& request, AttemptId attempt, uint32_t placed_tokens,
+                    Instant now) const;
+
+  // Moves of running requests away from workers that drain (router_core_moves.cc).
+  void StartMoves(Instant now);
+  void StartMove(Request& request, WorkerId to, Instant now);
+  void OnMoveAdmitted(Request& request, const v1::Admitted& admitted);
+  void OnMigrated(WorkerId worker, const v1::Migrated& migrated, Instant now);
+  void OnMigrateFailed(WorkerId worker, const v1::MigrateFailed& failed, Instant now);
+  // The other worker has the request now.
+  void CompleteMove(Request& request, std::optional<WorkerId> knows);
+  // The move will not be; the request stays where it is.
+  void DropMove(Request& request, std::optional<WorkerId> knows);
+  void MoveFailed(Request& request, std::optional<WorkerId> knows, Instant now);
+  // The request that is to move to `worker` under this attempt.
+  Request* OwnedByMove(WorkerId worker, uint64_t attempt);
 
   // Events of workers (router_core_events.cc). Each drops what does not belong to a current
   // placement.

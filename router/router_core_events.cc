@@ -77,12 +77,20 @@ void RouterCore::OnWorkerEvent(WorkerId id, const v1::Event& event, Instant now)
     case v1::Event::kDrained:
       worker->state = WorkerState::kDraining;
       worker->reason = "the worker is going away";
+      SendProbes(now);
+      StartMoves(now);
       break;
     case v1::Event::kFailed:
       OnSequenceFailed(id, event.failed(), now);
       break;
     case v1::Event::kAlreadyCommitted:
       OnAlreadyCommitted(id, event.already_committed());
+      break;
+    case v1::Event::kMigrated:
+      OnMigrated(id, event.migrated(), now);
+      break;
+    case v1::Event::kMigrateFailed:
+      OnMigrateFailed(id, event.migrate_failed(), now);
       break;
     case v1::Event::kHello:
     case v1::Event::EVENT_NOT_SET:
@@ -94,7 +102,8 @@ void RouterCore::OnWorkerEvent(WorkerId id, const v1::Event& event, Instant now)
 
 Request* RouterCore::Owned(WorkerId worker, uint64_t attempt) {
   Request* request = requests_.FindAttempt(AttemptId{attempt});
-  if (request != nullptr && (request->decode == worker || request->prefill == worker)) {
+  if (request != nullptr && request->attempt == AttemptId{attempt} &&
+      (request->decode == worker || request->prefill == worker)) {
     return request;
   }
   counters_.stale_events += 1;
@@ -121,6 +130,9 @@ Request* RouterCore::OwnedByPrefill(WorkerId worker, uint64_t attempt, uint32_t 
 }
 
 void RouterCore::OnAdmitted(WorkerId worker, const v1::Admitted& admitted, Instant now) {
+  if (Request* moving = OwnedByMove(worker, admitted.request())) {
+    return OnMoveAdmitted(*moving, admitted);
+  }
   Request* request = OwnedByDecode(worker, admitted.request());
   if (request == nullptr) return;
   if (request->state != RequestState::kAdmitting && request->state != RequestState::kReopening) {
@@ -154,6 +166,9 @@ void RouterCore::OnAdmitted(WorkerId worker, const v1::Admitted& admitted, Insta
 }
 
 void RouterCore::OnRejected(WorkerId worker, const v1::Rejected& rejected, Instant now) {
+  if (Request* moving = OwnedByMove(worker, rejected.request())) {
+    return MoveFailed(*moving, worker, now);
+  }
   Request* request = Owned(worker, rejected.request());
   if (request == nullptr) return;
   const bool by_decode = request->decode == worker;
@@ -238,6 +253,10 @@ void RouterCore::OnTokens(WorkerId worker, const v1::Tokens& tokens, Instant now
 
 void RouterCore::OnSequenceTokens(WorkerId worker, const v1::Tokens::Sequence& sequence,
                                   Instant now) {
+  // A worker speaks of what it runs, so the move to it is complete.
+  if (Request* moving = OwnedByMove(worker, sequence.request())) {
+    CompleteMove(*moving, std::nullopt);
+  }
   Request* request = OwnedByDecode(worker, sequence.request());
   if (request == nullptr) return;
   const bool epoch_fits =
@@ -282,6 +301,9 @@ void RouterCore::OnSequenceFinished(WorkerId worker, const v1::SequenceFinished&
 }
 
 void RouterCore::OnSequenceFailed(WorkerId worker, const v1::SequenceFailed& failed, Instant now) {
+  if (Request* moving = OwnedByMove(worker, failed.request())) {
+    return MoveFailed(*moving, worker, now);
+  }
   Request* request = Owned(worker, failed.request());
   if (request == nullptr) return;
   const std::string why =

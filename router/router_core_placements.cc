@@ -14,13 +14,14 @@ void RouterCore::Send(WorkerId id, v1::Command command) {
   actions_.push_back(SendCommand{.worker = id, .command = std::move(command)});
 }
 
-v1::Work RouterCore::MakeWork(const Request& request, Instant now) const {
+v1::Work RouterCore::MakeWork(const Request& request, AttemptId attempt, uint32_t placed_tokens,
+                              Instant now) const {
   v1::Work work;
-  work.set_request(Raw(request.attempt));
+  work.set_request(Raw(attempt));
   // All attempts to fill one lease compute the same tokens; Show notices if a later one samples
   // something else than the client has seen.
   work.mutable_tokens()->Add(request.spec.tokens.begin(),
-                             request.spec.tokens.begin() + request.placed_tokens);
+                             request.spec.tokens.begin() + placed_tokens);
   work.set_prompt_tokens(request.spec.prompt_tokens);
   work.set_total_tokens_max(request.spec.total_tokens_max);
   *work.mutable_sampling() = request.spec.sampling;
@@ -39,7 +40,8 @@ void RouterCore::SendPrefill(Request& request, Instant now) {
   BATON_CHECK(request.prefill.has_value());
   request.state = RequestState::kPrefilling;
   v1::Command command;
-  *command.mutable_prefill()->mutable_work() = MakeWork(request, now);
+  *command.mutable_prefill()->mutable_work() =
+      MakeWork(request, request.attempt, request.placed_tokens, now);
   if (request.ticket.has_value()) *command.mutable_prefill()->mutable_ticket() = *request.ticket;
   Send(*request.prefill, std::move(command));
 }
@@ -53,6 +55,10 @@ void RouterCore::CancelWorkers(const Request& request, std::optional<WorkerId> e
   if (request.state == RequestState::kPrefilling && request.prefill.has_value() &&
       request.prefill != except) {
     Send(*request.prefill, command);
+  }
+  if (request.move.has_value() && request.move->to != except) {
+    command.mutable_cancel()->set_request(Raw(request.move->attempt));
+    Send(request.move->to, command);
   }
 }
 

@@ -36,6 +36,12 @@ RouterMetrics::RouterMetrics(MetricsRegistry* registry)
                                            {{"reason", "local_prefill"}})),
       no_room_(registry->AddCounter("baton_placements_refused_total",
                                     "Placements that a worker refused for lack of room.")),
+      moves_(registry->AddCounter("baton_moves_total",
+                                  "Running requests that went on at another decode worker.",
+                                  {{"result", "done"}})),
+      moves_failed_(registry->AddCounter("baton_moves_total",
+                                         "Running requests that went on at another decode worker.",
+                                         {{"result", "failed"}})),
       stale_events_(registry->AddCounter("baton_stale_events_total",
                                          "Worker events that matched no current placement.")) {
   for (const v1::Role role : {v1::ROLE_PREFILL, v1::ROLE_DECODE}) {
@@ -91,6 +97,8 @@ void RouterMetrics::Update(const RouterCore& core) {
   }
   local_prefills_.Increment(static_cast<double>(now.local_prefills - seen_.local_prefills));
   no_room_.Increment(static_cast<double>(now.no_room - seen_.no_room));
+  moves_.Increment(static_cast<double>(now.moves - seen_.moves));
+  moves_failed_.Increment(static_cast<double>(now.moves_failed - seen_.moves_failed));
   stale_events_.Increment(static_cast<double>(now.stale_events - seen_.stale_events));
   seen_ = now;
 }

@@ -39,6 +39,8 @@ class RouterMetrics {
   Counter& generated_tokens_;
   Counter& local_prefills_;
   Counter& no_room_;
+  Counter& moves_;
+  Counter& moves_failed_;
   Counter& stale_events_;
   std::map<std::pair<v1::Role, WorkerState>, Gauge*> workers_;
   CoreCounters seen_;  // What the counters include already.

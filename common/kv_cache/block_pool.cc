@@ -140,6 +140,11 @@ uint32_t BlockPool::PeekPrefix(std::span<const PrefixHash> hashes) const {
   return count;
 }
 
+bool BlockPool::TakesBytes(BlockId block) const {
+  const State state = blocks_.at(Raw(block)).state;
+  return state == State::kReceiving || state == State::kQuarantined;
+}
+
 void BlockPool::CheckInvariants() const {
   BlockCounts recount;
   recount.total = static_cast<uint32_t>(blocks_.size());

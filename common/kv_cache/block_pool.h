@@ -75,6 +75,8 @@ class BlockPool {
   uint32_t PeekPrefix(std::span<const PrefixHash> hashes) const;
 
   const BlockCounts& counts() const { return counts_; }
+  // receiving or quarantined: a posted receive may land in it. For tests and simulation.
+  bool TakesBytes(BlockId block) const;
 
   // Recounts everything from the blocks themselves; aborts on any difference. For tests and
   // simulation.

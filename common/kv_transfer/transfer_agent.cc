@@ -8,10 +8,10 @@
 #include <atomic>
 #include <cerrno>
 #include <cstring>
-#include <deque>
 #include <thread>
 #include <utility>
 #include <variant>
+#include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/memory/memory.h"
@@ -20,46 +20,12 @@
 #include "common/base/bounded_queue.h"
 #include "common/base/check.h"
 #include "common/base/status_macros.h"
-#include "common/kv_transfer/kv_receiver.h"
-#include "common/kv_transfer/kv_sender.h"
-#include "common/kv_transfer/prober.h"
+#include "common/kv_transfer/transfer_core.h"
 #include "common/transport/transport.h"
 #include "common/transport/ucx/ucx_transport.h"
 
 namespace baton {
 namespace {
-
-struct OpenCommand {
-  LeaseGrant grant;
-};
-struct RetireCommand {
-  LeaseId lease{};
-  Epoch epoch{};
-};
-struct BeginCommand {
-  TransferId id{};
-  Ticket ticket;
-  std::vector<BlockId> blocks;
-  TransferShare share;
-};
-struct PushCommand {
-  TransferId id{};
-  IndexRange layers;
-  IndexRange tokens;
-};
-struct CommitCommand {
-  TransferId id{};
-  CommittedToken first_token;
-};
-struct AbortCommand {
-  TransferId id{};
-};
-struct ProbeCommand {
-  ProbeId id{};
-  std::string address;
-};
-using Command = std::variant<OpenCommand, RetireCommand, BeginCommand, PushCommand, CommitCommand,
-                             AbortCommand, ProbeCommand>;
 
 // Polls between two looks at the commands and the clock.
 constexpr int kPollsMax = 32;
@@ -79,6 +45,13 @@ absl::Status CheckOptions(const TransferOptions& options) {
   return absl::OkStatus();
 }
 
+TransferCoreOptions CoreOptions(const TransferOptions& options) {
+  return {.sender = {options.in_flight_bytes_max, options.message_bytes_max,
+                     options.transfer_deadline, options.force_close_after},
+          .receiver = {options.force_close_after},
+          .prober = {options.probe_bytes, options.probe_deadline, options.force_close_after}};
+}
+
 }  // namespace
 
 class TransferAgent::Impl {
@@ -91,7 +64,7 @@ class TransferAgent::Impl {
   void Stop();
 
   // False when there is no room: `ordinary` commands leave some for those that must not fail.
-  bool Enqueue(Command command, bool ordinary);
+  bool Enqueue(TransferCommand command, bool ordinary);
   absl::Status TakePlace(std::atomic<uint32_t>& count, uint32_t count_max, const char* what);
 
   const TransferOptions options;
@@ -107,32 +80,18 @@ class TransferAgent::Impl {
   }
 
  private:
-  // All below: the transfer thread.
+  // The transfer thread.
   void Run();
-  void Finish();
-  void DrainCommands();
-  void RunCommands();
+  std::vector<TransferCommand> TakeCommands();
   void Sleep();
   void Publish();
   void Emit(TransferEvent event);
-  void Apply(OpenCommand& command);
-  void Apply(RetireCommand& command);
-  void Apply(BeginCommand& command);
-  void Apply(PushCommand& command);
-  void Apply(CommitCommand& command);
-  void Apply(AbortCommand& command);
-  void Apply(ProbeCommand& command);
 
   const TransferEventSink sink_;
-  std::unique_ptr<Transport> transport_;  // Gone before the cores that it calls back.
-  KvReceiver receiver_;
-  KvSender sender_;
-  Prober prober_;
-  std::deque<Command> send_commands_;  // All but lease commands, taken and not carried out yet.
-  uint64_t peers_lost_ = 0;
+  const int transport_fd_;
 
   // Any thread.
-  BoundedQueue<Command> commands_;
+  BoundedQueue<TransferCommand> commands_;
   std::atomic<bool> wake_pending_{false};
   std::atomic<bool> stopping_{false};
   int wake_fd_ = -1;
@@ -141,6 +100,8 @@ class TransferAgent::Impl {
   std::thread thread_ ABSL_GUARDED_BY(stop_mutex_);
   mutable absl::Mutex stats_mutex_;
   TransferStats stats_ ABSL_GUARDED_BY(stats_mutex_);
+
+  TransferCore core_;  // The transfer thread's. Last: it uses the queue until it is gone.
 };
 
 TransferAgent::Impl::Impl(std::unique_ptr<Transport> transport,
@@ -151,27 +112,14 @@ TransferAgent::Impl::Impl(std::unique_ptr<Transport> transport,
       address(transport->address()),
       transport_name(transport->name()),
       sink_(std::move(sink)),
-      transport_(std::move(transport)),
-      receiver_(
-          *transport_, arena, KvReceiverOptions{options.force_close_after},
-          [this](TransferEvent event) { Emit(std::move(event)); }, [this] { DrainCommands(); }),
-      sender_(*transport_, arena,
-              KvSenderOptions{options.in_flight_bytes_max, options.message_bytes_max,
-                              options.transfer_deadline, options.force_close_after},
-              [this](TransferEvent event) { Emit(std::move(event)); }),
-      prober_(
-          *transport_,
-          ProberOptions{options.probe_bytes, options.probe_deadline, options.force_close_after},
-          [this](TransferEvent event) { Emit(std::move(event)); }, [] { return Now(); }),
+      transport_fd_(transport->event_fd()),
       // Room for every commit, abort and retirement that may follow what was let in.
       commands_(size_t{options.commands_max} + 2 * size_t{options.leases_max} +
-                4 * size_t{options.transfers_max}) {
-  transport_->OnPeerLost([this](PeerId peer, const absl::Status& status) {
-    ++peers_lost_;
-    sender_.OnPeerLost(peer, status);
-    prober_.OnPeerLost(peer, status);
-  });
-}
+                4 * size_t{options.transfers_max}),
+      core_(
+          std::move(transport), CoreOptions(options), arena,
+          [this](TransferEvent event) { Emit(std::move(event)); },
+          [this] { return TakeCommands(); }, [] { return Now(); }) {}
 
 absl::Status TransferAgent::Impl::Start() {
   wake_fd_ = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
@@ -179,7 +127,7 @@ absl::Status TransferAgent::Impl::Start() {
   if (wake_fd_ < 0 || epoll_fd_ < 0) {
     return absl::UnavailableError(absl::StrCat("no event descriptor: ", std::strerror(errno)));
   }
-  for (const int fd : {wake_fd_, transport_->event_fd()}) {
+  for (const int fd : {wake_fd_, transport_fd_}) {
     epoll_event event = {};
     event.events = EPOLLIN;
     event.data.fd = fd;
@@ -208,7 +156,7 @@ void TransferAgent::Impl::Stop() {
   if (thread_.joinable()) thread_.join();
 }
 
-bool TransferAgent::Impl::Enqueue(Command command, bool ordinary) {
+bool TransferAgent::Impl::Enqueue(TransferCommand command, bool ordinary) {
   if (ordinary && commands_.size() >= options.commands_max) return false;
   if (!commands_.TryPush(std::move(command))) return false;
   if (!wake_pending_.exchange(true)) {
@@ -227,79 +175,26 @@ absl::Status TransferAgent::Impl::TakePlace(std::atomic<uint32_t>& count, uint32
 
 void TransferAgent::Impl::Run() {
   while (!stopping_) {
-    RunCommands();
-    const Instant now = Now();
-    receiver_.Tick(now);
-    sender_.Tick(now);
-    prober_.Tick(now);
+    core_.Advance();
     bool any = false;
-    for (int i = 0; i < kPollsMax && transport_->Poll(); ++i) any = true;
+    for (int i = 0; i < kPollsMax && core_.Poll(); ++i) any = true;
     Publish();
     if (!any) Sleep();
   }
-  Finish();
-}
-
-// Ends everything; what is under way completes when the transport goes.
-void TransferAgent::Impl::Finish() {
-  RunCommands();
-  const absl::Status stopping = absl::UnavailableError("the transfer agent is stopping");
-  prober_.FailAll(stopping);
-  sender_.FailAll(stopping, Now());
-  receiver_.RetireAll(Now());
-  transport_.reset();
-  BATON_CHECK(sender_.open_count() == 0 && receiver_.open_count() == 0);
+  core_.Finish();
   Publish();
 }
 
-// Lease commands are carried out at once, so that a message finds its lease; the others wait for
-// RunCommands: this also runs inside a callback of the transport.
-void TransferAgent::Impl::DrainCommands() {
+std::vector<TransferCommand> TransferAgent::Impl::TakeCommands() {
   wake_pending_ = false;  // Before taking: a later push wakes again.
-  for (Command& command : commands_.TakeAll()) {
-    if (auto* open = std::get_if<OpenCommand>(&command)) {
-      Apply(*open);
-    } else if (auto* retire = std::get_if<RetireCommand>(&command)) {
-      Apply(*retire);
-    } else {
-      send_commands_.push_back(std::move(command));
-    }
-  }
-}
-
-void TransferAgent::Impl::RunCommands() {
-  DrainCommands();
-  for (Command& command : std::exchange(send_commands_, {})) {
-    std::visit([this](auto& item) { Apply(item); }, command);
-  }
-}
-
-void TransferAgent::Impl::Apply(OpenCommand& command) { receiver_.Open(command.grant); }
-void TransferAgent::Impl::Apply(RetireCommand& command) {
-  receiver_.Retire(command.lease, command.epoch, Now());
-}
-void TransferAgent::Impl::Apply(BeginCommand& command) {
-  sender_.Begin(command.id, std::move(command.ticket), std::move(command.blocks), command.share,
-                Now());
-}
-void TransferAgent::Impl::Apply(PushCommand& command) {
-  sender_.Push(command.id, command.layers, command.tokens, Now());
-}
-void TransferAgent::Impl::Apply(CommitCommand& command) {
-  sender_.Commit(command.id, std::move(command.first_token), Now());
-}
-void TransferAgent::Impl::Apply(AbortCommand& command) { sender_.Abort(command.id, Now()); }
-void TransferAgent::Impl::Apply(ProbeCommand& command) {
-  prober_.Probe(command.id, command.address, Now());
+  return commands_.TakeAll();
 }
 
 void TransferAgent::Impl::Sleep() {
-  if (!send_commands_.empty() || !transport_->Arm()) return;
+  if (!core_.Arm()) return;
   const Instant now = Now();
-  const bool busy = receiver_.posted_count() > 0 || sender_.open_count() > 0;
   const Instant next =
-      std::min({receiver_.next_deadline(), sender_.next_deadline(), prober_.next_deadline(),
-                now + (busy ? kSleepMaxBusy : kSleepMaxIdle)});
+      std::min(core_.next_deadline(), now + (core_.busy() ? kSleepMaxBusy : kSleepMaxIdle));
   if (next <= now) return;
   // Rounded up: waking a moment too early would spin until the deadline.
   const auto milliseconds = std::chrono::ceil<std::chrono::milliseconds>(next - now).count();
@@ -319,8 +214,8 @@ void TransferAgent::Impl::Emit(TransferEvent event) {
 }
 
 void TransferAgent::Impl::Publish() {
-  const KvReceiver::Counters& in = receiver_.counters();
-  const KvSender::Counters& out = sender_.counters();
+  const KvReceiver::Counters& in = core_.receiver().counters();
+  const KvSender::Counters& out = core_.sender().counters();
   TransferStats stats;
   stats.bytes_sent = out.bytes;
   stats.bytes_received = in.bytes;
@@ -331,7 +226,7 @@ void TransferAgent::Impl::Publish() {
   stats.leases_filled = in.filled;
   stats.leases_failed = in.failed;
   stats.force_closes = in.force_closes + out.force_closes;
-  stats.peers_lost = peers_lost_;
+  stats.peers_lost = core_.peers_lost();
   stats.refused_malformed = in.refused_malformed + out.refused_malformed;
   stats.refused_unknown_lease = in.refused_unknown_lease;
   stats.refused_stale = in.refused_stale;
@@ -339,10 +234,10 @@ void TransferAgent::Impl::Publish() {
   stats.refused_overlap = in.refused_overlap;
   stats.refused_size = in.refused_size;
   stats.checksum_mismatches = in.checksum_mismatches;
-  stats.leases_open = static_cast<uint32_t>(receiver_.open_count());
-  stats.transfers_open = static_cast<uint32_t>(sender_.open_count());
-  stats.receives_posted = receiver_.posted_count();
-  stats.bytes_in_flight = sender_.in_flight_bytes();
+  stats.leases_open = static_cast<uint32_t>(core_.receiver().open_count());
+  stats.transfers_open = static_cast<uint32_t>(core_.sender().open_count());
+  stats.receives_posted = core_.receiver().posted_count();
+  stats.bytes_in_flight = core_.sender().in_flight_bytes();
   absl::MutexLock lock(&stats_mutex_);
   stats_ = stats;
 }

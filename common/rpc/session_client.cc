@@ -220,6 +220,8 @@ absl::Status SessionClient::Stream::Deliver() {
     case v1::Event::kDrained:
     case v1::Event::kFailed:
     case v1::Event::kAlreadyCommitted:
+    case v1::Event::kMigrated:
+    case v1::Event::kMigrateFailed:
       break;
   }
   if (!was_up()) return absl::InternalError("the worker did not start with hello");

@@ -312,6 +312,7 @@ void SessionServer::Stream::HandleCommand() {
     case v1::Command::kCancel:
     case v1::Command::kProbe:
     case v1::Command::kDrain:
+    case v1::Command::kMigrate:
       break;
   }
   absl::MutexLock delivery(&delivery_mutex_);

@@ -89,6 +89,7 @@ class InprocNetwork::State {
   std::map<std::string, InprocTransport*> transports;    // By address.
   std::vector<std::shared_ptr<InprocMessage>> messages;  // On their way, oldest first.
   uint64_t step = 0;
+  bool polls_are_steps = true;
   uint64_t sequence = 0;
 };
 
@@ -264,7 +265,8 @@ void InprocTransport::EndMessage(InprocMessage& message, const absl::Status& her
 }
 
 bool InprocTransport::Poll() {
-  const uint64_t now = ++network_->step;
+  if (network_->polls_are_steps) ++network_->step;
+  const uint64_t now = network_->step;
   std::vector<std::shared_ptr<InprocMessage>> ready;
   for (const std::shared_ptr<InprocMessage>& message : network_->messages) {
     if (message->due <= now && message->link->ends[message->to_end].transport == this) {
@@ -336,6 +338,13 @@ void InprocTransport::Post(InprocMessage& message, Landing landing) {
 void InprocTransport::Land(const std::shared_ptr<InprocMessage>& message) {
   CopyPayload(message->payload, message->landing.spans, message->half(),
               TotalBytes(message->payload));
+  const InprocTransport* from = message->link->ends[1 - message->to_end].transport;
+  if (TotalBytes(message->payload) > 0 && network_->policy->Corrupts(from->address_, address_)) {
+    const auto& spans = message->landing.spans;
+    std::find_if(spans.begin(), spans.end(), [](MutableSpan span) {
+      return !span.empty();
+    })->front() ^= std::byte{1};
+  }
   const auto landed = std::move(message->landing.landed);
   Leave(message);  // Before the callback, which may end the connection.
   landed(absl::OkStatus());
@@ -345,6 +354,12 @@ InprocNetwork::InprocNetwork() : InprocNetwork(std::make_unique<Prompt>()) {}
 InprocNetwork::InprocNetwork(std::unique_ptr<DeliveryPolicy> policy)
     : state_(std::make_unique<State>(std::move(policy))) {}
 InprocNetwork::~InprocNetwork() { BATON_CHECK(state_->transports.empty()); }
+
+void InprocNetwork::AdvanceTo(uint64_t step) {
+  BATON_CHECK(step >= state_->step);
+  state_->polls_are_steps = false;
+  state_->step = step;
+}
 
 std::unique_ptr<Transport> InprocNetwork::Open(const std::string& name) {
   return std::make_unique<InprocTransport>(state_.get(), absl::StrCat(kAddressPrefix, name));

@@ -1,7 +1,7 @@
 // A transport between objects of one process and one thread: for tests and simulation.
 //
 // Deterministic: what happens depends only on the calls and on the DeliveryPolicy. Time is counted
-// in steps; every Poll() of any transport of the network is one.
+// in steps; every Poll() of any transport of the network is one, unless AdvanceTo is used.
 #ifndef BATON_COMMON_TRANSPORT_INPROC_TRANSPORT_H_
 #define BATON_COMMON_TRANSPORT_INPROC_TRANSPORT_H_
 
@@ -27,6 +27,8 @@ class DeliveryPolicy {
   virtual uint64_t PayloadDelay(const std::string& from, const std::string& to) = 0;
   // True: the connection breaks instead of taking this message.
   virtual bool Breaks(const std::string& from, const std::string& to) = 0;
+  // True: one byte of this payload arrives wrong.
+  virtual bool Corrupts(const std::string& /*from*/, const std::string& /*to*/) { return false; }
 };
 
 class InprocNetwork {
@@ -39,6 +41,9 @@ class InprocNetwork {
 
   // `name` is the transport's address. REQUIRES: not in use now.
   std::unique_ptr<Transport> Open(const std::string& name);
+
+  // From now on only this moves time on. REQUIRES: `step` is not before the current one.
+  void AdvanceTo(uint64_t step);
 
  private:
   friend class InprocTransport;

@@ -53,6 +53,7 @@ WorkerMetrics::WorkerMetrics(MetricsRegistry* registry)
       finished_(SequenceCounter(registry, "finished")),
       failed_(SequenceCounter(registry, "failed")),
       rejected_(SequenceCounter(registry, "rejected")),
+      moved_(SequenceCounter(registry, "moved")),
       preempted_(registry->AddCounter("baton_preemptions_total",
                                       "Running sequences that gave up their KV blocks")),
       bytes_sent_(ByteCounter(registry, "sent")),
@@ -96,6 +97,7 @@ void WorkerMetrics::Update(const v1::WorkerLoad& load, const EngineStats& stats,
   CatchUp(finished_, stats.finished);
   CatchUp(failed_, stats.failed);
   CatchUp(rejected_, stats.rejected);
+  CatchUp(moved_, stats.moved);
   CatchUp(preempted_, stats.preempted);
   CatchUp(bytes_sent_, transfer.bytes_sent);
   CatchUp(bytes_received_, transfer.bytes_received);

@@ -39,6 +39,7 @@ class WorkerMetrics {
   Counter& finished_;
   Counter& failed_;
   Counter& rejected_;
+  Counter& moved_;
   Counter& preempted_;
   Counter& bytes_sent_;
   Counter& bytes_received_;

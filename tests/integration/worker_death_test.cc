@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <set>
 #include <string>
 #include <thread>
 #include <vector>
@@ -288,6 +289,27 @@ TEST_F(WorkerDeathTest, TerminatedDecodeWorkerFinishesItsStreams) {
   EXPECT_EQ(OkCount(answers), answers.size());
   ExpectTrueStreams(answers);
   EXPECT_EQ(cluster_->decode(0).Wait(std::chrono::seconds(20)).value_or(-1), 0);
+}
+
+// Goal: streams leave a worker that is told to go, with their KV, and nothing is computed twice.
+TEST_F(WorkerDeathTest, StreamsOfATerminatedDecodeWorkerMoveToAnother) {
+  StartCluster(1, 2);
+
+  const std::vector<Answer> answers = RunWithFault([this] { cluster_->decode(0).Signal(SIGTERM); });
+
+  ExpectTrueStreams(answers);
+  EXPECT_EQ(OkCount(answers), answers.size());
+  std::set<std::string> last_workers;
+  for (const Answer& answer : answers) {
+    EXPECT_EQ(answer.finished.retries(), 0u);
+    last_workers.insert(answer.finished.decode_worker());
+  }
+  EXPECT_EQ(last_workers.size(), 1u) << "not all of them moved";
+  EXPECT_EQ(cluster_->decode(0).Wait(std::chrono::seconds(20)).value_or(-1), 0);
+  ASSERT_TRUE(cluster_->RestartDecode(0).ok());
+  EXPECT_TRUE(cluster_->WaitUntil(
+      [](const v1::GetClusterResponse& status) { return Cluster::ReadyCount(status) == 3; }));
+  ExpectServesAndRests();
 }
 
 TEST_F(WorkerDeathTest, TerminatedRouterLetsItsStreamsFinish) {

@@ -1,0 +1,131 @@
+// RouterCore: running requests that go on at another decode worker, because theirs drains.
+//
+// The other worker is asked for a lease on all tokens shown so far; the one that runs the request
+// fills it as a prefill worker would. Until the other one speaks the request belongs where it was,
+// and what is said under the second attempt counts for nothing else. See "Moving house" in
+// DESIGN_NOTES.md.
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "router/router_core.h"
+
+namespace baton {
+namespace {
+
+constexpr uint32_t kMovesFailedMax = 3;  // Then it stays: it may finish before its worker goes.
+constexpr Duration kMoveBackoff = std::chrono::milliseconds(100);
+
+// Whether a worker's answer belongs to the current move, not to one that was given up.
+bool IsOf(const std::optional<MoveTarget>& move, uint64_t nonce) {
+  return move.has_value() && move->ticket.has_value() && move->ticket->nonce_low() == nonce;
+}
+
+}  // namespace
+
+void RouterCore::StartMoves(Instant now) {
+  const auto drains = [](const auto& item) { return item.second.state == WorkerState::kDraining; };
+  if (std::none_of(workers_.all().begin(), workers_.all().end(), drains)) return;
+  for (const auto& [id, request] : requests_.all()) {
+    if (request->state != RequestState::kDecoding || request->move.has_value()) continue;
+    if (request->moves_failed >= kMovesFailedMax || now < request->move_not_before) continue;
+    const WorkerEntry& from = *workers_.Find(*request->decode);
+    // The last token is sampled sooner than it is moved.
+    if (from.state != WorkerState::kDraining || request->tokens_left() <= 1) continue;
+    const PlacementNeed need{.tokens = static_cast<uint32_t>(request->spec.tokens.size()),
+                             .total_tokens_max = request->spec.total_tokens_max,
+                             .avoid = std::nullopt};
+    const std::optional<WorkerId> to = ChooseNextHome(workers_, pairs_, from.id, need, now);
+    if (to.has_value()) StartMove(*request, *to, now);
+  }
+}
+
+void RouterCore::StartMove(Request& request, WorkerId to, Instant now) {
+  WorkerEntry& worker = *workers_.Find(to);
+  const AttemptId attempt = requests_.StartMove(request);
+  request.move->to = to;
+  request.move->placed_tokens = static_cast<uint32_t>(request.spec.tokens.size());
+  worker.attempts += 1;
+  worker.blocks_pledged += BlocksFor(worker, request.move->placed_tokens + 1);
+  v1::Command command;
+  *command.mutable_admit()->mutable_work() =
+      MakeWork(request, attempt, request.move->placed_tokens, now);
+  Send(to, std::move(command));
+}
+
+void RouterCore::OnMoveAdmitted(Request& request, const v1::Admitted& admitted) {
+  // Without a ticket it computes all tokens itself, and takes over when it has caught up.
+  if (!admitted.has_ticket()) return;
+  request.move->ticket = admitted.ticket();
+  v1::Command command;
+  command.mutable_migrate()->set_request(Raw(request.attempt));
+  *command.mutable_migrate()->mutable_ticket() = admitted.ticket();
+  Send(*request.decode, std::move(command));
+}
+
+void RouterCore::OnMigrated(WorkerId worker, const v1::Migrated& migrated, Instant now) {
+  Request* request = OwnedByDecode(worker, migrated.request());
+  if (request == nullptr) return;
+  if (IsOf(request->move, migrated.nonce())) {
+    pairs_.Succeeded(worker, request->move->to);
+    return CompleteMove(*request, worker);
+  }
+  // It went to a worker that has been lost since.
+  PlacementGone(*request, RetryCause::kDecodeLost, "the worker that it moved to was lost", worker,
+                now);
+}
+
+void RouterCore::OnMigrateFailed(WorkerId worker, const v1::MigrateFailed& failed, Instant now) {
+  Request* request = OwnedByDecode(worker, failed.request());
+  if (request == nullptr || !IsOf(request->move, failed.nonce())) return;
+  actions_.push_back(Note{absl::StrCat("request ", request->spec.client_request_id,
+                                       " stays where it is: ", failed.message())});
+  if (failed.transfer()) pairs_.Failed(worker, request->move->to, failed.message(), now);
+  MoveFailed(*request, std::nullopt, now);
+}
+
+void RouterCore::CompleteMove(Request& request, std::optional<WorkerId> knows) {
+  counters_.moves += 1;
+  const MoveTarget move = *request.move;
+  ReleasePrefill(request);
+  if (request.decode != knows) {
+    v1::Command command;
+    command.mutable_cancel()->set_request(Raw(request.attempt));
+    Send(*request.decode, std::move(command));
+  }
+  workers_.Find(*request.decode)->attempts -= 1;
+  requests_.CompleteMove(request);
+  request.decode = move.to;
+  request.decode_address = workers_.Find(move.to)->address;
+  request.placed_tokens = move.placed_tokens;
+  request.ticket = move.ticket;
+  request.state = RequestState::kDecoding;
+  request.moves_failed = 0;
+  request.move_not_before = {};
+}
+
+void RouterCore::DropMove(Request& request, std::optional<WorkerId> knows) {
+  if (request.move->to != knows) {
+    v1::Command command;
+    command.mutable_cancel()->set_request(Raw(request.move->attempt));
+    Send(request.move->to, std::move(command));
+  }
+  workers_.Find(request.move->to)->attempts -= 1;
+  requests_.EndMove(request);
+}
+
+void RouterCore::MoveFailed(Request& request, std::optional<WorkerId> knows, Instant now) {
+  counters_.moves_failed += 1;
+  DropMove(request, knows);
+  request.moves_failed += 1;
+  request.move_not_before = now + kMoveBackoff;
+}
+
+Request* RouterCore::OwnedByMove(WorkerId worker, uint64_t attempt) {
+  Request* request = requests_.FindAttempt(AttemptId{attempt});
+  const bool owned = request != nullptr && request->move.has_value() &&
+                     request->move->attempt == AttemptId{attempt} && request->move->to == worker;
+  return owned ? request : nullptr;
+}
+
+}  // namespace baton

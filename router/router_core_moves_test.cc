@@ -1,0 +1,178 @@
+// Running requests that leave a decode worker which drains.
+#include "router/core_driver.h"
+#include "router/router_core.h"
+
+namespace baton {
+namespace {
+
+using std::chrono::milliseconds;
+using ::testing::ElementsAre;
+
+// A request runs on `from`, which then drains; `to` is there.
+class RouterMovesTest : public testing::Test {
+ protected:
+  RouterMovesTest() {
+    prefill = driver.AddUp(v1::ROLE_PREFILL);
+    from = driver.AddUp(v1::ROLE_DECODE);
+    driver.AnswerProbes();
+    id = driver.Ask(4, 8);
+    attempt = driver.Next(from).admit().work().request();
+    driver.Admitted(from, attempt);
+    driver.Next(prefill);
+    driver.FirstToken(prefill, attempt, 0, 10);
+    driver.PrefillDone(prefill, attempt);
+    driver.Tokens(from, attempt, 0, {10, 11, 12});
+    to = driver.AddUp(v1::ROLE_DECODE);
+    driver.AnswerProbes();
+  }
+  void Drain() {
+    v1::Event event;
+    event.mutable_draining();
+    driver.Event(from, event);
+  }
+  // Up to where `from` is asked to push. Returns the second attempt.
+  uint64_t StartMove() {
+    Drain();
+    driver.AnswerProbes();
+    driver.Advance(milliseconds(20));
+    const uint64_t second = driver.Next(to).admit().work().request();
+    driver.Admitted(to, second);
+    EXPECT_EQ(driver.Next(from).migrate().request(), attempt);
+    return second;
+  }
+  void Migrated() {
+    v1::Event event;
+    event.mutable_migrated()->set_request(attempt);
+    driver.Event(from, event);
+  }
+  void MigrateFailed() {
+    v1::Event event;
+    event.mutable_migrate_failed()->set_request(attempt);
+    event.mutable_migrate_failed()->set_transfer(true);
+    driver.Event(from, event);
+  }
+  void ExpectAtRest() {
+    EXPECT_EQ(driver.core.request_count(), 0u);
+    EXPECT_EQ(driver.core.attempt_count(), 0u);
+    for (const auto& [worker_id, worker] : driver.core.workers().all()) {
+      EXPECT_EQ(worker.attempts, 0u) << worker.address;
+    }
+  }
+
+  CoreDriver driver;
+  WorkerId prefill{};
+  WorkerId from{};
+  WorkerId to{};
+  RequestId id{};
+  uint64_t attempt = 0;
+};
+
+TEST_F(RouterMovesTest, TheOtherWorkerIsAskedForAllTokensShownOnceItIsReached) {
+  Drain();
+  EXPECT_TRUE(driver.Idle(to)) << "the way there was not probed yet";
+  driver.AnswerProbes();
+  driver.Advance(milliseconds(20));
+
+  const v1::Command command = driver.Next(to);
+  ASSERT_TRUE(command.has_admit());
+  EXPECT_EQ(command.admit().work().tokens_size(), 7);
+  EXPECT_EQ(command.admit().work().prompt_tokens(), 4u);
+  EXPECT_NE(command.admit().work().request(), attempt);
+  EXPECT_FALSE(command.admit().local_prefill());
+}
+
+TEST_F(RouterMovesTest, TokensOfBothMakeOneStream) {
+  const uint64_t second = StartMove();
+
+  driver.Tokens(from, attempt, 3, {13, 14});
+  driver.Tokens(to, second, 3, {13});
+  EXPECT_EQ(driver.Next(from).cancel().request(), attempt);
+  Migrated();
+  driver.Tokens(from, attempt, 5, {99});
+  driver.Tokens(to, second, 4, {14, 15, 16, 17});
+  driver.Finished(to, second, v1::FINISH_REASON_LENGTH);
+
+  EXPECT_THAT(driver.outcomes[id].tokens, ElementsAre(10, 11, 12, 13, 14, 15, 16, 17));
+  EXPECT_EQ(driver.outcomes[id].code(), absl::StatusCode::kOk);
+  EXPECT_EQ(driver.core.counters().moves, 1u);
+  EXPECT_EQ(driver.outcomes[id].finish->finished.retries(), 0u);
+  ExpectAtRest();
+}
+
+TEST_F(RouterMovesTest, TheAcknowledgedMoveCompletesBeforeTheFirstTokenThere) {
+  const uint64_t second = StartMove();
+
+  Migrated();
+  EXPECT_TRUE(driver.Idle(from)) << "it has forgotten the request by itself";
+  driver.Down(from);
+  driver.Tokens(to, second, 3, {13, 14, 15, 16, 17});
+  driver.Finished(to, second, v1::FINISH_REASON_LENGTH);
+
+  EXPECT_EQ(driver.outcomes[id].code(), absl::StatusCode::kOk);
+  ExpectAtRest();
+}
+
+TEST_F(RouterMovesTest, StaysWhereItIsWhenTheTransferFails) {
+  const uint64_t second = StartMove();
+
+  MigrateFailed();
+
+  EXPECT_EQ(driver.Next(to).cancel().request(), second);
+  driver.Tokens(from, attempt, 3, {13, 14, 15, 16, 17});
+  driver.Finished(from, attempt, v1::FINISH_REASON_LENGTH);
+  EXPECT_EQ(driver.outcomes[id].code(), absl::StatusCode::kOk);
+  EXPECT_EQ(driver.core.counters().moves_failed, 1u);
+  ExpectAtRest();
+}
+
+TEST_F(RouterMovesTest, StaysWhereItIsWhenTheOtherWorkerRefusesOrIsLost) {
+  Drain();
+  driver.AnswerProbes();
+  driver.Advance(milliseconds(20));
+  const uint64_t second = driver.Next(to).admit().work().request();
+
+  driver.Rejected(to, second, absl::StatusCode::kResourceExhausted);
+  driver.Advance(milliseconds(200));
+  const uint64_t third = driver.Next(to).admit().work().request();
+  EXPECT_NE(third, second);
+  driver.Down(to);
+
+  driver.Tokens(from, attempt, 3, {13});
+  EXPECT_EQ(driver.outcomes[id].tokens.size(), 4u);
+  EXPECT_EQ(driver.core.workers().Find(to)->attempts, 0u);
+}
+
+TEST_F(RouterMovesTest, WhatWentToALostWorkerIsPlacedAnew) {
+  StartMove();
+  driver.Down(to);
+
+  Migrated();
+
+  EXPECT_EQ(driver.core.queued_count(), 1u);
+  EXPECT_EQ(driver.core.workers().Find(from)->attempts, 0u);
+}
+
+TEST_F(RouterMovesTest, LossOfTheWorkerThatRunsItGivesTheMoveUp) {
+  const uint64_t second = StartMove();
+
+  driver.Down(from);
+
+  EXPECT_EQ(driver.Next(to).cancel().request(), second);
+  const v1::Command again = driver.Next(to);
+  ASSERT_TRUE(again.has_admit());
+  EXPECT_NE(again.admit().work().request(), second);
+  EXPECT_EQ(driver.core.workers().Find(to)->attempts, 1u);
+}
+
+TEST_F(RouterMovesTest, CancelReachesBoth) {
+  const uint64_t second = StartMove();
+
+  driver.Cancel(id);
+
+  EXPECT_EQ(driver.Next(from).cancel().request(), attempt);
+  EXPECT_EQ(driver.Next(to).cancel().request(), second);
+  ExpectAtRest();
+}
+
+}  // namespace
+}  // namespace baton

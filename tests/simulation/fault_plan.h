@@ -1,0 +1,96 @@
+// What a seed makes of the world: the cluster, the load, and which faults strike how often.
+//
+// Each seed takes some kinds of faults only ("swarm testing": Groce et al., ISSTA 2012): a run in
+// which everything breaks at once seldom gets far enough to break in an interesting way.
+#ifndef BATON_TESTS_SIMULATION_FAULT_PLAN_H_
+#define BATON_TESTS_SIMULATION_FAULT_PLAN_H_
+
+#include <cstdint>
+
+#include "common/base/clock.h"
+#include "tests/simulation/dice.h"
+
+namespace baton {
+
+struct FaultPlan {
+  uint32_t prefill_workers = 1;
+  uint32_t decode_workers = 1;
+  uint32_t prefill_blocks = 64;
+  uint32_t decode_blocks = 64;
+  uint32_t chunk_tokens = 16;
+  Duration step_max = std::chrono::milliseconds(5);  // Of an engine.
+  uint32_t window = 0;                               // Of the model's attention; 0: none.
+  bool local_prefill = true;                         // Of decode workers, when the router asks.
+  bool late_workers = false;                         // Some join while requests are running.
+  size_t message_bytes_max = 0;                      // Of a KV message; 0: one layer of one block.
+
+  uint32_t requests = 10;
+  Duration arrivals = std::chrono::seconds(1);  // All within.
+  double cancelled = 0;                         // Of requests.
+  double with_deadline = 0;
+  bool slow_clients = false;
+  uint32_t retries_max = 3;
+
+  // Events a second over the whole cluster, while faults last.
+  double crashes = 0;  // Of a worker; another life begins some time later.
+  double session_breaks = 0;
+  double session_cuts = 0;   // Neither side hears the other for a while.
+  double pair_cuts = 0;      // No KV gets through between two workers for a while.
+  double pauses = 0;         // SIGSTOP, SIGCONT.
+  double drains = 0;         // SIGTERM: what runs may finish, then the worker goes.
+  double engine_errors = 0;  // A forward pass fails.
+  double router_crashes = 0;
+  Duration faults_last = std::chrono::seconds(3);
+
+  // Of KV messages.
+  double late = 0;
+  double never = 0;    // Hangs until its connection ends.
+  double broken = 0;   // Breaks its connection.
+  double corrupt = 0;  // Arrives with a wrong byte.
+
+  // No fault may end a request: only its client and its deadline do.
+  bool unlimited_retries() const { return retries_max > 1000; }
+};
+
+inline FaultPlan DrawPlan(Dice& dice) {
+  FaultPlan plan;
+  plan.prefill_workers = dice.Below(4);
+  plan.decode_workers = dice.Between(1, 3);
+  // Enough for the largest request and all its tokens, sometimes for hardly more.
+  plan.prefill_blocks = dice.Chance(0.3) ? dice.Between(23, 30) : 96;
+  plan.decode_blocks = dice.Chance(0.3) ? dice.Between(23, 34) : 128;
+  plan.chunk_tokens = dice.Chance(0.5) ? dice.Between(3, 12) : 64;
+  plan.step_max = std::chrono::milliseconds(dice.Chance(0.4) ? 25 : 5);
+  plan.window = dice.Chance(0.2) ? dice.Between(3, 20) : 0;
+  plan.local_prefill = plan.prefill_workers == 0 || dice.Chance(0.5);
+  plan.late_workers = dice.Chance(0.2);
+  plan.message_bytes_max = dice.Chance(0.5) ? 0 : 1u << 20;
+
+  plan.requests = dice.Between(1, 16);
+  plan.arrivals = dice.Between(std::chrono::milliseconds(1), std::chrono::seconds(2));
+  if (dice.Chance(0.4)) plan.cancelled = 0.3;
+  if (dice.Chance(0.4)) plan.with_deadline = 0.4;
+  plan.slow_clients = dice.Chance(0.1);
+  plan.retries_max = dice.Chance(0.7) ? 1u << 30 : dice.Below(4);
+
+  const auto rate = [&dice](double probability, double most) {
+    return dice.Chance(probability) ? most * (1 + dice.Below(4)) / 4 : 0.0;
+  };
+  plan.crashes = rate(0.4, 8);
+  plan.session_breaks = rate(0.4, 10);
+  plan.session_cuts = rate(0.25, 4);
+  plan.pair_cuts = rate(0.3, 8);
+  plan.pauses = rate(0.3, 5);
+  plan.drains = rate(0.25, 4);
+  plan.engine_errors = rate(0.15, 6);
+  plan.router_crashes = rate(0.1, 2);
+  plan.late = rate(0.5, 1);
+  plan.never = rate(0.15, 0.02);
+  plan.broken = rate(0.2, 0.02);
+  plan.corrupt = rate(0.15, 0.04);
+  return plan;
+}
+
+}  // namespace baton
+
+#endif  // BATON_TESTS_SIMULATION_FAULT_PLAN_H_
