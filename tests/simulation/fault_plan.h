@@ -31,7 +31,8 @@ struct FaultPlan {
   bool slow_clients = false;
   uint32_t retries_max = 3;
 
-  // Events a second over the whole cluster, while faults last.
+  // Events a second over the whole cluster while faults last and something goes on; a fifth of that
+  // while nothing does.
   double crashes = 0;  // Of a worker; another life begins some time later.
   double session_breaks = 0;
   double session_cuts = 0;   // Neither side hears the other for a while.
@@ -88,6 +89,17 @@ inline FaultPlan DrawPlan(Dice& dice) {
   plan.never = rate(0.15, 0.02);
   plan.broken = rate(0.2, 0.02);
   plan.corrupt = rate(0.15, 0.04);
+
+  // Sequences move only from a decode worker that runs some to another one that has room: rare, if
+  // left to chance.
+  if (dice.Chance(0.15)) {
+    plan.decode_workers = 3;
+    plan.drains = 8;
+    plan.window = 0;
+    plan.step_max = std::chrono::milliseconds(25);
+    plan.requests = dice.Between(8, 16);
+    plan.arrivals = std::chrono::milliseconds(300);
+  }
   return plan;
 }
 

@@ -31,10 +31,6 @@ BUGS = {
         "decode_worker/decode_engine.cc",
         "    for (BlockId block : it->second) pool_->ReleaseQuarantined(block);\n",
         ""),
-    "a message for a lease of a former life is taken": (
-        "common/kv_transfer/kv_receiver.cc",
-        "      return found->second.grant.nonce == name.nonce ? &found->second : nullptr;\n",
-        "      return &found->second;\n"),
     "the commit counts before all bytes are there": (
         "common/kv_transfer/kv_receiver.cc",
         "  if (state.landed_cells == state.coverage.cells()) {\n",
@@ -110,19 +106,6 @@ BUGS = {
         "router/router_core.cc",
         "    if (request->decode == id || request->prefill == id) on_it.push_back(request_id);\n",
         "    if (request->decode == id) on_it.push_back(request_id);\n"),
-    "a moved sequence's blocks are not pinned": (
-        "decode_worker/decode_engine_moves.cc",
-        "  for (const BlockId block : blocks) pool_->Reference(block);\n"
-        "  moves_[id] = {.key = sequence.key,\n"
-        "                .nonce = ticket.nonce.low,\n"
-        "                .pinned = {blocks.begin(), blocks.end()},\n",
-        "  moves_[id] = {.key = sequence.key,\n"
-        "                .nonce = ticket.nonce.low,\n"
-        "                .pinned = {},\n"),
-    "the answer to an abandoned move is believed": (
-        "router/router_core_moves.cc",
-        "  return move.has_value() && move->ticket.has_value() && move->ticket->nonce_low() == nonce;\n",
-        "  static_cast<void>(nonce);\n  return move.has_value() && move->ticket.has_value();\n"),
     "the worker that a request moves to is not told of its end": (
         "router/router_core_placements.cc",
         "  if (request.move.has_value() && request.move->to != except) {\n",
