@@ -183,6 +183,7 @@ void DecodeEngine::OnSessionClosed(Incarnation router) {
 }
 
 void DecodeEngine::OnTick(Instant now) {
+  StopLateMoves(now);
   std::vector<RequestKey> late;
   for (const auto& [key, slot] : slots_) {
     if (slot->sequence.deadline <= now) late.push_back(key);

@@ -112,6 +112,8 @@ class DecodeEngine final : public WorkerEngine {
   void OnMigrate(Incarnation router, const v1::Migrate& migrate, Instant now);
   void BeginMoveIfDue(Slot& slot, Instant now);
   absl::Status BeginMove(Slot& slot, const Ticket& ticket, Instant now);
+  void StopMove(Slot& slot);
+  void StopLateMoves(Instant now);
   void OnMoved(const TransferAcked& acked, Instant now);
   void OnMoveFailed(const TransferFailed& failed, Instant now);
   void SayMoveFailed(const Slot& slot, uint64_t nonce, const absl::Status& status, bool transfer);

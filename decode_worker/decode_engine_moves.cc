@@ -14,14 +14,35 @@ namespace {
 
 // The router asks for a move a round trip after it has seen a token; few are made meanwhile.
 constexpr size_t kSaidTokensMax = 64;
+// How long a sequence stands still at most. Then it runs on here.
+constexpr Duration kMoveTimeMax = std::chrono::seconds(10);
 
 }  // namespace
 
 void DecodeEngine::OnMigrate(Incarnation router, const v1::Migrate& migrate, Instant now) {
   Slot* slot = Find({router, RequestId{migrate.request()}});
   if (slot == nullptr) return;  // The router hears of its end, or has caused it.
+  slot->next_home.reset();
+  if (!migrate.has_ticket()) return StopMove(*slot);
   slot->next_home = TicketFromProto(migrate.ticket());
   BeginMoveIfDue(*slot, now);
+}
+
+// The sequence runs on here; its blocks stay pinned until the transport lets go of them.
+void DecodeEngine::StopMove(Slot& slot) {
+  if (slot.state != State::kMoving) return;
+  transfers_->AbortTransfer(slot.move);
+  SetState(slot, State::kRunning);
+}
+
+void DecodeEngine::StopLateMoves(Instant now) {
+  for (const auto& [id, move] : moves_) {
+    Slot* slot = FindByMove(id);
+    if (slot == nullptr || now - move.began < kMoveTimeMax) continue;
+    StopMove(*slot);
+    SayMoveFailed(*slot, move.nonce, absl::DeadlineExceededError("the transfer took too long"),
+                  /*transfer=*/true);
+  }
 }
 
 // A preempted sequence goes once it runs again; one that is on its way stays on it.
@@ -40,6 +61,9 @@ absl::Status DecodeEngine::BeginMove(Slot& slot, const Ticket& ticket, Instant n
   if (sent_tokens < sequence.prompt_tokens) {
     return absl::InvalidArgumentError(absl::StrCat(
         "the ticket is for ", sent_tokens, " tokens, the prompt has ", sequence.prompt_tokens));
+  }
+  if (sequence.blocks.blocks().front() == kNoBlock) {
+    return absl::FailedPreconditionError("what is behind the window is gone");
   }
   CommittedToken first = {.token = sequence.tokens[sent_tokens],
                           .index = sent_tokens - sequence.prompt_tokens,

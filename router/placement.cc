@@ -167,7 +167,9 @@ std::optional<WorkerId> ChoosePrefill(const WorkerTable& workers, const PairTabl
 std::optional<WorkerId> ChooseNextHome(const WorkerTable& workers, const PairTable& pairs,
                                        WorkerId from, const PlacementNeed& need, Instant now) {
   for (const WorkerEntry* decode : DecodeCandidates(workers, need, now)) {
-    if (decode->id != from && pairs.state(from, decode->id) == PairState::kHealthy) {
+    // One that always computes prompts itself would not take the KV.
+    if (decode->id != from && !decode->hello.local_prefill_always() &&
+        pairs.state(from, decode->id) == PairState::kHealthy) {
       return decode->id;
     }
   }

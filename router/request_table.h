@@ -73,7 +73,8 @@ struct Request {
   bool in_queue = false;
   Instant asked_at{};  // When Admit or Reopen went out.
   std::optional<MoveTarget> move;
-  uint32_t moves_failed = 0;  // Of the current placement.
+  uint32_t moves_failed = 0;           // Of the current placement.
+  std::optional<WorkerId> move_avoid;  // The last move to it failed.
   Instant move_not_before{};
 
   std::optional<uint32_t> cached_tokens;  // Of the first prefill that reported.

@@ -244,6 +244,7 @@ void RouterCore::Release(Request& request) {
     requests_.EndMove(request);
   }
   request.moves_failed = 0;
+  request.move_avoid.reset();
   request.move_not_before = {};
   if (request.decode.has_value()) {
     workers_.Find(*request.decode)->attempts -= 1;

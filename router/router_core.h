@@ -60,7 +60,8 @@ std::string RetryCauseName(RetryCause cause);
 
 struct CoreCounters {
   std::array<uint64_t, kRetryCauseCount> retries{};
-  uint64_t no_room = 0;  // A worker refused for lack of room; the request went back to the queue.
+  uint64_t no_room = 0;    // A worker refused for lack of room; the request went back to the queue.
+  uint64_t conflicts = 0;  // Tokens that contradict what the client has seen.
   uint64_t stale_events = 0;    // Events that matched no current placement.
   uint64_t local_prefills = 0;  // Placements without a prefill worker.
   uint64_t placements = 0;
@@ -161,7 +162,8 @@ class RouterCore {
   // Moves of running requests away from workers that drain (router_core_moves.cc).
   void StartMoves(Instant now);
   void StartMove(Request& request, WorkerId to, Instant now);
-  void OnMoveAdmitted(Request& request, const v1::Admitted& admitted);
+  void OnMoveAdmitted(Request& request, const v1::Admitted& admitted, Instant now);
+  void OnMoveRejected(Request& request, WorkerId worker, const v1::Rejected& rejected, Instant now);
   void OnMigrated(WorkerId worker, const v1::Migrated& migrated, Instant now);
   void OnMigrateFailed(WorkerId worker, const v1::MigrateFailed& failed, Instant now);
   // The other worker has the request now.
@@ -176,6 +178,8 @@ class RouterCore {
   // placement.
   void OnAdmitted(WorkerId worker, const v1::Admitted& admitted, Instant now);
   void OnRejected(WorkerId worker, const v1::Rejected& rejected, Instant now);
+  // It has no room: it is left alone for a while.
+  void PauseWorker(WorkerId worker, const v1::Rejected& rejected, Instant now);
   void OnFirstToken(WorkerId worker, const v1::FirstToken& first, Instant now);
   void OnPrefillDone(WorkerId worker, const v1::PrefillDone& done);
   void OnPrefillFailed(WorkerId worker, const v1::PrefillFailed& failed, Instant now);

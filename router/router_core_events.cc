@@ -131,7 +131,7 @@ Request* RouterCore::OwnedByPrefill(WorkerId worker, uint64_t attempt, uint32_t 
 
 void RouterCore::OnAdmitted(WorkerId worker, const v1::Admitted& admitted, Instant now) {
   if (Request* moving = OwnedByMove(worker, admitted.request())) {
-    return OnMoveAdmitted(*moving, admitted);
+    return OnMoveAdmitted(*moving, admitted, now);
   }
   Request* request = OwnedByDecode(worker, admitted.request());
   if (request == nullptr) return;
@@ -167,7 +167,7 @@ void RouterCore::OnAdmitted(WorkerId worker, const v1::Admitted& admitted, Insta
 
 void RouterCore::OnRejected(WorkerId worker, const v1::Rejected& rejected, Instant now) {
   if (Request* moving = OwnedByMove(worker, rejected.request())) {
-    return MoveFailed(*moving, worker, now);
+    return OnMoveRejected(*moving, worker, rejected, now);
   }
   Request* request = Owned(worker, rejected.request());
   if (request == nullptr) return;
@@ -181,10 +181,7 @@ void RouterCore::OnRejected(WorkerId worker, const v1::Rejected& rejected, Insta
   }
   const absl::Status status = WireStatus(rejected.code(), rejected.message());
   if (absl::IsResourceExhausted(status)) {
-    const auto pause = std::chrono::milliseconds(
-        std::clamp<uint32_t>(rejected.retry_after_ms(), kFullPauseMinMs, kFullPauseMaxMs));
-    workers_.Find(worker)->full_until = now + pause;
-    counters_.no_room += 1;
+    PauseWorker(worker, rejected, now);
     CancelWorkers(*request, worker);
     Requeue(*request, now);
   } else if (absl::IsUnavailable(status)) {
@@ -192,6 +189,13 @@ void RouterCore::OnRejected(WorkerId worker, const v1::Rejected& rejected, Insta
   } else {
     End(*request, {.status = status, .knows = worker}, now);
   }
+}
+
+void RouterCore::PauseWorker(WorkerId worker, const v1::Rejected& rejected, Instant now) {
+  const auto pause = std::chrono::milliseconds(
+      std::clamp<uint32_t>(rejected.retry_after_ms(), kFullPauseMinMs, kFullPauseMaxMs));
+  workers_.Find(worker)->full_until = now + pause;
+  counters_.no_room += 1;
 }
 
 void RouterCore::OnFirstToken(WorkerId worker, const v1::FirstToken& first, Instant now) {

@@ -5,6 +5,7 @@
 // and what is said under the second attempt counts for nothing else. See "Moving house" in
 // DESIGN_NOTES.md.
 #include <algorithm>
+#include <map>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -14,6 +15,8 @@ namespace baton {
 namespace {
 
 constexpr uint32_t kMovesFailedMax = 3;  // Then it stays: it may finish before its worker goes.
+// Of one worker: who waits for the line stands still for nothing.
+constexpr uint32_t kMovesAtOnceMax = 4;
 constexpr Duration kMoveBackoff = std::chrono::milliseconds(100);
 
 // Whether a worker's answer belongs to the current move, not to one that was given up.
@@ -26,17 +29,24 @@ bool IsOf(const std::optional<MoveTarget>& move, uint64_t nonce) {
 void RouterCore::StartMoves(Instant now) {
   const auto drains = [](const auto& item) { return item.second.state == WorkerState::kDraining; };
   if (std::none_of(workers_.all().begin(), workers_.all().end(), drains)) return;
+  std::map<WorkerId, uint32_t> under_way;
+  for (const auto& [id, request] : requests_.all()) {
+    if (request->move.has_value()) ++under_way[*request->decode];
+  }
   for (const auto& [id, request] : requests_.all()) {
     if (request->state != RequestState::kDecoding || request->move.has_value()) continue;
     if (request->moves_failed >= kMovesFailedMax || now < request->move_not_before) continue;
     const WorkerEntry& from = *workers_.Find(*request->decode);
     // The last token is sampled sooner than it is moved.
     if (from.state != WorkerState::kDraining || request->tokens_left() <= 1) continue;
+    if (under_way[from.id] >= kMovesAtOnceMax) continue;
     const PlacementNeed need{.tokens = static_cast<uint32_t>(request->spec.tokens.size()),
                              .total_tokens_max = request->spec.total_tokens_max,
-                             .avoid = std::nullopt};
+                             .avoid = request->move_avoid};
     const std::optional<WorkerId> to = ChooseNextHome(workers_, pairs_, from.id, need, now);
-    if (to.has_value()) StartMove(*request, *to, now);
+    if (!to.has_value()) continue;
+    StartMove(*request, *to, now);
+    ++under_way[from.id];
   }
 }
 
@@ -53,9 +63,9 @@ void RouterCore::StartMove(Request& request, WorkerId to, Instant now) {
   Send(to, std::move(command));
 }
 
-void RouterCore::OnMoveAdmitted(Request& request, const v1::Admitted& admitted) {
-  // Without a ticket it computes all tokens itself, and takes over when it has caught up.
-  if (!admitted.has_ticket()) return;
+void RouterCore::OnMoveAdmitted(Request& request, const v1::Admitted& admitted, Instant now) {
+  // It would compute everything again, while the other one could go on.
+  if (!admitted.has_ticket()) return MoveFailed(request, std::nullopt, now);
   request.move->ticket = admitted.ticket();
   v1::Command command;
   command.mutable_migrate()->set_request(Raw(request.attempt));
@@ -70,9 +80,8 @@ void RouterCore::OnMigrated(WorkerId worker, const v1::Migrated& migrated, Insta
     pairs_.Succeeded(worker, request->move->to);
     return CompleteMove(*request, worker);
   }
-  // It went to a worker that has been lost since.
-  PlacementGone(*request, RetryCause::kDecodeLost, "the worker that it moved to was lost", worker,
-                now);
+  PlacementGone(*request, RetryCause::kDecodeFailed,
+                "it moved to a worker that does not have it any more", worker, now);
 }
 
 void RouterCore::OnMigrateFailed(WorkerId worker, const v1::MigrateFailed& failed, Instant now) {
@@ -82,6 +91,20 @@ void RouterCore::OnMigrateFailed(WorkerId worker, const v1::MigrateFailed& faile
                                        " stays where it is: ", failed.message())});
   if (failed.transfer()) pairs_.Failed(worker, request->move->to, failed.message(), now);
   MoveFailed(*request, std::nullopt, now);
+  // It can never go.
+  if (failed.code() == static_cast<int>(absl::StatusCode::kFailedPrecondition)) {
+    request->moves_failed = kMovesFailedMax;
+  }
+}
+
+void RouterCore::OnMoveRejected(Request& request, WorkerId worker, const v1::Rejected& rejected,
+                                Instant now) {
+  if (rejected.code() != static_cast<int>(absl::StatusCode::kResourceExhausted)) {
+    return MoveFailed(request, worker, now);
+  }
+  // Nothing failed: there is no room just now.
+  PauseWorker(worker, rejected, now);
+  DropMove(request, worker);
 }
 
 void RouterCore::CompleteMove(Request& request, std::optional<WorkerId> knows) {
@@ -101,10 +124,16 @@ void RouterCore::CompleteMove(Request& request, std::optional<WorkerId> knows) {
   request.ticket = move.ticket;
   request.state = RequestState::kDecoding;
   request.moves_failed = 0;
+  request.move_avoid.reset();
   request.move_not_before = {};
 }
 
 void RouterCore::DropMove(Request& request, std::optional<WorkerId> knows) {
+  if (request.move->ticket.has_value()) {
+    v1::Command command;
+    command.mutable_migrate()->set_request(Raw(request.attempt));
+    Send(*request.decode, std::move(command));
+  }
   if (request.move->to != knows) {
     v1::Command command;
     command.mutable_cancel()->set_request(Raw(request.move->attempt));
@@ -116,6 +145,7 @@ void RouterCore::DropMove(Request& request, std::optional<WorkerId> knows) {
 
 void RouterCore::MoveFailed(Request& request, std::optional<WorkerId> knows, Instant now) {
   counters_.moves_failed += 1;
+  request.move_avoid = request.move->to;
   DropMove(request, knows);
   request.moves_failed += 1;
   request.move_not_before = now + kMoveBackoff;

@@ -106,6 +106,7 @@ void RouterCore::Reopen(Request& request, Instant now) {
 
 bool RouterCore::CountRetry(Request& request, RetryCause cause, const std::string& why,
                             std::optional<WorkerId> knows, Instant now) {
+  if (cause == RetryCause::kTokensDiffer) counters_.conflicts += 1;
   if (request.retries < options_.retries_max) {
     request.retries += 1;
     counters_.retries[static_cast<size_t>(cause)] += 1;

@@ -59,7 +59,7 @@ void PublishFullBlocks(BlockPool& pool, uint32_t block_tokens, Sequence& sequenc
 
 // Gives back the blocks that no layer of the model shows to the next token to run, nor to any later
 // one. Those that are published stay in the cache while there is room. REQUIRES: full blocks are
-// published; nobody sends or receives the sequence's KV.
+// published; who sends the sequence's KV holds references of its own; nobody receives it.
 void ReleaseUnseenBlocks(const ModelConfig& model, uint32_t block_tokens, Sequence& sequence);
 
 }  // namespace baton

@@ -1,8 +1,8 @@
 // A worker's end of every handoff, without a thread: one KvSender, one KvReceiver and one Prober
 // over one transport, driven by commands.
 //
-// TransferAgent gives it a thread and a queue; simulation runs it by hand. Single-threaded, without
-// a clock.
+// TransferAgent gives it a thread, a queue and a clock; simulation runs it by hand.
+// Single-threaded.
 #ifndef BATON_COMMON_KV_TRANSFER_TRANSFER_CORE_H_
 #define BATON_COMMON_KV_TRANSFER_TRANSFER_CORE_H_
 

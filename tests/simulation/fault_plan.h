@@ -21,8 +21,9 @@ struct FaultPlan {
   Duration step_max = std::chrono::milliseconds(5);  // Of an engine.
   uint32_t window = 0;                               // Of the model's attention; 0: none.
   bool local_prefill = true;                         // Of decode workers, when the router asks.
-  bool late_workers = false;                         // Some join while requests are running.
-  size_t message_bytes_max = 0;                      // Of a KV message; 0: one layer of one block.
+  bool colocated = false;        // Decode workers always compute prompts themselves.
+  bool late_workers = false;     // Some join while requests are running.
+  size_t message_bytes_max = 0;  // Of a KV message; 0: one layer of one block.
 
   uint32_t requests = 10;
   Duration arrivals = std::chrono::seconds(1);  // All within.
@@ -63,7 +64,8 @@ inline FaultPlan DrawPlan(Dice& dice) {
   plan.chunk_tokens = dice.Chance(0.5) ? dice.Between(3, 12) : 64;
   plan.step_max = std::chrono::milliseconds(dice.Chance(0.4) ? 25 : 5);
   plan.window = dice.Chance(0.2) ? dice.Between(3, 20) : 0;
-  plan.local_prefill = plan.prefill_workers == 0 || dice.Chance(0.5);
+  plan.colocated = dice.Chance(0.1);
+  plan.local_prefill = plan.colocated || plan.prefill_workers == 0 || dice.Chance(0.5);
   plan.late_workers = dice.Chance(0.2);
   plan.message_bytes_max = dice.Chance(0.5) ? 0 : 1u << 20;
 

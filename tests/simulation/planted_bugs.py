@@ -17,6 +17,8 @@ import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
+SEARCH_SECONDS_MAX = 900
+
 # What it is, where it goes, what is replaced there, by what.
 BUGS = {
     "blocks are free while receives are posted into them": (
@@ -110,6 +112,14 @@ BUGS = {
         "router/router_core_placements.cc",
         "  if (request.move.has_value() && request.move->to != except) {\n",
         "  if (false && request.move.has_value() && request.move->to != except) {\n"),
+    "a moved sequence takes the log-probabilities of another token along": (
+        "decode_worker/decode_engine_moves.cc",
+        "    first.logprobs = slot.said_tokens[slot.said_tokens.size() - 1 - later];\n",
+        "    first.logprobs = slot.said_tokens.front();\n"),
+    "a move that is called off goes on": (
+        "decode_worker/decode_engine_moves.cc",
+        "  if (!migrate.has_ticket()) return StopMove(*slot);\n",
+        "  if (!migrate.has_ticket()) return;\n"),
     "prefix blocks are published before they are computed": (
         "common/engine/sequence.cc",
         "  while ((sequence.published_blocks + 1) * block_tokens <= sequence.computed) {\n",
@@ -142,7 +152,7 @@ def build(tree):
 def search(tree, seeds):
     """The number of seeds until one is caught, and what was said of it; None if none is."""
     run = subprocess.run([str(tree / "build/bin/simulation"), "--seeds", f"1..{seeds}"], check=False,
-                         capture_output=True, text=True, errors="replace")
+                         capture_output=True, text=True, errors="replace", timeout=SEARCH_SECONDS_MAX)
     if run.returncode == 0:
         return None
     found = re.search(r"^seed (\d+)(?:: (.*)| aborted)", run.stdout, re.MULTILINE)

@@ -62,7 +62,7 @@ Wish DrawWish(Dice& dice) {
   return wish;
 }
 
-std::vector<TokenId> UndisturbedStream(const Wish& wish, uint32_t window) {
+std::vector<v1::Token> UndisturbedStream(const Wish& wish, uint32_t window) {
   FakeModel model(kSimulatedVocabulary, kSimulatedContext, window);
   const std::unique_ptr<Device> device = MakeHostDevice();
   const uint32_t blocks = kSimulatedContext / kSimulatedBlockTokens;
@@ -77,12 +77,14 @@ std::vector<TokenId> UndisturbedStream(const Wish& wish, uint32_t window) {
   *work.mutable_stopping() = wish.stopping;
   Sequence sequence = SequenceFromWork({}, work, model.config(), {}).value();
   BATON_CHECK(ReserveBlocks(pool, kSimulatedBlockTokens, wish.total_tokens_max, sequence).ok());
+  std::vector<v1::Token> stream;
   do {
     const StepItem item = {.sequence = &sequence, .count = sequence.pending()};
-    BATON_CHECK(executor.Run({&item, 1}, nullptr).ok());
-    if (TextOf(sequence.tokens.back()) == wish.stop_string) break;
+    const SampledToken sampled = *executor.Run({&item, 1}, nullptr).value()[0];
+    stream.push_back(TokenToProto(sequence.generated() - 1, sampled, sequence.sampling));
+    if (TextOf(sampled.id) == wish.stop_string) break;
   } while (!FinishOf(sequence).has_value());
-  return {sequence.tokens.begin() + wish.prompt.size(), sequence.tokens.end()};
+  return stream;
 }
 
 NewRequest SimulatedClient::Call(RequestId id, Instant now) {
@@ -90,7 +92,7 @@ NewRequest SimulatedClient::Call(RequestId id, Instant now) {
   request.id = id;
   request.client_request_id = name_;
   request.tokens = wish_.prompt;
-  request.tokens.insert(request.tokens.end(), tokens_.begin(), tokens_.end());
+  for (const v1::Token& token : tokens_) request.tokens.push_back(token.id());
   request.prompt_tokens = static_cast<uint32_t>(wish_.prompt.size());
   request.total_tokens_max = wish_.total_tokens_max;
   request.sampling = wish_.sampling;
@@ -109,33 +111,44 @@ std::optional<std::string> SimulatedClient::OnDelta(const v1::Delta& delta) {
       return absl::StrCat(name_, " was sent the token of index ", token.index(), " when ",
                           tokens_.size(), " was due");
     }
-    if (wish_.sampling.has_logprobs() &&
-        (!token.has_logprob() ||
-         token.top_logprobs_size() != static_cast<int>(wish_.sampling.logprobs()))) {
-      return absl::StrCat(name_, " was sent a token without its log-probabilities");
-    }
-    tokens_.push_back(token.id());
+    tokens_.push_back(token);
   }
   text_ += delta.text();
   return std::nullopt;
 }
 
+bool SimulatedClient::Ends(TokenId token) const {
+  const auto& stops = wish_.stopping.stop_token_ids();
+  return std::find(stops.begin(), stops.end(), token) != stops.end() ||
+         TextOf(token) == wish_.stop_string;
+}
+
 std::optional<std::string> SimulatedClient::Judge(const absl::Status& status,
                                                   v1::FinishReason reason,
                                                   const FaultPlan& plan) const {
-  const std::vector<TokenId> expected = UndisturbedStream(wish_, plan.window);
-  const size_t count = std::min(expected.size(), tokens_.size());
-  if (!std::equal(tokens_.begin(), tokens_.begin() + static_cast<std::ptrdiff_t>(count),
-                  expected.begin()) ||
-      tokens_.size() > expected.size()) {
+  const std::vector<v1::Token> expected = UndisturbedStream(wish_, plan.window);
+  const auto same = [](const v1::Token& a, const v1::Token& b) {
+    return a.SerializeAsString() == b.SerializeAsString();
+  };
+  if (tokens_.size() > expected.size() ||
+      !std::equal(tokens_.begin(), tokens_.end(), expected.begin(), same)) {
     return absl::StrCat(name_, " was sent other tokens than those of an undisturbed run");
+  }
+  std::string text;  // Ends before what stops it.
+  for (const v1::Token& token : tokens_) text += Ends(token.id()) ? "" : TextOf(token.id());
+  if (text_ != text) {
+    return absl::StrCat(name_, " was sent the text '", text_, "', not '", text, "'");
   }
   if (status.ok()) {
     if (tokens_.size() < expected.size()) {
       return absl::StrCat(name_, " ended well after ", tokens_.size(), " of ", expected.size(),
-                          " tokens (", v1::FinishReason_Name(reason), ")");
+                          " tokens");
     }
-    return std::nullopt;
+    const v1::FinishReason due =
+        Ends(tokens_.back().id()) ? v1::FINISH_REASON_STOP : v1::FINISH_REASON_LENGTH;
+    if (reason == due) return std::nullopt;
+    return absl::StrCat(name_, " ended with ", v1::FinishReason_Name(reason), ", not ",
+                        v1::FinishReason_Name(due));
   }
   const bool wanted = (absl::IsCancelled(status) && cancels_at != kNever) ||
                       (absl::IsDeadlineExceeded(status) && deadline != kNever) ||

@@ -34,8 +34,8 @@ struct Wish {
 
 Wish DrawWish(Dice& dice);
 
-// The tokens of a run of the fake model in one process, without cache, router or network.
-std::vector<TokenId> UndisturbedStream(const Wish& wish, uint32_t window);
+// What a run of the fake model in one process gives, without cache, router or network.
+std::vector<v1::Token> UndisturbedStream(const Wish& wish, uint32_t window);
 
 class SimulatedClient {
  public:
@@ -62,7 +62,9 @@ class SimulatedClient {
  private:
   const std::string name_;
   const Wish wish_;
-  std::vector<TokenId> tokens_;
+  bool Ends(TokenId token) const;
+
+  std::vector<v1::Token> tokens_;
   std::string text_;
 };
 

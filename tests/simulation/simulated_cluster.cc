@@ -200,6 +200,7 @@ bool SimulatedCluster::MoveSessions(Place& place) {
     place.worker->CloseSession(orphan.message);
     return true;
   });
+  if (now_ < place.cut_until && !place.breaking) return any;
   if (place.worker != nullptr && place.worker_up) {
     while (!place.commands.empty() && place.commands.front().due <= now_) {
       place.worker->Deliver(place.router, std::move(place.commands.front().message));
@@ -271,7 +272,6 @@ bool SimulatedCluster::RunWorker(Place& place) {
   // Sometimes one thread sleeps while the other makes several rounds.
   if (!dice_.Chance(0.1)) any |= worker.RunTransfers();
   if (place.engine_ready <= now_ && !dice_.Chance(0.1)) {
-    if (faults_ && dice_.Chance(plan_.engine_errors / 1000)) worker.FailNextStep();
     if (worker.RunEngine()) {
       any = true;
       place.engine_ready = now_ + dice_.Between(std::chrono::microseconds(100), plan_.step_max);
@@ -313,8 +313,7 @@ void SimulatedCluster::PerformSend(SendCommand send) {
   Place* place = Find(send.worker);
   if (place == nullptr || !place->router_up || place->breaking) return;
   const Instant last = place->commands.empty() ? now_ : place->commands.back().due;
-  const Instant due = std::max({last, now_ + Latency(), place->cut_until});
-  place->commands.push_back({due, std::move(send.command)});
+  place->commands.push_back({std::max(last, now_ + Latency()), std::move(send.command)});
 }
 
 // ---- Clients ------------------------------------------------------------------------------------
@@ -397,6 +396,7 @@ void SimulatedCluster::StrikeWorker(Place& place) {
   const auto strikes = [this](double per_second) {
     return per_second > 0 && dice_.Chance(per_second * 0.001);
   };
+  if (strikes(plan_.engine_errors)) place.worker->FailNextStep();
   if (strikes(plan_.crashes)) {
     ++happened_.crashes;
     Kill(place, dice_.Between(milliseconds(1), milliseconds(500)));
@@ -444,7 +444,7 @@ void SimulatedCluster::CheckNow() {
       record_.Violated(now_, absl::StrCat(client.name(), " is served after its deadline"));
     }
   }
-  if (router_->counters().retries[static_cast<size_t>(RetryCause::kTokensDiffer)] > 0) {
+  if (router_->counters().conflicts > 0) {
     record_.Violated(now_, "workers gave different tokens for the same context");
   }
 }

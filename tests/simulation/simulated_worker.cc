@@ -15,6 +15,7 @@ using std::chrono::milliseconds;
 
 constexpr Duration kEngineTick = milliseconds(50);
 constexpr int kPollsMax = 32;
+constexpr uint32_t kSequencesMax = 8;
 
 TransferCoreOptions TransferOptionsOf(const FaultPlan& plan) {
   // Seconds in production; here the whole run takes some.
@@ -128,9 +129,10 @@ SimulatedWorker::SimulatedWorker(std::string name, v1::Role role, Incarnation in
     engine_ = std::make_unique<DecodeEngine>(
         DecodeEngineOptions{.incarnation = incarnation,
                             .chunk_tokens = plan.chunk_tokens,
-                            .sequences_max = 8,
-                            .local_prefill = plan.local_prefill ? LocalPrefill::kOnRequest
-                                                                : LocalPrefill::kRefused},
+                            .sequences_max = kSequencesMax,
+                            .local_prefill = plan.colocated       ? LocalPrefill::kAlways
+                                             : plan.local_prefill ? LocalPrefill::kOnRequest
+                                                                  : LocalPrefill::kRefused},
         &executor_, &pool_, this, this, clock, [this] { return dice_.Roll(); });
   }
 }
@@ -146,6 +148,8 @@ v1::WorkerHello SimulatedWorker::Hello() const {
   hello.set_incarnation(Raw(incarnation_));
   hello.set_role(role_);
   hello.set_local_prefill(role_ == v1::ROLE_DECODE && plan_.local_prefill);
+  hello.set_local_prefill_always(role_ == v1::ROLE_DECODE && plan_.colocated);
+  hello.set_sequences_max(kSequencesMax);
   hello.set_transfer_address(address_);
   hello.set_blocks_total(pool_.counts().total);
   hello.mutable_model()->set_model_fingerprint(model_.fingerprint());
