@@ -78,7 +78,7 @@ absl::Status DecodeEngine::BeginMove(Slot& slot, const Ticket& ticket, Instant n
   const auto blocks =
       sequence.blocks.blocks().first(executor_->arena().layout().BlocksFor(sent_tokens));
   const TransferId id{next_move_++};
-  const absl::Status begun = transfers_->BeginTransfer(id, ticket, {blocks.begin(), blocks.end()});
+  absl::Status begun = transfers_->BeginTransfer(id, ticket, {blocks.begin(), blocks.end()});
   if (!begun.ok()) return begun;
   for (const BlockId block : blocks) pool_->Reference(block);
   moves_[id] = {.key = sequence.key,

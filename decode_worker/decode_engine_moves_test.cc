@@ -137,6 +137,34 @@ TEST_F(MovesTest, ALaterTicketIsTriedWhenTheFirstMoveFails) {
   EXPECT_EQ(transfers.begun[1].ticket.nonce.low, 2u);
 }
 
+TEST_F(MovesTest, RunsOnWhenTheMoveIsCalledOff) {
+  Start(/*said=*/5);
+  Migrate(/*tokens=*/13);
+  v1::Command command;
+  command.mutable_migrate()->set_request(1);
+
+  harness.engine.OnCommand(kRouter, command, harness.fixture.now);
+
+  EXPECT_THAT(transfers.aborted, SizeIs(1));
+  harness.RunAll();
+  EXPECT_THAT(harness.requests[1].tokens, ElementsAreArray(expected));
+  Tell(TransferReleased{.id = transfers.begun[0].id});
+  EXPECT_TRUE(harness.engine.idle());
+}
+
+TEST_F(MovesTest, RunsOnWhenTheTransferTakesTooLong) {
+  Start(/*said=*/5);
+  Migrate(/*tokens=*/13);
+
+  harness.engine.OnTick(harness.fixture.now + std::chrono::seconds(60));
+  harness.Listen();
+
+  EXPECT_TRUE(harness.last.has_migrate_failed());
+  EXPECT_THAT(transfers.aborted, SizeIs(1));
+  harness.RunAll();
+  EXPECT_THAT(harness.requests[1].tokens, ElementsAreArray(expected));
+}
+
 TEST_F(MovesTest, CancelAbortsTheTransfer) {
   Start(/*said=*/5);
   Migrate(/*tokens=*/13);

@@ -142,6 +142,17 @@ TEST_F(RouterMovesTest, StaysWhereItIsWhenTheOtherWorkerRefusesOrIsLost) {
   EXPECT_EQ(driver.core.workers().Find(to)->attempts, 0u);
 }
 
+TEST_F(RouterMovesTest, TheMoveToALostWorkerIsCalledOff) {
+  StartMove();
+
+  driver.Down(to);
+
+  const v1::Command command = driver.Next(from);
+  ASSERT_TRUE(command.has_migrate());
+  EXPECT_EQ(command.migrate().request(), attempt);
+  EXPECT_FALSE(command.migrate().has_ticket());
+}
+
 TEST_F(RouterMovesTest, WhatWentToALostWorkerIsPlacedAnew) {
   StartMove();
   driver.Down(to);

@@ -8,8 +8,8 @@
 namespace baton {
 
 TransferCore::TransferCore(std::unique_ptr<Transport> transport, const TransferCoreOptions& options,
-                           const KvArena& arena, TransferEventSink sink, TakeCommands take_commands,
-                           std::function<Instant()> clock)
+                           const KvArena& arena, const TransferEventSink& sink,
+                           TakeCommands take_commands, std::function<Instant()> clock)
     : take_commands_(std::move(take_commands)),
       clock_(std::move(clock)),
       transport_(std::move(transport)),

@@ -74,7 +74,7 @@ class TransferCore {
   // `arena` outlives the core. `take_commands` and `clock` are called by the methods below, also
   // from inside a callback of the transport.
   TransferCore(std::unique_ptr<Transport> transport, const TransferCoreOptions& options,
-               const KvArena& arena, TransferEventSink sink, TakeCommands take_commands,
+               const KvArena& arena, const TransferEventSink& sink, TakeCommands take_commands,
                std::function<Instant()> clock);
   // As Finish.
   ~TransferCore();

@@ -116,10 +116,6 @@ BUGS = {
         "decode_worker/decode_engine_moves.cc",
         "    first.logprobs = slot.said_tokens[slot.said_tokens.size() - 1 - later];\n",
         "    first.logprobs = slot.said_tokens.front();\n"),
-    "a move that is called off goes on": (
-        "decode_worker/decode_engine_moves.cc",
-        "  if (!migrate.has_ticket()) return StopMove(*slot);\n",
-        "  if (!migrate.has_ticket()) return;\n"),
     "prefix blocks are published before they are computed": (
         "common/engine/sequence.cc",
         "  while ((sequence.published_blocks + 1) * block_tokens <= sequence.computed) {\n",

@@ -234,7 +234,7 @@ void SimulatedWorker::Send(Incarnation router, v1::Event event) {
 }
 
 absl::Status SimulatedWorker::OpenLease(LeaseGrant grant) {
-  const absl::Status fits = KvReceiver::CheckGrant(*arena_, grant);
+  absl::Status fits = KvReceiver::CheckGrant(*arena_, grant);
   if (fits.ok()) commands_.emplace_back(OpenCommand{std::move(grant)});
   return fits;
 }
@@ -243,7 +243,7 @@ void SimulatedWorker::RetireLease(LeaseId lease, Epoch epoch) {
 }
 absl::Status SimulatedWorker::BeginTransfer(TransferId id, Ticket ticket,
                                             std::vector<BlockId> blocks) {
-  const absl::Status fits = KvSender::CheckTicket(*arena_, ticket, blocks, {});
+  absl::Status fits = KvSender::CheckTicket(*arena_, ticket, blocks, {});
   if (fits.ok()) commands_.emplace_back(BeginCommand{id, std::move(ticket), std::move(blocks), {}});
   return fits;
 }
