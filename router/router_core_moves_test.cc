@@ -175,6 +175,51 @@ TEST_F(RouterMovesTest, LossOfTheWorkerThatRunsItGivesTheMoveUp) {
   EXPECT_EQ(driver.core.workers().Find(to)->attempts, 1u);
 }
 
+TEST_F(RouterMovesTest, WhatCanNeverGoIsNotAskedAgain) {
+  StartMove();
+  v1::Event event;
+  event.mutable_migrate_failed()->set_request(attempt);
+  event.mutable_migrate_failed()->set_code(static_cast<int>(absl::StatusCode::kFailedPrecondition));
+
+  driver.Event(from, event);
+  EXPECT_TRUE(driver.Next(to).has_cancel());
+  driver.Advance(std::chrono::seconds(10));
+
+  EXPECT_TRUE(driver.Idle(to));
+}
+
+TEST(RouterMovesAtOnceTest, AFewOfAWorkerMoveAtATime) {
+  CoreDriver driver;
+  const WorkerId prefill = driver.AddUp(v1::ROLE_PREFILL);
+  const WorkerId from = driver.AddUp(v1::ROLE_DECODE);
+  driver.AnswerProbes();
+  for (int i = 0; i < 6; ++i) {
+    driver.Ask(4, 8);
+    const uint64_t attempt = driver.Next(from).admit().work().request();
+    driver.Admitted(from, attempt);
+    driver.FirstToken(prefill, attempt, 0, 10);
+    driver.PrefillDone(prefill, attempt);
+  }
+  const WorkerId to = driver.AddUp(v1::ROLE_DECODE);
+  v1::Event draining;
+  draining.mutable_draining();
+  driver.Event(from, draining);
+  driver.AnswerProbes();
+  driver.Advance(milliseconds(20));
+  driver.Advance(milliseconds(20));
+
+  const auto admitted = [&] {
+    std::vector<uint64_t> attempts;
+    while (!driver.Idle(to)) attempts.push_back(driver.Next(to).admit().work().request());
+    return attempts;
+  };
+  const std::vector<uint64_t> first = admitted();
+  ASSERT_EQ(first.size(), 4u);
+  driver.Tokens(to, first[0], 0, {10});
+  driver.Advance(milliseconds(20));
+  EXPECT_EQ(admitted().size(), 1u);
+}
+
 TEST_F(RouterMovesTest, CancelReachesBoth) {
   const uint64_t second = StartMove();
 
