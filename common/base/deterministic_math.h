@@ -27,14 +27,14 @@ inline constexpr double kLn2Low =
 inline constexpr double kRound = 6755399441055744.0;
 
 // 2^exponent for a normal result. REQUIRES: -1022 <= exponent <= 1023.
-inline double PowerOfTwo(int64_t exponent) {
+constexpr double PowerOfTwo(int64_t exponent) {
   return std::bit_cast<double>(static_cast<uint64_t>(exponent + 1023) << 52);
 }
 
 }  // namespace deterministic_math_internal
 
 // e^x in double precision: argument reduction by ln 2, Taylor series of degree 13.
-inline double StableExp(double x) {
+constexpr double StableExp(double x) {
   using deterministic_math_internal::PowerOfTwo;
   if (x != x) return x;
   if (x > 709.782712893384) return std::numeric_limits<double>::infinity();
@@ -67,7 +67,7 @@ inline double StableExp(double x) {
 }
 
 // Natural logarithm: log(2^e m) = e ln 2 + 2 artanh((m - 1) / (m + 1)), m in [sqrt 1/2, sqrt 2).
-inline double StableLog(double x) {
+constexpr double StableLog(double x) {
   if (x != x || x < 0.0) return std::numeric_limits<double>::quiet_NaN();
   if (x == 0.0) return -std::numeric_limits<double>::infinity();
   if (x > std::numeric_limits<double>::max()) return x;
@@ -94,7 +94,7 @@ inline double StableLog(double x) {
 
 // Sine and cosine. Argument reduction by pi / 2 in three parts (Cody and Waite, 1980), then Taylor
 // series on [-pi/4, pi/4]. REQUIRES: |x| <= 2^20, the longest context times the highest frequency.
-inline SinCos StableSinCos(double x) {
+constexpr SinCos StableSinCos(double x) {
   const double n = (x * 0.63661977236758134308 + deterministic_math_internal::kRound) -
                    deterministic_math_internal::kRound;
   double r =
@@ -122,7 +122,7 @@ inline SinCos StableSinCos(double x) {
 // e^x in single precision, without branches, so that a loop of it becomes vector code. Zero below
 // -87.33 (no subnormals), infinity above 88.37. Cephes' expf: reduction by ln 2, degree 5.
 // common/kernels/cpu/simd.inc is its vector twin and has the same bits.
-inline float StableExp(float x) {
+constexpr float StableExp(float x) {
   constexpr float kLowest = -87.33f;
   constexpr float kHighest = 88.37f;
   constexpr float kRoundFloat = 12582912.0f;  // 1.5 * 2^23
@@ -148,7 +148,7 @@ inline float StableExp(float x) {
 
 // Hyperbolic tangent in single precision, without branches: near zero Cephes' tanhf, a polynomial
 // of degree 11; else 1 - 2 / (e^2x + 1). Its vector twin is there, too.
-inline float StableTanh(float x) {
+constexpr float StableTanh(float x) {
   const uint32_t sign = std::bit_cast<uint32_t>(x) & 0x80000000u;
   const float magnitude = std::bit_cast<float>(std::bit_cast<uint32_t>(x) ^ sign);
   const float large = 1.0f - 2.0f / (StableExp(magnitude + magnitude) + 1.0f);

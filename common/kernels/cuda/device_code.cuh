@@ -1,0 +1,115 @@
+// What the kernels share: starting one so that it overlaps the end of the one before, numbers of
+// the three types of activations, sums over a warp.
+#ifndef BATON_COMMON_KERNELS_CUDA_DEVICE_CODE_CUH_
+#define BATON_COMMON_KERNELS_CUDA_DEVICE_CODE_CUH_
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "common/kernels/cuda/launch.h"
+
+namespace baton::cuda {
+
+constexpr uint32_t kNoSequence = ~0u;
+constexpr uint32_t kWarp = 32;
+
+// Starts a kernel whose blocks may take their places while those of the kernel before it still run
+// (programmatic dependent launch). Every kernel therefore calls WaitForPrevious() before it touches
+// memory that an earlier one wrote, or writes memory that an earlier one reads.
+template <typename... Parameters, typename... Arguments>
+cudaError_t StartKernel(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
+                        const Launch& launch, Arguments&&... arguments) {
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = launch.stream;
+  config.attrs = &attribute;
+  config.numAttrs = launch.compute_capability >= 90 ? 1 : 0;
+  return cudaLaunchKernelEx(&config, kernel, Parameters(static_cast<Arguments&&>(arguments))...);
+}
+
+// Until all that ran before on the stream is complete and visible.
+__device__ inline void WaitForPrevious() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// From here on the next kernel may take places that are free.
+__device__ inline void LetNextStart() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+__device__ inline float ToFloat(float x) { return x; }
+__device__ inline float ToFloat(__half x) { return __half2float(x); }
+__device__ inline float ToFloat(__nv_bfloat16 x) { return __bfloat162float(x); }
+
+template <typename T>
+__device__ inline T FromFloat(float x);
+template <>
+__device__ inline float FromFloat<float>(float x) {
+  return x;
+}
+template <>
+__device__ inline __half FromFloat<__half>(float x) {
+  return __float2half_rn(x);
+}
+template <>
+__device__ inline __nv_bfloat16 FromFloat<__nv_bfloat16>(float x) {
+  return __float2bfloat16_rn(x);
+}
+
+__device__ inline float WarpSum(float x) {
+#pragma unroll
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) {
+    x += __shfl_xor_sync(0xffffffffu, x, offset);
+  }
+  return x;
+}
+
+__device__ inline float WarpMax(float x) {
+#pragma unroll
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) {
+    x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, offset));
+  }
+  return x;
+}
+
+// K (value = false) or V of the token at `position`: KvPages::OffsetOf.
+__device__ inline size_t KvRowOffset(const DevicePages& pages, size_t row_bytes,
+                                     const uint32_t* blocks, bool value, uint32_t kv_head,
+                                     uint32_t position) {
+  const uint32_t plane = (value ? pages.kv_heads : 0) + kv_head;
+  return blocks[position / pages.block_tokens] * pages.block_bytes +
+         (static_cast<size_t>(plane) * pages.block_tokens + position % pages.block_tokens) *
+             row_bytes;
+}
+
+// Calls body(T{}) with the type of activations that `type` names.
+template <typename Body>
+cudaError_t WithActivationType(DType type, const Body& body) {
+  switch (type) {
+    case DType::kF32:
+      return body(float{});
+    case DType::kF16:
+      return body(__half{});
+    case DType::kBF16:
+      return body(__nv_bfloat16{});
+    case DType::kI8:
+      break;
+  }
+  return cudaErrorInvalidValue;
+}
+
+}  // namespace baton::cuda
+
+#endif  // BATON_COMMON_KERNELS_CUDA_DEVICE_CODE_CUH_
