@@ -19,6 +19,7 @@ namespace baton {
 enum class DeviceKind { kCpu, kCuda };
 
 class Device;
+struct KernelTable;
 
 // Owns bytes on a device; move-only, returned to the device when it goes. The device outlives it.
 class DeviceMemory {
@@ -58,6 +59,9 @@ class Device {
   virtual DeviceKind kind() const = 0;
   // For logs and `baton status`: "cpu", "cuda:0 NVIDIA H200".
   virtual std::string name() const = 0;
+
+  // Its implementation of common/kernels. Null: the CPU's, or there is none.
+  virtual const KernelTable* kernels() const { return nullptr; }
 
   // Zero-filled. kResourceExhausted, with the size, when there is not so much.
   virtual absl::StatusOr<DeviceMemory> Allocate(size_t bytes) = 0;

@@ -63,8 +63,8 @@ class AttentionCase {
     Floats q(q_.begin() + begin * q_row, q_.begin() + end * q_row);
     Floats part(q.size());
     WriteKv(context, View(k, {count, shape_.kv_heads, shape_.head_dim}),
-            View(v, {count, shape_.kv_heads, shape_.head_dim}), {&rows, 1}, pages_);
-    Attention(context, View(q, {count, shape_.heads, shape_.head_dim}), pages_, {&rows, 1},
+            View(v, {count, shape_.kv_heads, shape_.head_dim}), std::span(&rows, 1), pages_);
+    Attention(context, View(q, {count, shape_.heads, shape_.head_dim}), pages_, std::span(&rows, 1),
               {.scale = kScale, .window = shape_.window, .soft_cap = shape_.soft_cap},
               View(part, {count, shape_.heads, shape_.head_dim}));
     out->insert(out->end(), part.begin(), part.end());
@@ -189,8 +189,8 @@ TEST(AttentionTest, OneTokenReturnsItsValue) {
   Floats v = {7.0f, 9.0f};
   Floats out(2);
 
-  WriteKv(*context, View(k, {1, 1, 2}), View(v, {1, 1, 2}), {&rows, 1}, pages);
-  Attention(*context, View(q, {1, 1, 2}), pages, {&rows, 1}, {}, View(out, {1, 1, 2}));
+  WriteKv(*context, View(k, {1, 1, 2}), View(v, {1, 1, 2}), std::span(&rows, 1), pages);
+  Attention(*context, View(q, {1, 1, 2}), pages, std::span(&rows, 1), {}, View(out, {1, 1, 2}));
 
   EXPECT_EQ(out, v);
 }
@@ -343,9 +343,9 @@ TEST(AttentionTest, LaterTokensOfTheSamePassAreNotSeen) {
   }
   Floats out(count * head_dim);
 
-  WriteKv(*context, View(k, {count, 1, head_dim}), View(v, {count, 1, head_dim}), {&rows, 1},
-          pages);
-  Attention(*context, View(q, {count, 1, head_dim}), pages, {&rows, 1}, {.scale = 0.2f},
+  WriteKv(*context, View(k, {count, 1, head_dim}), View(v, {count, 1, head_dim}),
+          std::span(&rows, 1), pages);
+  Attention(*context, View(q, {count, 1, head_dim}), pages, std::span(&rows, 1), {.scale = 0.2f},
             View(out, {count, 1, head_dim}));
 
   for (size_t i = 0; i < (count - 1) * head_dim; ++i) ASSERT_TRUE(std::isfinite(out[i])) << i;

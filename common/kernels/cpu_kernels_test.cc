@@ -322,8 +322,45 @@ TEST(ElementwiseTest, SoftCapAndScale) {
   }
 }
 
+TEST(RotaryAnglesTest, AreTheRotationsOfThePositions) {
+  const uint32_t positions[] = {1, 77, 4095, 1000000};
+  Floats frequencies = {1.0f, 0.1f, 0.01f, 0.001f};
+  Floats cosines(16);
+  Floats sines(16);
+  std::vector<SequenceRows> rows;
+  for (uint32_t row = 0; row < 4; ++row) {
+    rows.push_back({.row = row, .count = 1, .position = positions[row], .blocks = {}});
+  }
+
+  RotaryAngles(*MakeContext(2), std::span<const SequenceRows>(rows), View(frequencies, {4}), 2.0f,
+               View(cosines, {4, 4}), View(sines, {4, 4}));
+
+  for (size_t i = 0; i < 16; ++i) {
+    const float angle = static_cast<float>(positions[i / 4]) * frequencies[i % 4];
+    EXPECT_NEAR(cosines[i], 2.0 * std::cos(static_cast<double>(angle)), 2e-7);
+    EXPECT_NEAR(sines[i], 2.0 * std::sin(static_cast<double>(angle)), 2e-7);
+  }
+}
+
+class DeviceWithoutKernels final : public Device {
+ public:
+  DeviceKind kind() const override { return DeviceKind::kCuda; }
+  std::string name() const override { return "cuda:0 of no kernels"; }
+  absl::StatusOr<DeviceMemory> Allocate(size_t) override { return absl::UnimplementedError(""); }
+  absl::Status CopyFromHost(std::byte*, const std::byte*, size_t) override {
+    return absl::UnimplementedError("");
+  }
+  absl::Status CopyToHost(std::byte*, const std::byte*, size_t) override {
+    return absl::UnimplementedError("");
+  }
+
+ private:
+  void Free(std::byte*, size_t) override {}
+};
+
 TEST(KernelContextTest, RefusesWhatItCannotDo) {
-  EXPECT_EQ(KernelContext::Create({.device = DeviceKind::kCuda}).status().code(),
+  DeviceWithoutKernels device;
+  EXPECT_EQ(KernelContext::Create({.device = &device}).status().code(),
             absl::StatusCode::kUnimplemented);
   EXPECT_EQ(KernelContext::Create({.threads = 0}).status().code(),
             absl::StatusCode::kInvalidArgument);

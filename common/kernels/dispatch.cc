@@ -1,5 +1,6 @@
 // The only switch on the device, and the shape checks that all devices share.
 #include <cstdlib>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "common/base/check.h"
@@ -11,25 +12,34 @@
 namespace baton {
 namespace {
 
-absl::StatusOr<const KernelTable*> KernelsFor(DeviceKind device) {
-  switch (device) {
-    case DeviceKind::kCpu:
-      return &CpuKernels();
-    case DeviceKind::kCuda:
-      return absl::UnimplementedError("there are no CUDA kernels in this build; choose device cpu");
-  }
-  return absl::InternalError("device kind out of range");
+absl::StatusOr<const KernelTable*> KernelsFor(const Device* device) {
+  if (device == nullptr || device->kind() == DeviceKind::kCpu) return &CpuKernels();
+  const KernelTable* table = device->kernels();
+  if (table != nullptr) return table;
+  return absl::UnimplementedError(
+      absl::StrCat("there are no kernels for device ", device->name(), "; choose device cpu"));
 }
 
 bool IsWeightType(DType dtype) {
   return dtype == DType::kF32 || dtype == DType::kBF16 || dtype == DType::kF16;
 }
 
-// Of an activation, norm weight or bias.
+// Of logits, the residual stream, norm weights and biases.
 void CheckF32(const KernelContext& context, const ConstTensorView& x, size_t rank) {
   BATON_CHECK(x.dtype() == DType::kF32);
   BATON_CHECK(x.device() == context.device());
   BATON_CHECK(x.rank() == rank);
+}
+
+void CheckActivations(const KernelContext& context, const ConstTensorView& x, size_t rank) {
+  BATON_CHECK(x.dtype() == context.activations());
+  BATON_CHECK(x.device() == context.device());
+  BATON_CHECK(x.rank() == rank);
+}
+
+void CheckEither(const KernelContext& context, const ConstTensorView& x, size_t rank) {
+  if (x.dtype() == DType::kF32) return CheckF32(context, x, rank);
+  CheckActivations(context, x, rank);
 }
 
 void CheckWeight(const KernelContext& context, const ConstTensorView& weight) {
@@ -40,7 +50,6 @@ void CheckWeight(const KernelContext& context, const ConstTensorView& weight) {
 
 void CheckSequences(std::span<const SequenceRows> sequences, const KvPages& pages, size_t rows) {
   BATON_CHECK(pages.data != nullptr);
-  BATON_CHECK(pages.dtype != DType::kF16);
   BATON_CHECK(pages.block_tokens > 0);
   BATON_CHECK(pages.head_dim <= kHeadDimMax);
   for (const SequenceRows& sequence : sequences) {
@@ -59,9 +68,19 @@ bool SameShape(const ConstTensorView& a, const ConstTensorView& b) {
   return true;
 }
 
+void CheckKv(const KernelContext& context, const ConstTensorView& k, const ConstTensorView& v,
+             const PlacedSequences& sequences, const KvPages& pages) {
+  CheckActivations(context, k, 3);
+  CheckActivations(context, v, 3);
+  BATON_CHECK(SameShape(k, v));
+  BATON_CHECK(k.dim(1) == pages.kv_heads);
+  BATON_CHECK(k.dim(2) == pages.head_dim);
+  CheckSequences(sequences.host, pages, k.dim(0));
+}
+
 void CheckOutput(const KernelContext& context, const ConstTensorView& x, size_t rows,
                  const LinearOutput& output) {
-  CheckF32(context, output.out, 2);
+  CheckEither(context, output.out, 2);
   BATON_CHECK(output.weight != nullptr);
   BATON_CHECK(output.weight->inputs() == x.dim(1));
   BATON_CHECK(output.out.dim(0) == rows);
@@ -73,9 +92,9 @@ void CheckOutput(const KernelContext& context, const ConstTensorView& x, size_t 
 
 void CheckGated(const KernelContext& context, const ConstTensorView& gate,
                 const ConstTensorView& up, const TensorView& out) {
-  CheckF32(context, gate, 2);
-  CheckF32(context, up, 2);
-  CheckF32(context, out, 2);
+  CheckActivations(context, gate, 2);
+  CheckActivations(context, up, 2);
+  CheckActivations(context, out, 2);
   BATON_CHECK(SameShape(gate, up));
   BATON_CHECK(SameShape(gate, out));
 }
@@ -103,27 +122,67 @@ absl::StatusOr<std::unique_ptr<KernelContext>> KernelContext::Create(const Kerne
   }
   BATON_ASSIGN_OR_RETURN(const KernelTable* table, KernelsFor(options.device));
   const CpuOps* cpu_ops = nullptr;
-  if (options.device == DeviceKind::kCpu) {
+  std::unique_ptr<KernelState> state;
+  if (table->create_state != nullptr) {
+    BATON_ASSIGN_OR_RETURN(state, table->create_state(options));
+  } else {
+    BATON_CHECK(options.activations == DType::kF32);
     cpu_ops = FindCpuOps(options.cpu_isa);
     if (cpu_ops == nullptr) {
       return absl::InvalidArgumentError(
           absl::StrCat("this CPU or build has no ", CpuIsaName(options.cpu_isa)));
     }
   }
-  return std::unique_ptr<KernelContext>(new KernelContext(options, table, cpu_ops));
+  return std::unique_ptr<KernelContext>(
+      new KernelContext(options, table, cpu_ops, std::move(state)));
 }
 
 KernelContext::KernelContext(const KernelOptions& options, const KernelTable* table,
-                             const CpuOps* cpu_ops)
+                             const CpuOps* cpu_ops, std::unique_ptr<KernelState> state)
     : options_(options),
       table_(table),
       cpu_ops_(cpu_ops),
+      state_(std::move(state)),
       threads_(options.threads, options.pin_threads),
       scratch_(options.threads) {}
 
 void KernelContext::FreeDeleter::operator()(float* data) const { std::free(data); }
 
 const char* KernelContext::numerics() const { return table_->numerics; }
+
+void KernelContext::BeginStep() {
+  if (state_ != nullptr) state_->BeginStep();
+}
+
+Placed<TokenId> KernelContext::Place(std::span<const TokenId> ids) {
+  if (state_ == nullptr) return ids;
+  return {ids, static_cast<const TokenId*>(state_->Place(ids.data(), ids.size_bytes()))};
+}
+
+Placed<uint32_t> KernelContext::Place(std::span<const uint32_t> rows) {
+  if (state_ == nullptr) return rows;
+  return {rows, static_cast<const uint32_t*>(state_->Place(rows.data(), rows.size_bytes()))};
+}
+
+PlacedSequences KernelContext::Place(std::span<const SequenceRows> sequences, uint32_t end_max) {
+  PlacedSequences placed = sequences;
+  if (state_ != nullptr) placed.device = state_->Place(sequences, end_max);
+  return placed;
+}
+
+absl::Status KernelContext::RunStep(const StepShape* shape,
+                                    absl::FunctionRef<absl::Status()> body) {
+  return state_ == nullptr ? body() : state_->RunStep(shape, body);
+}
+
+void KernelContext::WhenDone(std::function<void()> done) {
+  if (state_ != nullptr) return state_->WhenDone(std::move(done));
+  done();
+}
+
+uint32_t KernelContext::PaddedRows(uint32_t rows) const {
+  return state_ == nullptr ? rows : state_->PaddedRows(rows);
+}
 
 float* KernelContext::Grow(ScratchMemory* scratch, size_t floats) {
   if (scratch->floats < floats) {
@@ -135,24 +194,36 @@ float* KernelContext::Grow(ScratchMemory* scratch, size_t floats) {
   return scratch->data.get();
 }
 
-void Embedding(KernelContext& context, const ConstTensorView& table, std::span<const TokenId> ids,
+void Embedding(KernelContext& context, const ConstTensorView& table, const Placed<TokenId>& ids,
                const TensorView& out) {
   CheckWeight(context, table);
   CheckF32(context, out, 2);
-  BATON_CHECK(out.dim(0) == ids.size());
+  BATON_CHECK(out.dim(0) == ids.host.size());
   BATON_CHECK(out.dim(1) == table.dim(1));
-  for (TokenId id : ids) BATON_CHECK(id >= 0 && static_cast<size_t>(id) < table.dim(0));
+  for (TokenId id : ids.host) BATON_CHECK(id >= 0 && static_cast<size_t>(id) < table.dim(0));
   context.table().embedding(context, table, ids, out);
 }
 
 void RmsNorm(KernelContext& context, const ConstTensorView& x, const ConstTensorView& weight,
              float epsilon, const TensorView& out) {
-  CheckF32(context, x, 2);
+  CheckEither(context, x, 2);
   CheckF32(context, weight, 1);
-  CheckF32(context, out, 2);
+  CheckEither(context, out, 2);
   BATON_CHECK(SameShape(x, out));
   BATON_CHECK(weight.dim(0) == x.dim(1));
   context.table().rms_norm(context, x, weight, epsilon, out);
+}
+
+void AddRmsNorm(KernelContext& context, const ConstTensorView& y, const TensorView& x,
+                const ConstTensorView& weight, float epsilon, const TensorView& out) {
+  CheckActivations(context, y, 2);
+  CheckF32(context, x, 2);
+  CheckF32(context, weight, 1);
+  CheckActivations(context, out, 2);
+  BATON_CHECK(SameShape(x, y));
+  BATON_CHECK(SameShape(x, out));
+  BATON_CHECK(weight.dim(0) == x.dim(1));
+  context.table().add_rms_norm(context, y, x, weight, epsilon, out);
 }
 
 void LayerNorm(KernelContext& context, const ConstTensorView& x, const ConstTensorView& weight,
@@ -160,7 +231,7 @@ void LayerNorm(KernelContext& context, const ConstTensorView& x, const ConstTens
   CheckF32(context, x, 2);
   CheckF32(context, weight, 1);
   CheckF32(context, bias, 1);
-  CheckF32(context, out, 2);
+  CheckEither(context, out, 2);
   BATON_CHECK(SameShape(x, out));
   BATON_CHECK(SameShape(weight, bias));
   BATON_CHECK(weight.dim(0) == x.dim(1));
@@ -177,14 +248,14 @@ absl::StatusOr<PackedWeight> PackWeight(KernelContext& context, Device& device,
 
 void Linear(KernelContext& context, const ConstTensorView& x,
             std::span<const LinearOutput> outputs) {
-  CheckF32(context, x, 2);
+  CheckActivations(context, x, 2);
   const LinearGroup group = {.row = 0, .rows = x.dim(0), .outputs = outputs};
   GroupedLinear(context, x, {&group, 1});
 }
 
 void GroupedLinear(KernelContext& context, const ConstTensorView& x,
                    std::span<const LinearGroup> groups) {
-  CheckF32(context, x, 2);
+  CheckActivations(context, x, 2);
   size_t end = 0;
   for (const LinearGroup& group : groups) {
     BATON_CHECK(group.row >= end);
@@ -195,11 +266,25 @@ void GroupedLinear(KernelContext& context, const ConstTensorView& x,
   context.table().grouped_linear(context, x, groups);
 }
 
+void RotaryAngles(KernelContext& context, const PlacedSequences& sequences,
+                  const ConstTensorView& frequencies, float factor, const TensorView& cosines,
+                  const TensorView& sines) {
+  CheckF32(context, frequencies, 1);
+  CheckF32(context, cosines, 2);
+  CheckF32(context, sines, 2);
+  BATON_CHECK(SameShape(cosines, sines));
+  BATON_CHECK(cosines.dim(1) == frequencies.dim(0));
+  for (const SequenceRows& sequence : sequences.host) {
+    BATON_CHECK(sequence.row + sequence.count <= cosines.dim(0));
+  }
+  context.table().rotary_angles(context, sequences, frequencies, factor, cosines, sines);
+}
+
 void Rope(KernelContext& context, const ConstTensorView& cosines, const ConstTensorView& sines,
           const TensorView& x) {
   CheckF32(context, cosines, 2);
   CheckF32(context, sines, 2);
-  CheckF32(context, x, 3);
+  CheckActivations(context, x, 3);
   BATON_CHECK(SameShape(cosines, sines));
   BATON_CHECK(cosines.dim(0) == x.dim(0));
   BATON_CHECK(cosines.dim(1) * 2 <= x.dim(2));
@@ -207,25 +292,34 @@ void Rope(KernelContext& context, const ConstTensorView& cosines, const ConstTen
 }
 
 void WriteKv(KernelContext& context, const ConstTensorView& k, const ConstTensorView& v,
-             std::span<const SequenceRows> sequences, const KvPages& pages) {
-  CheckF32(context, k, 3);
-  CheckF32(context, v, 3);
-  BATON_CHECK(SameShape(k, v));
-  BATON_CHECK(k.dim(1) == pages.kv_heads);
-  BATON_CHECK(k.dim(2) == pages.head_dim);
-  CheckSequences(sequences, pages, k.dim(0));
+             const PlacedSequences& sequences, const KvPages& pages) {
+  CheckKv(context, k, v, sequences, pages);
   context.table().write_kv(context, k, v, sequences, pages);
 }
 
+void RopeWriteKv(KernelContext& context, const ConstTensorView& cosines,
+                 const ConstTensorView& sines, const TensorView& q, const TensorView& k,
+                 const ConstTensorView& v, const PlacedSequences& sequences, const KvPages& pages) {
+  CheckF32(context, cosines, 2);
+  CheckF32(context, sines, 2);
+  CheckActivations(context, q, 3);
+  CheckKv(context, k, v, sequences, pages);
+  BATON_CHECK(SameShape(cosines, sines));
+  BATON_CHECK(q.dim(0) == k.dim(0) && q.dim(2) == k.dim(2));
+  BATON_CHECK(cosines.dim(0) == q.dim(0));
+  BATON_CHECK(cosines.dim(1) * 2 <= q.dim(2));
+  context.table().rope_write_kv(context, cosines, sines, q, k, v, sequences, pages);
+}
+
 void Attention(KernelContext& context, const ConstTensorView& q, const KvPages& pages,
-               std::span<const SequenceRows> sequences, const AttentionOptions& options,
+               const PlacedSequences& sequences, const AttentionOptions& options,
                const TensorView& out) {
-  CheckF32(context, q, 3);
-  CheckF32(context, out, 3);
+  CheckActivations(context, q, 3);
+  CheckActivations(context, out, 3);
   BATON_CHECK(SameShape(q, out));
   BATON_CHECK(pages.kv_heads > 0 && q.dim(1) % pages.kv_heads == 0);
   BATON_CHECK(q.dim(2) == pages.head_dim);
-  CheckSequences(sequences, pages, q.dim(0));
+  CheckSequences(sequences.host, pages, q.dim(0));
   BATON_CHECK(options.soft_cap >= 0.0f);
   context.table().attention(context, q, pages, sequences, options, out);
 }
@@ -237,8 +331,8 @@ void SiluMul(KernelContext& context, const ConstTensorView& gate, const ConstTen
 }
 
 void Gelu(KernelContext& context, const ConstTensorView& x, const TensorView& out) {
-  CheckF32(context, x, 2);
-  CheckF32(context, out, 2);
+  CheckActivations(context, x, 2);
+  CheckActivations(context, out, 2);
   BATON_CHECK(SameShape(x, out));
   context.table().gelu(context, x, out);
 }
@@ -261,26 +355,27 @@ void Scale(KernelContext& context, float factor, const TensorView& x) {
 }
 
 void Add(KernelContext& context, const ConstTensorView& y, const TensorView& x) {
-  CheckF32(context, y, 2);
+  CheckEither(context, y, 2);
   CheckF32(context, x, 2);
   BATON_CHECK(SameShape(x, y));
   context.table().add(context, y, x);
 }
 
-void GatherRows(KernelContext& context, const ConstTensorView& x, std::span<const uint32_t> rows,
+void GatherRows(KernelContext& context, const ConstTensorView& x, const Placed<uint32_t>& rows,
                 const TensorView& out) {
-  CheckF32(context, x, 2);
-  CheckF32(context, out, 2);
-  BATON_CHECK(out.dim(0) == rows.size());
+  CheckEither(context, x, 2);
+  CheckEither(context, out, 2);
+  BATON_CHECK(out.dtype() == x.dtype());
+  BATON_CHECK(out.dim(0) == rows.host.size());
   BATON_CHECK(out.dim(1) == x.dim(1));
-  for (uint32_t row : rows) BATON_CHECK(row < x.dim(0));
+  for (uint32_t row : rows.host) BATON_CHECK(row < x.dim(0));
   context.table().gather_rows(context, x, rows, out);
 }
 
 void CombineRows(KernelContext& context, const ConstTensorView& x, std::span<const uint32_t> rows,
                  std::span<const float> weights, const TensorView& out) {
-  CheckF32(context, x, 2);
-  CheckF32(context, out, 2);
+  CheckActivations(context, x, 2);
+  CheckActivations(context, out, 2);
   BATON_CHECK(rows.size() == weights.size());
   BATON_CHECK(out.dim(0) == 0 || rows.size() % out.dim(0) == 0);
   BATON_CHECK(out.dim(1) == x.dim(1));

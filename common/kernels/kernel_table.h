@@ -9,22 +9,35 @@ namespace baton {
 
 struct KernelTable {
   const char* numerics;
-  void (*embedding)(KernelContext&, const ConstTensorView& table, std::span<const TokenId> ids,
+
+  // Null on the CPU.
+  absl::StatusOr<std::unique_ptr<KernelState>> (*create_state)(const KernelOptions& options);
+
+  void (*embedding)(KernelContext&, const ConstTensorView& table, const Placed<TokenId>& ids,
                     const TensorView& out);
   void (*rms_norm)(KernelContext&, const ConstTensorView& x, const ConstTensorView& weight,
                    float epsilon, const TensorView& out);
+  void (*add_rms_norm)(KernelContext&, const ConstTensorView& y, const TensorView& x,
+                       const ConstTensorView& weight, float epsilon, const TensorView& out);
   void (*layer_norm)(KernelContext&, const ConstTensorView& x, const ConstTensorView& weight,
                      const ConstTensorView& bias, float epsilon, const TensorView& out);
   absl::StatusOr<PackedWeight> (*pack_weight)(KernelContext&, Device& device,
                                               const ConstTensorView& matrix, WeightFormat format);
   void (*grouped_linear)(KernelContext&, const ConstTensorView& x,
                          std::span<const LinearGroup> groups);
+  void (*rotary_angles)(KernelContext&, const PlacedSequences& sequences,
+                        const ConstTensorView& frequencies, float factor, const TensorView& cosines,
+                        const TensorView& sines);
   void (*rope)(KernelContext&, const ConstTensorView& cosines, const ConstTensorView& sines,
                const TensorView& x);
   void (*write_kv)(KernelContext&, const ConstTensorView& k, const ConstTensorView& v,
-                   std::span<const SequenceRows> sequences, const KvPages& pages);
+                   const PlacedSequences& sequences, const KvPages& pages);
+  void (*rope_write_kv)(KernelContext&, const ConstTensorView& cosines,
+                        const ConstTensorView& sines, const TensorView& q, const TensorView& k,
+                        const ConstTensorView& v, const PlacedSequences& sequences,
+                        const KvPages& pages);
   void (*attention)(KernelContext&, const ConstTensorView& q, const KvPages& pages,
-                    std::span<const SequenceRows> sequences, const AttentionOptions& options,
+                    const PlacedSequences& sequences, const AttentionOptions& options,
                     const TensorView& out);
   void (*silu_mul)(KernelContext&, const ConstTensorView& gate, const ConstTensorView& up,
                    const TensorView& out);
@@ -34,7 +47,7 @@ struct KernelTable {
   void (*soft_cap)(KernelContext&, float cap, const TensorView& x);
   void (*scale)(KernelContext&, float factor, const TensorView& x);
   void (*add)(KernelContext&, const ConstTensorView& y, const TensorView& x);
-  void (*gather_rows)(KernelContext&, const ConstTensorView& x, std::span<const uint32_t> rows,
+  void (*gather_rows)(KernelContext&, const ConstTensorView& x, const Placed<uint32_t>& rows,
                       const TensorView& out);
   void (*combine_rows)(KernelContext&, const ConstTensorView& x, std::span<const uint32_t> rows,
                        std::span<const float> weights, const TensorView& out);

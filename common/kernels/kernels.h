@@ -1,21 +1,26 @@
 // The whole list of operations that a model is made of: free functions over tensor views.
 //
-// Each forwards to the implementation for the context's device. Activations, norm weights and
-// biases are float32; matrices are packed, see packed_weight.h. Every output element is computed by
+// Each forwards to the implementation for the context's device. Activations are of the context's
+// type, which on the CPU is float32; the residual stream, logits, norm weights and biases are
+// float32; matrices are packed, see packed_weight.h. On the CPU every output element is computed by
 // a fixed sequence of operations that depends on nothing but its own inputs: not on the number of
-// rows, on the other rows, on threads or on the CPU. See "Equal bits" in DESIGN_NOTES.md.
+// rows, on the other rows, on threads or on the CPU. See "Equal bits" in DESIGN_NOTES.md. A GPU
+// promises that only up to rounding.
 //
 // Wrong shapes are programmer errors and stop the process. One thread at a time uses a context.
-// Outputs come last and must not overlap inputs unless it is said.
+// Outputs come last and must not overlap inputs unless it is said. On a GPU operations are put into
+// a queue; what fails there shows in the status of the step.
 #ifndef BATON_COMMON_KERNELS_KERNELS_H_
 #define BATON_COMMON_KERNELS_KERNELS_H_
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
 #include "common/base/ids.h"
 #include "common/device/device.h"
@@ -34,14 +39,64 @@ CpuIsa BestCpuIsa();
 const char* CpuIsaName(CpuIsa isa);
 
 struct KernelOptions {
-  DeviceKind device = DeviceKind::kCpu;
-  uint32_t threads = 1;  // The caller included.
+  Device* device = nullptr;  // Null: the CPU. Outlives the context.
+  uint32_t threads = 1;      // The caller included.
   CpuIsa cpu_isa = BestCpuIsa();
   bool pin_threads = false;  // See KernelThreads.
+  // Of what operations hand to each other. The CPU has kF32 only.
+  DType activations = DType::kF32;
 };
 
 struct KernelTable;
 struct CpuOps;
+struct SequenceRows;
+
+// Numbers that the host knows and an operation needs.
+template <typename T>
+struct Placed {
+  Placed() = default;
+  Placed(std::span<const T> numbers) : host(numbers) {}     // NOLINT(google-explicit-constructor)
+  Placed(const std::vector<T>& numbers) : host(numbers) {}  // NOLINT(google-explicit-constructor)
+  Placed(std::span<const T> numbers, const T* where) : host(numbers), device(where) {}
+
+  std::span<const T> host;
+  // Where KernelContext::Place has brought them. Null: the operation brings them itself.
+  const T* device = nullptr;
+};
+
+// The sequences of a batch.
+struct PlacedSequences {
+  PlacedSequences() = default;
+  PlacedSequences(std::span<const SequenceRows> sequences);  // NOLINT(google-explicit-constructor)
+
+  std::span<const SequenceRows> host;
+  // As Placed::device, in a form that only the implementation knows.
+  std::shared_ptr<const void> device = nullptr;
+};
+
+// What is the same in steps that may be replayed as one: see KernelContext::RunStep.
+struct StepShape {
+  uint32_t rows = 0;
+  uint32_t end_max = 0;         // No sequence ends behind it.
+  const void* cache = nullptr;  // The KV arena.
+
+  friend bool operator==(const StepShape&, const StepShape&) = default;
+};
+
+// What a device that works behind a queue keeps between operations. Its methods are those of
+// KernelContext.
+class KernelState {
+ public:
+  virtual ~KernelState() = default;
+  virtual void BeginStep() = 0;
+  // Copies to memory of the device, at the same address in all steps of one shape.
+  virtual const void* Place(const void* numbers, size_t bytes) = 0;
+  virtual std::shared_ptr<const void> Place(std::span<const SequenceRows> sequences,
+                                            uint32_t end_max) = 0;
+  virtual absl::Status RunStep(const StepShape* shape, absl::FunctionRef<absl::Status()> body) = 0;
+  virtual void WhenDone(std::function<void()> done) = 0;
+  virtual uint32_t PaddedRows(uint32_t rows) const = 0;
+};
 
 // What every operation needs: the device's implementation, threads and scratch memory.
 class KernelContext {
@@ -50,12 +105,34 @@ class KernelContext {
   // ISA.
   static absl::StatusOr<std::unique_ptr<KernelContext>> Create(const KernelOptions& options);
 
-  DeviceKind device() const { return options_.device; }
+  DeviceKind device() const {
+    return options_.device == nullptr ? DeviceKind::kCpu : options_.device->kind();
+  }
+  // Of what operations hand to each other.
+  DType activations() const { return options_.activations; }
   // Version of the numerics, e.g. "cpu-1". Raised when any kernel's bits change.
   const char* numerics() const;
 
+  // A step begins: what was placed before is gone. Then what the step needs to know is placed, so
+  // that all operations find it, and then it runs. On the CPU nothing has to be brought anywhere.
+  void BeginStep();
+  Placed<TokenId> Place(std::span<const TokenId> ids);
+  Placed<uint32_t> Place(std::span<const uint32_t> rows);
+  // `end_max` as in StepShape; 0: as the sequences are. Borrows them.
+  PlacedSequences Place(std::span<const SequenceRows> sequences, uint32_t end_max = 0);
+  // Calls the operations of a step. With a shape they are always the same ones, with the same
+  // tensors, for all steps of that shape; only numbers that were placed differ. Then a GPU records
+  // them once and replays them, without calling `body`. OK does not mean that a GPU has finished.
+  absl::Status RunStep(const StepShape* shape, absl::FunctionRef<absl::Status()> body);
+  // Calls `done` when all operations before it have finished: on a GPU at the end of the step's
+  // RunStep, which then waits. Not within a step that has a shape.
+  void WhenDone(std::function<void()> done);
+  // Rows that a decode step is filled up to, with sequences of no tokens, so that few shapes occur.
+  uint32_t PaddedRows(uint32_t rows) const;
+
   // For implementations only.
   const KernelTable& table() const { return *table_; }
+  KernelState* state() { return state_.get(); }
   const CpuOps& cpu_ops() const { return *cpu_ops_; }
   KernelThreads& threads() { return threads_; }
   // Scratch of thread `thread`, at least `floats` long, 64-byte aligned; kept for the next kernel.
@@ -72,12 +149,14 @@ class KernelContext {
     size_t floats = 0;
   };
 
-  KernelContext(const KernelOptions& options, const KernelTable* table, const CpuOps* cpu_ops);
+  KernelContext(const KernelOptions& options, const KernelTable* table, const CpuOps* cpu_ops,
+                std::unique_ptr<KernelState> state);
   static float* Grow(ScratchMemory* scratch, size_t floats);
 
   const KernelOptions options_;
   const KernelTable* const table_;
-  const CpuOps* const cpu_ops_;  // Null unless the device is the CPU.
+  const CpuOps* const cpu_ops_;               // Null unless the device is the CPU.
+  const std::unique_ptr<KernelState> state_;  // Null on the CPU.
   KernelThreads threads_;
   std::vector<ScratchMemory> scratch_;  // By thread.
   ScratchMemory shared_scratch_;
@@ -113,21 +192,29 @@ struct SequenceRows {
   std::span<const BlockId> blocks;
 };
 
+inline PlacedSequences::PlacedSequences(std::span<const SequenceRows> sequences)
+    : host(sequences) {}
+
 inline constexpr uint32_t kHeadDimMax = 1024;
 
-// out[i] = table[ids[i]]. table [vocab, n] of a weight type; ids in host memory; out [ids, n].
+// out[i] = table[ids[i]]. table [vocab, n] of a weight type; out [ids, n], float32.
 // REQUIRES: 0 <= id < vocab.
-void Embedding(KernelContext& context, const ConstTensorView& table, std::span<const TokenId> ids,
+void Embedding(KernelContext& context, const ConstTensorView& table, const Placed<TokenId>& ids,
                const TensorView& out);
 
 // Root mean square layer normalization (Zhang and Sennrich, 2019) of each row:
-// out = weight * (x / sqrt(mean(x^2) + epsilon)). x, out [rows, n]; weight [n]. `out` may be `x`.
+// out = weight * (x / sqrt(mean(x^2) + epsilon)). x, out [rows, n], float32 or activations; weight
+// [n]. `out` may be `x`.
 void RmsNorm(KernelContext& context, const ConstTensorView& x, const ConstTensorView& weight,
              float epsilon, const TensorView& out);
 
+// x += y, and then out = RmsNorm(x). x [rows, n], float32; y, out [rows, n]. `out` may be `y`.
+void AddRmsNorm(KernelContext& context, const ConstTensorView& y, const TensorView& x,
+                const ConstTensorView& weight, float epsilon, const TensorView& out);
+
 // Layer normalization (Ba et al., 2016) of each row, with the variance over n elements:
-// out = weight * ((x - mean(x)) / sqrt(variance(x) + epsilon)) + bias. x, out [rows, n]; weight,
-// bias [n]. `out` may be `x`.
+// out = weight * ((x - mean(x)) / sqrt(variance(x) + epsilon)) + bias. x [rows, n], float32; out
+// [rows, n]; weight, bias [n]. `out` may be `x`.
 void LayerNorm(KernelContext& context, const ConstTensorView& x, const ConstTensorView& weight,
                const ConstTensorView& bias, float epsilon, const TensorView& out);
 
@@ -138,7 +225,7 @@ absl::StatusOr<PackedWeight> PackWeight(KernelContext& context, Device& device,
                                         const ConstTensorView& matrix, WeightFormat format);
 
 // out = x weight^T + bias, for several weights of one x. x [m, inputs]; bias [outputs] or empty;
-// out [m, outputs].
+// out [m, outputs], activations or float32.
 struct LinearOutput {
   const PackedWeight* weight = nullptr;
   ConstTensorView bias;
@@ -158,6 +245,13 @@ struct LinearGroup {
 void GroupedLinear(KernelContext& context, const ConstTensorView& x,
                    std::span<const LinearGroup> groups);
 
+// The angles of rotary position embeddings for each row: position * frequency, rounded to float32.
+// frequencies [half], float32; cosines, sines [rows, half], float32,
+// multiplied by `factor`.
+void RotaryAngles(KernelContext& context, const PlacedSequences& sequences,
+                  const ConstTensorView& frequencies, float factor, const TensorView& cosines,
+                  const TensorView& sines);
+
 // Rotates the first `dim` elements of each head by its token's angles, in Hugging Face's layout:
 // element i is paired with element i + dim / 2. x [rows, heads, head_dim], in place; cosines, sines
 // [rows, dim / 2]. REQUIRES: dim <= head_dim.
@@ -166,7 +260,12 @@ void Rope(KernelContext& context, const ConstTensorView& cosines, const ConstTen
 
 // Rounds K and V to the cache's type and writes them. k, v [rows, kv_heads, head_dim].
 void WriteKv(KernelContext& context, const ConstTensorView& k, const ConstTensorView& v,
-             std::span<const SequenceRows> sequences, const KvPages& pages);
+             const PlacedSequences& sequences, const KvPages& pages);
+
+// Rope of q and of k, and then WriteKv. What k holds afterwards is not said.
+void RopeWriteKv(KernelContext& context, const ConstTensorView& cosines,
+                 const ConstTensorView& sines, const TensorView& q, const TensorView& k,
+                 const ConstTensorView& v, const PlacedSequences& sequences, const KvPages& pages);
 
 // How one layer's attention weighs what a token sees.
 struct AttentionOptions {
@@ -191,7 +290,7 @@ constexpr uint32_t WindowBegin(uint32_t position, uint32_t window) {
 // q, out [rows, heads, head_dim].
 inline constexpr uint32_t kAttentionTile = 64;
 void Attention(KernelContext& context, const ConstTensorView& q, const KvPages& pages,
-               std::span<const SequenceRows> sequences, const AttentionOptions& options,
+               const PlacedSequences& sequences, const AttentionOptions& options,
                const TensorView& out);
 
 // out = silu(gate) * up, silu(x) = x / (1 + e^-x). All of equal shape. `out` may be `gate`.
@@ -207,17 +306,17 @@ void Gelu(KernelContext& context, const ConstTensorView& x, const TensorView& ou
 void GeluMul(KernelContext& context, const ConstTensorView& gate, const ConstTensorView& up,
              const TensorView& out);
 
-// x = cap * tanh(x / cap), in place. x [rows, n]. REQUIRES: cap > 0.
+// x = cap * tanh(x / cap), in place. x [rows, n], float32. REQUIRES: cap > 0.
 void SoftCap(KernelContext& context, float cap, const TensorView& x);
 
-// x *= factor, in place. x [rows, n].
+// x *= factor, in place. x [rows, n], float32.
 void Scale(KernelContext& context, float factor, const TensorView& x);
 
-// x += y, of equal shape.
+// x += y, of equal shape. x float32.
 void Add(KernelContext& context, const ConstTensorView& y, const TensorView& x);
 
-// out[i] = x[rows[i]]. x [any, n]; rows in host memory; out [rows, n].
-void GatherRows(KernelContext& context, const ConstTensorView& x, std::span<const uint32_t> rows,
+// out[i] = x[rows[i]]. x [any, n]; out [rows, n], of the same type.
+void GatherRows(KernelContext& context, const ConstTensorView& x, const Placed<uint32_t>& rows,
                 const TensorView& out);
 
 // out[i] = sum over j, ascending, of weights[i][j] * x[rows[i][j]], each a fused multiply-add.
@@ -227,10 +326,10 @@ void CombineRows(KernelContext& context, const ConstTensorView& x, std::span<con
 
 // Which experts a token goes to in a mixture of experts (Shazeer et al., 2017; in the order of
 // Mixtral, Jiang et al., 2024): of the softmax over its logits the `per_token` highest; of equal
-// ones the first. logits [tokens, experts]. experts, weights [tokens, per_token], in host memory,
-// in ascending order of the expert: its number and its probability, which is divided by the sum of
-// those chosen if `normalize`. REQUIRES: 0 < per_token <= experts. Numbers that are not finite
-// choose something, with weights that are not finite.
+// ones the first. logits [tokens, experts], float32. experts, weights [tokens, per_token], in host
+// memory, in ascending order of the expert: its number and its probability, which is divided by the
+// sum of those chosen if `normalize`. REQUIRES: 0 < per_token <= experts. Numbers that are not
+// finite choose something, with weights that are not finite.
 void RouteExperts(KernelContext& context, const ConstTensorView& logits, uint32_t per_token,
                   bool normalize, std::span<uint32_t> experts, std::span<float> weights);
 

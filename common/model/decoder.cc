@@ -1,6 +1,7 @@
 #include "common/model/decoder.h"
 
 #include <algorithm>
+#include <bit>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -11,8 +12,11 @@
 namespace baton {
 namespace {
 
-// Rows of logits computed at a time: a vocabulary of 128k takes half a megabyte per row.
+// Rows of logits computed at a time: a vocabulary of 128k takes half a megabyte per row. A step
+// that a GPU records computes all of its rows at once.
 constexpr uint32_t kLogitRowsMax = 64;
+constexpr uint32_t kRecordedRowsMax = 256;
+constexpr uint32_t kRecordedEndMin = 1024;
 
 absl::Status BatchError(const std::string& reason) {
   return absl::InvalidArgumentError(absl::StrCat("batch: ", reason));
@@ -41,12 +45,15 @@ absl::StatusOr<std::unique_ptr<Model>> Model::Load(Device& device, const ModelOp
   if (!options.weights.empty()) {
     BATON_ASSIGN_OR_RETURN(weight_options.form, ParseWeightForm(options.weights));
   }
-  // First of all: without kernels there is no point in reading weights.
-  BATON_ASSIGN_OR_RETURN(std::unique_ptr<KernelContext> context,
-                         KernelContext::Create({.device = device.kind(),
-                                                .threads = options.threads,
-                                                .pin_threads = options.pin_threads}));
   BATON_ASSIGN_OR_RETURN(ModelConfig config, ModelConfig::Load(options.directory));
+  BATON_ASSIGN_OR_RETURN(
+      const DType activations,
+      ModelWeights::ActivationsFor(device, config, options.directory, weight_options));
+  BATON_ASSIGN_OR_RETURN(std::unique_ptr<KernelContext> context,
+                         KernelContext::Create({.device = &device,
+                                                .threads = options.threads,
+                                                .pin_threads = options.pin_threads,
+                                                .activations = activations}));
   BATON_ASSIGN_OR_RETURN(
       std::unique_ptr<ModelWeights> weights,
       ModelWeights::Load(device, *context, config, options.directory, weight_options));
@@ -88,37 +95,53 @@ Decoder::Decoder(Device& device, const ModelConfig& config, std::unique_ptr<Mode
       local_angles_(config.local_rope) {}
 
 absl::Status Decoder::AllocateScratch() {
-  const auto allocate = [this](size_t rows, size_t columns, TensorView* view) -> absl::Status {
-    BATON_ASSIGN_OR_RETURN(DeviceMemory memory, device_.Allocate(rows * columns * sizeof(float)));
-    *view = TensorView(memory.data(), DType::kF32, device_.kind(), {rows, columns});
+  const auto allocate = [this](DType type, size_t rows, size_t columns,
+                               TensorView* view) -> absl::Status {
+    BATON_ASSIGN_OR_RETURN(DeviceMemory memory,
+                           device_.Allocate(rows * columns * DTypeBytes(type)));
+    *view = TensorView(memory.data(), type, device_.kind(), {rows, columns});
     memory_.push_back(std::move(memory));
     return absl::OkStatus();
   };
   const size_t tokens = batch_tokens_max_;
+  const DType type = context_->activations();
   const size_t q_size = static_cast<size_t>(config_.heads) * config_.head_dim;
   const size_t kv_size = static_cast<size_t>(config_.kv_heads) * config_.head_dim;
   const size_t half = config_.rope.dim / 2;
   const size_t local_half = config_.local_rope.dim / 2;
-  BATON_RETURN_IF_ERROR(allocate(tokens, config_.hidden_size, &scratch_.x));
-  BATON_RETURN_IF_ERROR(allocate(tokens, config_.hidden_size, &scratch_.h));
-  BATON_RETURN_IF_ERROR(allocate(tokens, q_size, &scratch_.q));
-  BATON_RETURN_IF_ERROR(allocate(tokens, q_size, &scratch_.attention));
-  BATON_RETURN_IF_ERROR(allocate(tokens, kv_size, &scratch_.k));
-  BATON_RETURN_IF_ERROR(allocate(tokens, kv_size, &scratch_.v));
+  BATON_RETURN_IF_ERROR(allocate(DType::kF32, tokens, config_.hidden_size, &scratch_.x));
+  BATON_RETURN_IF_ERROR(allocate(DType::kF32, tokens, config_.hidden_size, &scratch_.narrow_x));
+  BATON_RETURN_IF_ERROR(allocate(type, tokens, config_.hidden_size, &scratch_.h));
+  BATON_RETURN_IF_ERROR(allocate(type, tokens, q_size, &scratch_.q));
+  BATON_RETURN_IF_ERROR(allocate(type, tokens, q_size, &scratch_.attention));
+  BATON_RETURN_IF_ERROR(allocate(type, tokens, kv_size, &scratch_.k));
+  BATON_RETURN_IF_ERROR(allocate(type, tokens, kv_size, &scratch_.v));
   bool some_dense = false;
   for (uint32_t i = 0; i < config_.layers; ++i) some_dense = some_dense || !config_.HasExperts(i);
   const size_t inner = some_dense ? config_.intermediate_size : 0;
-  BATON_RETURN_IF_ERROR(allocate(tokens, config_.gated_network ? inner : 0, &scratch_.gate));
-  BATON_RETURN_IF_ERROR(allocate(tokens, inner, &scratch_.up));
-  BATON_RETURN_IF_ERROR(allocate(tokens, half, &scratch_.rotation.cosines));
-  BATON_RETURN_IF_ERROR(allocate(tokens, half, &scratch_.rotation.sines));
+  BATON_RETURN_IF_ERROR(allocate(type, tokens, config_.gated_network ? inner : 0, &scratch_.gate));
+  BATON_RETURN_IF_ERROR(allocate(type, tokens, inner, &scratch_.up));
+  BATON_RETURN_IF_ERROR(allocate(DType::kF32, tokens, half, &scratch_.rotation.cosines));
+  BATON_RETURN_IF_ERROR(allocate(DType::kF32, tokens, half, &scratch_.rotation.sines));
   if (HasLocalRotation(config_)) {
-    BATON_RETURN_IF_ERROR(allocate(tokens, local_half, &scratch_.local_rotation.cosines));
-    BATON_RETURN_IF_ERROR(allocate(tokens, local_half, &scratch_.local_rotation.sines));
+    BATON_RETURN_IF_ERROR(
+        allocate(DType::kF32, tokens, local_half, &scratch_.local_rotation.cosines));
+    BATON_RETURN_IF_ERROR(
+        allocate(DType::kF32, tokens, local_half, &scratch_.local_rotation.sines));
   }
-  host_cosines_.resize(tokens * std::max(half, local_half));
-  host_sines_.resize(host_cosines_.size());
-  return allocate(std::min(batch_tokens_max_, kLogitRowsMax), config_.vocab_size, &logits_);
+  const auto place = [&](const RopeAngles& angles, TensorView* view) -> absl::Status {
+    const std::vector<float>& numbers = angles.frequencies();
+    const absl::Status status = allocate(DType::kF32, numbers.size(), 1, view);
+    if (!status.ok()) return status;
+    *view = view->Reshaped({numbers.size()});
+    return device_.CopyFromHost(view->data(), reinterpret_cast<const std::byte*>(numbers.data()),
+                                view->bytes());
+  };
+  BATON_RETURN_IF_ERROR(place(angles_, &frequencies_));
+  BATON_RETURN_IF_ERROR(place(local_angles_, &local_frequencies_));
+  const uint32_t logit_rows = device_.kind() == DeviceKind::kCpu ? kLogitRowsMax : kRecordedRowsMax;
+  return allocate(DType::kF32, std::min(batch_tokens_max_, logit_rows), config_.vocab_size,
+                  &logits_);
 }
 
 absl::Status Decoder::CheckRow(const BatchRow& row, const KvArena& cache) const {
@@ -193,23 +216,58 @@ Decoder::Batch Decoder::PrepareBatch(std::span<const BatchRow> rows) const {
   return batch;
 }
 
-absl::Status Decoder::FillAngles(const Batch& batch, const RopeAngles& angles,
-                                 const Rotation& rotation) {
-  if (rotation.cosines.elements() == 0) return absl::OkStatus();  // Nothing rotates so.
-  const size_t half = rotation.cosines.dim(1);
-  for (const SequenceRows& sequence : batch.sequences) {
-    for (uint32_t i = 0; i < sequence.count; ++i) {
-      const size_t offset = (sequence.row + i) * half;
-      angles.Fill(sequence.position + i, std::span(host_cosines_).subspan(offset, half),
-                  std::span(host_sines_).subspan(offset, half));
+Decoder::Step Decoder::PlaceBatch(Batch& batch, const StepShape* shape) {
+  Step step;
+  if (shape != nullptr) {
+    for (auto row = static_cast<uint32_t>(batch.tokens.size()); row < shape->rows; ++row) {
+      batch.tokens.push_back(TokenId{0});
+      batch.sequences.push_back({.row = row, .count = 0, .position = 0, .blocks = {}});
+      batch.logit_rows.push_back(row);
     }
   }
-  const auto copy = [this](const std::vector<float>& from, const TensorView& to) {
-    return device_.CopyFromHost(to.data(), reinterpret_cast<const std::byte*>(from.data()),
-                                to.bytes());
+  context_->BeginStep();
+  step.ids = context_->Place(batch.tokens);
+  if (config_.learned_positions) {
+    for (const SequenceRows& sequence : batch.sequences) {
+      for (uint32_t i = 0; i < sequence.count; ++i) {
+        batch.positions.push_back(static_cast<TokenId>(sequence.position + i));
+      }
+    }
+    batch.positions.resize(batch.tokens.size());
+    step.positions = context_->Place(batch.positions);
+  }
+  step.narrow = batch.logit_rows.size() < batch.tokens.size();
+  if (step.narrow) {
+    step.logit_rows = context_->Place(batch.logit_rows);
+    step.logit_sequences = context_->Place(batch.logit_sequences);
+  }
+  step.sequences = context_->Place(batch.sequences, shape == nullptr ? 0 : shape->end_max);
+  return step;
+}
+
+std::optional<StepShape> Decoder::ShapeOf(std::span<const BatchRow> rows, const KvArena& cache,
+                                          const LayerDone& layer_done) const {
+  if (layer_done != nullptr || config_.experts.count > 0) return std::nullopt;
+  uint32_t end = kRecordedEndMin;
+  for (const BatchRow& row : rows) {
+    if (row.tokens.size() != 1 || row.logit_count != 1) return std::nullopt;
+    end = std::max(end, row.start + 1);
+  }
+  const uint32_t padded = context_->PaddedRows(static_cast<uint32_t>(rows.size()));
+  if (padded > std::min<size_t>(batch_tokens_max_, logits_.dim(0))) return std::nullopt;
+  return StepShape{
+      .rows = padded, .end_max = std::bit_ceil(end), .cache = cache.BlockData(BlockId{0})};
+}
+
+void Decoder::FillAngles(const Step& step, const Activations& all) {
+  const auto fill = [&](const RopeAngles& angles, const TensorView& frequencies,
+                        const Rotation& rotation) {
+    if (rotation.cosines.elements() == 0) return;  // Nothing rotates so.
+    RotaryAngles(*context_, step.sequences, frequencies, angles.attention_factor(),
+                 rotation.cosines, rotation.sines);
   };
-  BATON_RETURN_IF_ERROR(copy(host_cosines_, rotation.cosines));
-  return copy(host_sines_, rotation.sines);
+  fill(angles_, frequencies_, all.rotation);
+  fill(local_angles_, local_frequencies_, all.local_rotation);
 }
 
 Decoder::Activations Decoder::Cut(size_t tokens) const {
@@ -219,6 +277,7 @@ Decoder::Activations Decoder::Cut(size_t tokens) const {
                     .sines = rotation.sines.Rows(0, tokens)};
   };
   return {.x = scratch_.x.Rows(0, tokens),
+          .narrow_x = scratch_.narrow_x.Rows(0, tokens),
           .h = scratch_.h.Rows(0, tokens),
           .q = scratch_.q.Rows(0, tokens),
           .attention = scratch_.attention.Rows(0, tokens),
@@ -233,41 +292,51 @@ Decoder::Activations Decoder::Cut(size_t tokens) const {
 absl::Status Decoder::Forward(std::span<const BatchRow> rows, KvArena& cache,
                               std::span<float> logits, const LayerDone& layer_done) {
   BATON_RETURN_IF_ERROR(CheckCall(rows, cache, logits));
-  const Batch batch = PrepareBatch(rows);
+  Batch batch = PrepareBatch(rows);
   if (batch.tokens.empty()) return absl::OkStatus();
-  Activations all = Cut(batch.tokens.size());
-  BATON_RETURN_IF_ERROR(FillAngles(batch, angles_, all.rotation));
-  BATON_RETURN_IF_ERROR(FillAngles(batch, local_angles_, all.local_rotation));
-  Embed(batch, all);
-  for (uint32_t index = 0; index < config_.layers; ++index) {
-    const KvPages pages = LayerPages(cache, index);
-    RunQkv(index, batch, pages, all);
-    // As early as K and V are complete, so that their transfer hides under the rest of the layer.
-    if (layer_done) layer_done(index);
-    if (index + 1 < config_.layers) {
-      BATON_RETURN_IF_ERROR(RunRest(index, batch.sequences, pages, all));
-    } else if (!batch.logit_rows.empty()) {
-      // After the last K and V, only tokens that want logits are of interest.
-      all = Narrow(batch, all);
-      BATON_RETURN_IF_ERROR(RunRest(index, batch.logit_sequences, pages, all));
-    }
-  }
-  if (batch.logit_rows.empty()) return absl::OkStatus();
-  return WriteLogits(all, logits);
+  const std::optional<StepShape> shape = ShapeOf(rows, cache, layer_done);
+  const Step step = PlaceBatch(batch, shape.has_value() ? &*shape : nullptr);
+  const size_t logit_rows = batch.logit_rows.size();
+  const bool at_once = logit_rows > 0 && logit_rows <= logits_.dim(0);
+  const TensorView h = scratch_.h.Rows(0, logit_rows);
+  const auto run = [&]() -> absl::Status {
+    const absl::Status status = RunLayers(step, cache, Cut(batch.tokens.size()), layer_done);
+    if (status.ok() && at_once) RunHead(h);
+    return status;
+  };
+  BATON_RETURN_IF_ERROR(context_->RunStep(shape.has_value() ? &*shape : nullptr, run));
+  return WriteLogits(h, logits.size() / config_.vocab_size, at_once, logits);
 }
 
-void Decoder::Embed(const Batch& batch, const Activations& all) {
-  Embedding(*context_, weights_->embedding(), batch.tokens, all.x);
-  if (config_.scaled_embedding) Scale(*context_, weights_->embedding_scale(), all.x);
-  if (!config_.learned_positions) return;
-  std::vector<TokenId> positions;
-  for (const SequenceRows& sequence : batch.sequences) {
-    for (uint32_t i = 0; i < sequence.count; ++i) {
-      positions.push_back(static_cast<TokenId>(sequence.position + i));
+absl::Status Decoder::RunLayers(const Step& step, KvArena& cache, Activations all,
+                                const LayerDone& layer_done) {
+  FillAngles(step, all);
+  Embed(step, all);
+  Normalize(all.x, weights_->layer(0).input_norm, all.h);
+  for (uint32_t index = 0; index < config_.layers; ++index) {
+    const KvPages pages = LayerPages(cache, index);
+    RunQkv(index, step, pages, all);
+    // As early as K and V are complete, so that their transfer hides under the rest of the layer.
+    if (layer_done) context_->WhenDone([&layer_done, index] { layer_done(index); });
+    const bool last = index + 1 == config_.layers;
+    if (!last || !step.narrow) {
+      BATON_RETURN_IF_ERROR(RunRest(index, step.sequences, pages, all));
+    } else if (!step.logit_rows.host.empty()) {
+      // After the last K and V, only tokens that want logits are of interest.
+      BATON_RETURN_IF_ERROR(RunRest(index, step.logit_sequences, pages, Narrow(step, all)));
     }
   }
-  Embedding(*context_, weights_->positions(), positions, all.h);
-  Add(*context_, all.h, all.x);
+  return absl::OkStatus();
+}
+
+void Decoder::Embed(const Step& step, const Activations& all) {
+  Embedding(*context_, weights_->embedding(), step.ids, all.x);
+  if (config_.scaled_embedding) Scale(*context_, weights_->embedding_scale(), all.x);
+  if (!config_.learned_positions) return;
+  // Before anything else is in it.
+  const TensorView positions = all.narrow_x;
+  Embedding(*context_, weights_->positions(), step.positions, positions);
+  Add(*context_, positions, all.x);
 }
 
 void Decoder::Normalize(const ConstTensorView& x, const NormWeights& norm, const TensorView& out) {
@@ -281,12 +350,11 @@ void Decoder::Normalize(const ConstTensorView& x, const NormWeights& norm, const
   }
 }
 
-void Decoder::RunQkv(uint32_t index, const Batch& batch, const KvPages& pages,
+void Decoder::RunQkv(uint32_t index, const Step& step, const KvPages& pages,
                      const Activations& part) {
   const LayerWeights& layer = weights_->layer(index);
   const size_t tokens = part.x.dim(0);
   const size_t head_dim = config_.head_dim;
-  Normalize(part.x, layer.input_norm, part.h);
   const LinearOutput qkv[] = {{&layer.q, layer.q_bias, part.q},
                               {&layer.k, layer.k_bias, part.k},
                               {&layer.v, layer.v_bias, part.v}};
@@ -297,19 +365,16 @@ void Decoder::RunQkv(uint32_t index, const Batch& batch, const KvPages& pages,
     RmsNorm(*context_, q_heads, layer.q_norm, config_.norm_epsilon, q_heads);
     RmsNorm(*context_, k_heads, layer.k_norm, config_.norm_epsilon, k_heads);
   }
-  if (!config_.learned_positions) Rotate(index, part);
-  WriteKv(*context_, part.k.Reshaped({tokens, config_.kv_heads, head_dim}),
-          part.v.Reshaped({tokens, config_.kv_heads, head_dim}), batch.sequences, pages);
-}
-
-void Decoder::Rotate(uint32_t index, const Activations& part) {
-  const size_t tokens = part.x.dim(0);
+  const TensorView q = part.q.Reshaped({tokens, config_.heads, head_dim});
+  const TensorView k = part.k.Reshaped({tokens, config_.kv_heads, head_dim});
+  const TensorView v = part.v.Reshaped({tokens, config_.kv_heads, head_dim});
+  if (config_.learned_positions) {
+    WriteKv(*context_, k, v, step.sequences, pages);
+    return;
+  }
   const Rotation& rotation =
       config_.layer_attention[index].local_rope ? part.local_rotation : part.rotation;
-  Rope(*context_, rotation.cosines, rotation.sines,
-       part.q.Reshaped({tokens, config_.heads, config_.head_dim}));
-  Rope(*context_, rotation.cosines, rotation.sines,
-       part.k.Reshaped({tokens, config_.kv_heads, config_.head_dim}));
+  RopeWriteKv(*context_, rotation.cosines, rotation.sines, q, k, v, step.sequences, pages);
 }
 
 AttentionOptions Decoder::AttentionOf(uint32_t index) const {
@@ -318,7 +383,7 @@ AttentionOptions Decoder::AttentionOf(uint32_t index) const {
           .soft_cap = config_.attention_soft_cap};
 }
 
-absl::Status Decoder::RunRest(uint32_t index, std::span<const SequenceRows> sequences,
+absl::Status Decoder::RunRest(uint32_t index, const PlacedSequences& sequences,
                               const KvPages& pages, const Activations& part) {
   const LayerWeights& layer = weights_->layer(index);
   const size_t tokens = part.x.dim(0);
@@ -326,16 +391,25 @@ absl::Status Decoder::RunRest(uint32_t index, std::span<const SequenceRows> sequ
             AttentionOf(index), part.attention.Reshaped({tokens, config_.heads, config_.head_dim}));
   const LinearOutput o[] = {{&layer.o, layer.o_bias, part.h}};
   Linear(*context_, part.attention, o);
-  AddOutput(layer.attention_output_norm, part);
-  Normalize(part.x, layer.network_norm, part.h);
+  AddAndNormalize(layer.attention_output_norm, layer.network_norm, part);
   BATON_RETURN_IF_ERROR(RunNetwork(layer, part));
-  AddOutput(layer.network_output_norm, part);
+  const bool last = index + 1 == config_.layers;
+  AddAndNormalize(layer.network_output_norm,
+                  last ? weights_->final_norm() : weights_->layer(index + 1).input_norm, part);
   return absl::OkStatus();
 }
 
-void Decoder::AddOutput(const ConstTensorView& norm, const Activations& part) {
-  if (!norm.empty()) RmsNorm(*context_, part.h, norm, config_.norm_epsilon, part.h);
-  Add(*context_, part.h, part.x);
+void Decoder::AddAndNormalize(const ConstTensorView& output_norm, const NormWeights& next,
+                              const Activations& part) {
+  if (!output_norm.empty()) {
+    RmsNorm(*context_, part.h, output_norm, config_.norm_epsilon, part.h);
+  }
+  if (config_.norm_kind == NormKind::kRms) {
+    AddRmsNorm(*context_, part.h, part.x, next.weight, config_.norm_epsilon, part.h);
+  } else {
+    Add(*context_, part.h, part.x);
+    Normalize(part.x, next, part.h);
+  }
 }
 
 absl::Status Decoder::RunNetwork(const LayerWeights& layer, const Activations& part) {
@@ -372,28 +446,30 @@ void Decoder::RunPlain(const LayerWeights& layer, const Activations& part) {
   Linear(*context_, part.up, down);
 }
 
-Decoder::Activations Decoder::Narrow(const Batch& batch, const Activations& all) {
-  const size_t count = batch.logit_rows.size();
-  Activations part = Cut(count);
-  std::swap(part.x, part.h);
+Decoder::Activations Decoder::Narrow(const Step& step, const Activations& all) {
+  Activations part = Cut(step.logit_rows.host.size());
+  std::swap(part.x, part.narrow_x);
   std::swap(part.q, part.attention);
-  GatherRows(*context_, all.x, batch.logit_rows, part.x);
-  GatherRows(*context_, all.q, batch.logit_rows, part.q);
+  GatherRows(*context_, all.x, step.logit_rows, part.x);
+  GatherRows(*context_, all.q, step.logit_rows, part.q);
   return part;
 }
 
-absl::Status Decoder::WriteLogits(const Activations& part, std::span<float> logits) {
-  Normalize(part.x, weights_->final_norm(), part.h);
-  const size_t rows = part.h.dim(0);
+void Decoder::RunHead(const TensorView& h) {
+  const TensorView out = logits_.Rows(0, h.dim(0));
+  const LinearOutput head[] = {{&weights_->head(), {}, out}};
+  Linear(*context_, h, head);
+  if (config_.logit_soft_cap != 0.0f) SoftCap(*context_, config_.logit_soft_cap, out);
+}
+
+absl::Status Decoder::WriteLogits(const TensorView& h, size_t rows, bool done,
+                                  std::span<float> logits) {
   for (size_t begin = 0; begin < rows; begin += logits_.dim(0)) {
     const size_t count = std::min(logits_.dim(0), rows - begin);
-    const TensorView out = logits_.Rows(0, count);
-    const LinearOutput head[] = {{&weights_->head(), {}, out}};
-    Linear(*context_, part.h.Rows(begin, count), head);
-    if (config_.logit_soft_cap != 0.0f) SoftCap(*context_, config_.logit_soft_cap, out);
+    if (!done) RunHead(h.Rows(begin, count));
     BATON_RETURN_IF_ERROR(
         device_.CopyToHost(reinterpret_cast<std::byte*>(logits.data() + begin * config_.vocab_size),
-                           out.data(), out.bytes()));
+                           logits_.data(), count * config_.vocab_size * sizeof(float)));
   }
   return absl::OkStatus();
 }

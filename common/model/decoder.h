@@ -5,6 +5,7 @@
 #define BATON_COMMON_MODEL_DECODER_H_
 
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -43,15 +44,28 @@ class Decoder final : public Model {
     // The same for those tokens alone that want logits: rows count only these.
     std::vector<SequenceRows> logit_sequences;
     std::vector<uint32_t> logit_rows;  // Where they are in `tokens`.
+    std::vector<TokenId> positions;    // Only if they are learned.
+  };
+  // The same where the device finds it.
+  struct Step {
+    Placed<TokenId> ids;
+    Placed<TokenId> positions;  // Only if they are learned.
+    PlacedSequences sequences;
+    Placed<uint32_t> logit_rows;
+    PlacedSequences logit_sequences;
+    // Some tokens do not want logits.
+    bool narrow = false;
   };
   // Of config.rope or config.local_rope.
   struct Rotation {
     TensorView cosines;  // [tokens, dim / 2]
     TensorView sines;    // As cosines.
   };
-  // Scratch tensors, cut to the number of tokens in hand.
+  // Scratch tensors, cut to the number of tokens in hand. Of the context's type of activations, but
+  // for x and rotations.
   struct Activations {
     TensorView x;          // [tokens, hidden]: the residual stream.
+    TensorView narrow_x;   // As x: of the tokens that want logits, if not all do.
     TensorView h;          // [tokens, hidden]
     TensorView q;          // [tokens, heads * head_dim]
     TensorView attention;  // As q.
@@ -72,28 +86,39 @@ class Decoder final : public Model {
                          std::span<const float> logits) const;
   absl::Status CheckRow(const BatchRow& row, const KvArena& cache) const;
   Batch PrepareBatch(std::span<const BatchRow> rows) const;
-  absl::Status FillAngles(const Batch& batch, const RopeAngles& angles, const Rotation& rotation);
+  // With a shape the batch is filled up to its rows.
+  Step PlaceBatch(Batch& batch, const StepShape* shape);
+  // The shape of a step of one token for each sequence, which a device may record.
+  std::optional<StepShape> ShapeOf(std::span<const BatchRow> rows, const KvArena& cache,
+                                   const LayerDone& layer_done) const;
+  void FillAngles(const Step& step, const Activations& all);
   Activations Cut(size_t tokens) const;
-  // Keys, values and queries of layer `index`; keys and values go to `pages`.
-  void RunQkv(uint32_t index, const Batch& batch, const KvPages& pages, const Activations& part);
+  // All layers. What wants logits is left in the first rows of h, normalized.
+  absl::Status RunLayers(const Step& step, KvArena& cache, Activations all,
+                         const LayerDone& layer_done);
+  // Keys, values and queries of layer `index`, from h; keys and values go to `pages`.
+  void RunQkv(uint32_t index, const Step& step, const KvPages& pages, const Activations& part);
   // x = the tokens' embeddings.
-  void Embed(const Batch& batch, const Activations& all);
-  // Rotates q and k by their tokens' positions.
-  void Rotate(uint32_t index, const Activations& part);
+  void Embed(const Step& step, const Activations& all);
   AttentionOptions AttentionOf(uint32_t index) const;
   void Normalize(const ConstTensorView& x, const NormWeights& norm, const TensorView& out);
-  // Attention's output and the feed-forward network, added to the residual stream.
-  absl::Status RunRest(uint32_t index, std::span<const SequenceRows> sequences,
-                       const KvPages& pages, const Activations& part);
-  // x += h, which is normalized first if there is a norm for it.
-  void AddOutput(const ConstTensorView& norm, const Activations& part);
+  // Attention's output and the feed-forward network, added to the residual stream, which is
+  // normalized into h for the next layer, or for the head.
+  absl::Status RunRest(uint32_t index, const PlacedSequences& sequences, const KvPages& pages,
+                       const Activations& part);
+  // x += h, which is normalized first if there is a norm for it; then h = `next` of x.
+  void AddAndNormalize(const ConstTensorView& output_norm, const NormWeights& next,
+                       const Activations& part);
   // h = the feed-forward network's output for h.
   absl::Status RunNetwork(const LayerWeights& layer, const Activations& part);
   void RunGated(const LayerWeights& layer, const Activations& part);
   void RunPlain(const LayerWeights& layer, const Activations& part);
-  // Reduces to the tokens that want logits. x and q change places with h and attention.
-  Activations Narrow(const Batch& batch, const Activations& all);
-  absl::Status WriteLogits(const Activations& part, std::span<float> logits);
+  // Reduces to the tokens that want logits.
+  Activations Narrow(const Step& step, const Activations& all);
+  // logits_ = the logits of so many rows of h.
+  void RunHead(const TensorView& h);
+  // The logits of the first `rows` rows of h, piece by piece; `done`: they are in logits_ already.
+  absl::Status WriteLogits(const TensorView& h, size_t rows, bool done, std::span<float> logits);
 
   Device& device_;
   const ModelConfig config_;
@@ -105,12 +130,12 @@ class Decoder final : public Model {
   const RopeAngles angles_;
   const RopeAngles local_angles_;
 
-  std::vector<DeviceMemory> memory_;        // Behind `scratch_` and `logits_`.
+  std::vector<DeviceMemory> memory_;        // Behind the tensors.
+  TensorView frequencies_;                  // Of angles_, on the device.
+  TensorView local_frequencies_;            // Of local_angles_.
   Activations scratch_;                     // For batch_tokens_max_ tokens.
-  TensorView logits_;                       // [kLogitRowsMax, vocab]
+  TensorView logits_;                       // [some rows, vocab]
   std::unique_ptr<ExpertMixture> experts_;  // Null if no layer has any.
-  std::vector<float> host_cosines_;         // As Rotation::cosines, on the host.
-  std::vector<float> host_sines_;
 };
 
 }  // namespace baton

@@ -18,21 +18,24 @@ absl::StatusOr<std::unique_ptr<ExpertMixture>> ExpertMixture::Create(Device& dev
 }
 
 absl::Status ExpertMixture::AllocateScratch(size_t tokens) {
-  const auto allocate = [this](size_t rows, size_t columns, TensorView* view) -> absl::Status {
-    BATON_ASSIGN_OR_RETURN(DeviceMemory memory, device_.Allocate(rows * columns * sizeof(float)));
-    *view = TensorView(memory.data(), DType::kF32, device_.kind(), {rows, columns});
+  const auto allocate = [this](DType type, size_t rows, size_t columns,
+                               TensorView* view) -> absl::Status {
+    BATON_ASSIGN_OR_RETURN(DeviceMemory memory,
+                           device_.Allocate(rows * columns * DTypeBytes(type)));
+    *view = TensorView(memory.data(), type, device_.kind(), {rows, columns});
     memory_.push_back(std::move(memory));
     return absl::OkStatus();
   };
   const size_t routed = tokens * config_.per_token;
-  BATON_RETURN_IF_ERROR(allocate(tokens, config_.count, &logits_));
-  BATON_RETURN_IF_ERROR(allocate(tokens * terms(), hidden_, &rows_));
-  BATON_RETURN_IF_ERROR(allocate(routed, config_.intermediate_size, &gate_));
-  BATON_RETURN_IF_ERROR(allocate(routed, config_.intermediate_size, &up_));
+  const DType type = context_.activations();
+  BATON_RETURN_IF_ERROR(allocate(DType::kF32, tokens, config_.count, &logits_));
+  BATON_RETURN_IF_ERROR(allocate(type, tokens * terms(), hidden_, &rows_));
+  BATON_RETURN_IF_ERROR(allocate(type, routed, config_.intermediate_size, &gate_));
+  BATON_RETURN_IF_ERROR(allocate(type, routed, config_.intermediate_size, &up_));
   if (!has_shared()) return absl::OkStatus();
-  BATON_RETURN_IF_ERROR(allocate(tokens, 1, &shared_logits_));
-  BATON_RETURN_IF_ERROR(allocate(tokens, config_.shared_intermediate_size, &shared_gate_));
-  return allocate(tokens, config_.shared_intermediate_size, &shared_up_);
+  BATON_RETURN_IF_ERROR(allocate(DType::kF32, tokens, 1, &shared_logits_));
+  BATON_RETURN_IF_ERROR(allocate(type, tokens, config_.shared_intermediate_size, &shared_gate_));
+  return allocate(type, tokens, config_.shared_intermediate_size, &shared_up_);
 }
 
 absl::Status ExpertMixture::Run(const ExpertWeights& weights, const TensorView& x,

@@ -71,15 +71,4 @@ RopeAngles::RopeAngles(const RopeConfig& config)
   }
 }
 
-void RopeAngles::Fill(uint32_t position, std::span<float> cosines, std::span<float> sines) const {
-  BATON_CHECK(cosines.size() == frequencies_.size());
-  BATON_CHECK(sines.size() == frequencies_.size());
-  for (size_t pair = 0; pair < frequencies_.size(); ++pair) {
-    // The product is rounded to float first: so were the angles that models are trained with.
-    const SinCos angle = StableSinCos(static_cast<float>(position) * frequencies_[pair]);
-    cosines[pair] = static_cast<float>(angle.cos) * attention_factor_;
-    sines[pair] = static_cast<float>(angle.sin) * attention_factor_;
-  }
-}
-
 }  // namespace baton

@@ -1,10 +1,9 @@
-// The angles of rotary position embeddings and their context extensions, as Hugging Face computes
+// The frequencies of rotary position embeddings and their context extensions, as Hugging Face computes
 // them. Immutable after construction: any thread.
 #ifndef BATON_COMMON_MODEL_ROPE_ANGLES_H_
 #define BATON_COMMON_MODEL_ROPE_ANGLES_H_
 
 #include <cstdint>
-#include <span>
 #include <vector>
 
 #include "common/model/model_config.h"
@@ -19,8 +18,8 @@ class RopeAngles {
   // Radians per position, for each pair of elements: [config.dim / 2].
   const std::vector<float>& frequencies() const { return frequencies_; }
 
-  // Cosines and sines of one position, scaled by the attention factor. [config.dim / 2] each.
-  void Fill(uint32_t position, std::span<float> cosines, std::span<float> sines) const;
+  // What cosines and sines are multiplied with.
+  float attention_factor() const { return attention_factor_; }
 
  private:
   float attention_factor_;

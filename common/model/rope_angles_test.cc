@@ -49,15 +49,9 @@ TEST(RopeAnglesTest, YarnKeepsShortWavesStretchesLongOnesAndScales) {
                            .factor = 4.0f,
                            .original_context_tokens = 64,
                            .attention_factor = 1.5f});
-  float cosine[16];
-  float sine[16];
-
-  angles.Fill(0, cosine, sine);
-
   EXPECT_FLOAT_EQ(angles.frequencies().front(), 1.0f);
   EXPECT_FLOAT_EQ(angles.frequencies().back(), std::pow(10000.0f, -30.0f / 32.0f) / 4.0f);
-  EXPECT_EQ(cosine[5], 1.5f);
-  EXPECT_EQ(sine[5], 0.0f);
+  EXPECT_EQ(angles.attention_factor(), 1.5f);
 }
 
 TEST(RopeAnglesTest, LongRopeDividesEachFrequencyByItsOwn) {
@@ -65,30 +59,9 @@ TEST(RopeAnglesTest, LongRopeDividesEachFrequencyByItsOwn) {
                            .scaling = RopeScaling::kLongRope,
                            .attention_factor = 1.25f,
                            .divisors = {1.0f, 2.0f, 4.0f, 8.0f}});
-  float cosine[4];
-  float sine[4];
-
-  angles.Fill(0, cosine, sine);
-
   EXPECT_FLOAT_EQ(angles.frequencies()[1], 0.05f);
   EXPECT_FLOAT_EQ(angles.frequencies()[3], 0.000125f);
-  EXPECT_EQ(cosine[2], 1.25f);
-}
-
-TEST(RopeAnglesTest, FillIsTheRotationOfThePosition) {
-  const RopeAngles angles({.dim = 8});
-  for (uint32_t position : {1u, 77u, 4095u, 1000000u}) {
-    float cosine[4];
-    float sine[4];
-
-    angles.Fill(position, cosine, sine);
-
-    for (size_t pair = 0; pair < 4; ++pair) {
-      const float angle = static_cast<float>(position) * angles.frequencies()[pair];
-      EXPECT_NEAR(cosine[pair], std::cos(static_cast<double>(angle)), 1e-7);
-      EXPECT_NEAR(sine[pair], std::sin(static_cast<double>(angle)), 1e-7);
-    }
-  }
+  EXPECT_EQ(angles.attention_factor(), 1.25f);
 }
 
 }  // namespace

@@ -80,6 +80,35 @@ absl::StatusOr<std::unique_ptr<ModelWeights>> ModelWeights::Load(Device& device,
   return weights;
 }
 
+absl::StatusOr<DType> ModelWeights::ActivationsFor(const Device& device, const ModelConfig& config,
+                                                   const std::string& directory,
+                                                   const WeightOptions& options) {
+  if (device.kind() == DeviceKind::kCpu) return DType::kF32;
+  std::optional<WeightForm> form = options.form;
+  if (!form.has_value()) {
+    BATON_ASSIGN_OR_RETURN(const std::unique_ptr<TensorFiles> files, TensorFiles::Open(directory));
+    const StoredTensor* embedding = files->Find("model.embed_tokens.weight");
+    if (config.tensor_names == TensorNames::kGpt2) {
+      embedding = files->Find("transformer.wte.weight");
+      if (embedding == nullptr) embedding = files->Find("wte.weight");
+    }
+    // What is missing or of another type is said when weights are loaded.
+    if (embedding == nullptr || !IsWeightType(embedding->dtype)) return DType::kF32;
+    form = WeightFormOf(*embedding->dtype);
+  }
+  switch (*form) {
+    case WeightForm::kF32:
+      return DType::kF32;
+    case WeightForm::kF16:
+      return DType::kF16;
+    case WeightForm::kBF16:
+    case WeightForm::kInt8:
+    case WeightForm::kInt4:
+      return DType::kBF16;
+  }
+  return absl::InternalError("weight form out of range");
+}
+
 std::string ModelWeights::format_names() const { return absl::StrJoin(format_names_, "+"); }
 
 absl::Status ModelWeights::LoadAll(const ModelConfig& config) {

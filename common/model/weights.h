@@ -78,6 +78,12 @@ struct WeightOptions {
 
 class ModelWeights {
  public:
+  // What activations suit the matrices: the type of float ones, bfloat16 for integers; on the CPU
+  // always float32. Reads no weights. Errors name the tensor and the file.
+  static absl::StatusOr<DType> ActivationsFor(const Device& device, const ModelConfig& config,
+                                              const std::string& directory,
+                                              const WeightOptions& options);
+
   // Errors name the tensor and the file.
   static absl::StatusOr<std::unique_ptr<ModelWeights>> Load(Device& device, KernelContext& context,
                                                             const ModelConfig& config,

@@ -70,13 +70,13 @@ void BenchAttention(benchmark::State& state, DType dtype, uint32_t count) {
   const SequenceRows all = {.row = 0, .count = depth, .position = 0, .blocks = table};
   Floats kv = Random(size_t{depth} * kKvHeads * kHeadDim, 1);
   const TensorView kv_view = View(kv, {depth, kKvHeads, kHeadDim});
-  WriteKv(*context, kv_view, kv_view, {&all, 1}, pages);
+  WriteKv(*context, kv_view, kv_view, std::span(&all, 1), pages);
 
   const SequenceRows last = {.row = 0, .count = count, .position = depth - count, .blocks = table};
   Floats q = Random(size_t{count} * kHeads * kHeadDim, 1);
   Floats out(q.size());
   for ([[maybe_unused]] auto step : state) {
-    Attention(*context, View(q, {count, kHeads, kHeadDim}), pages, {&last, 1}, {.scale = 0.125f},
+    Attention(*context, View(q, {count, kHeads, kHeadDim}), pages, std::span(&last, 1), {.scale = 0.125f},
               View(out, {count, kHeads, kHeadDim}));
   }
   const double seen = depth - (count - 1) / 2.0;  // By a query, in the mean.

@@ -100,9 +100,9 @@ void RunSplit(KernelContext& context, const std::vector<AttentionTask>& tasks) {
 }  // namespace
 
 void AttentionCpu(KernelContext& context, const ConstTensorView& q, const KvPages& pages,
-                  std::span<const SequenceRows> sequences, const AttentionOptions& options,
+                  const PlacedSequences& sequences, const AttentionOptions& options,
                   const TensorView& out) {
-  const std::vector<AttentionTask> tasks = Divide(q, pages, sequences, options, out);
+  const std::vector<AttentionTask> tasks = Divide(q, pages, sequences.host, options, out);
   if (ShouldSplit(tasks, context.threads().count())) {
     RunSplit(context, tasks);
     return;

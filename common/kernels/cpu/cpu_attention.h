@@ -9,7 +9,7 @@
 namespace baton {
 
 void AttentionCpu(KernelContext& context, const ConstTensorView& q, const KvPages& pages,
-                  std::span<const SequenceRows> sequences, const AttentionOptions& options,
+                  const PlacedSequences& sequences, const AttentionOptions& options,
                   const TensorView& out);
 
 }  // namespace baton

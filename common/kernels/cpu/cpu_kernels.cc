@@ -32,7 +32,8 @@ void ForRanges(KernelContext& context, size_t count, size_t cost, const Body& bo
 }
 
 void EmbeddingCpu(KernelContext& context, const ConstTensorView& table,
-                  std::span<const TokenId> ids, const TensorView& out) {
+                  const Placed<TokenId>& placed, const TensorView& out) {
+  const std::span<const TokenId> ids = placed.host;
   const size_t n = table.dim(1);
   float* const to = out.f32();
   ForRanges(context, ids.size(), n, [&](size_t begin, size_t end, uint32_t) {
@@ -67,6 +68,18 @@ void RmsNormCpu(KernelContext& context, const ConstTensorView& x, const ConstTen
   });
 }
 
+void AddCpu(KernelContext& context, const ConstTensorView& y, const TensorView& x) {
+  ForRanges(context, x.elements(), 1, [&](size_t begin, size_t end, uint32_t) {
+    context.cpu_ops().add(y.f32() + begin, end - begin, x.f32() + begin);
+  });
+}
+
+void AddRmsNormCpu(KernelContext& context, const ConstTensorView& y, const TensorView& x,
+                   const ConstTensorView& weight, float epsilon, const TensorView& out) {
+  AddCpu(context, y, x);
+  RmsNormCpu(context, x, weight, epsilon, out);
+}
+
 void LayerNormCpu(KernelContext& context, const ConstTensorView& x, const ConstTensorView& weight,
                   const ConstTensorView& bias, float epsilon, const TensorView& out) {
   const size_t n = x.dim(1);
@@ -76,6 +89,26 @@ void LayerNormCpu(KernelContext& context, const ConstTensorView& x, const ConstT
                                    out.f32() + row * n);
     }
   });
+}
+
+void RotaryAnglesCpu(KernelContext& context, const PlacedSequences& sequences,
+                     const ConstTensorView& frequencies, float factor, const TensorView& cosines,
+                     const TensorView& sines) {
+  const size_t half = frequencies.dim(0);
+  for (const SequenceRows& sequence : sequences.host) {
+    ForRanges(context, sequence.count, 64 * half, [&](size_t begin, size_t end, uint32_t) {
+      for (size_t i = begin; i < end; ++i) {
+        const size_t offset = (sequence.row + i) * half;
+        const float position = static_cast<float>(sequence.position + i);
+        for (size_t pair = 0; pair < half; ++pair) {
+          // The product is rounded to float first: so were the angles that models are trained with.
+          const SinCos angle = StableSinCos(position * frequencies.f32()[pair]);
+          cosines.f32()[offset + pair] = static_cast<float>(angle.cos) * factor;
+          sines.f32()[offset + pair] = static_cast<float>(angle.sin) * factor;
+        }
+      }
+    });
+  }
 }
 
 void RopeCpu(KernelContext& context, const ConstTensorView& cosines, const ConstTensorView& sines,
@@ -123,9 +156,9 @@ void StoreKvRow(const CpuOps& ops, const float* from, size_t count, DType dtype,
 }
 
 void WriteKvCpu(KernelContext& context, const ConstTensorView& k, const ConstTensorView& v,
-                std::span<const SequenceRows> sequences, const KvPages& pages) {
+                const PlacedSequences& sequences, const KvPages& pages) {
   const size_t head_dim = pages.head_dim;
-  for (const SequenceRows& sequence : sequences) {
+  for (const SequenceRows& sequence : sequences.host) {
     ForRanges(context, sequence.count, 4 * pages.kv_heads * head_dim,
               [&](size_t begin, size_t end, uint32_t) {
                 for (size_t i = begin; i < end; ++i) {
@@ -140,6 +173,15 @@ void WriteKvCpu(KernelContext& context, const ConstTensorView& k, const ConstTen
                 }
               });
   }
+}
+
+void RopeWriteKvCpu(KernelContext& context, const ConstTensorView& cosines,
+                    const ConstTensorView& sines, const TensorView& q, const TensorView& k,
+                    const ConstTensorView& v, const PlacedSequences& sequences,
+                    const KvPages& pages) {
+  RopeCpu(context, cosines, sines, q);
+  RopeCpu(context, cosines, sines, k);
+  WriteKvCpu(context, k, v, sequences, pages);
 }
 
 void SiluMulCpu(KernelContext& context, const ConstTensorView& gate, const ConstTensorView& up,
@@ -176,14 +218,9 @@ void ScaleCpu(KernelContext& context, float factor, const TensorView& x) {
   });
 }
 
-void AddCpu(KernelContext& context, const ConstTensorView& y, const TensorView& x) {
-  ForRanges(context, x.elements(), 1, [&](size_t begin, size_t end, uint32_t) {
-    context.cpu_ops().add(y.f32() + begin, end - begin, x.f32() + begin);
-  });
-}
-
-void GatherRowsCpu(KernelContext& context, const ConstTensorView& x, std::span<const uint32_t> rows,
+void GatherRowsCpu(KernelContext& context, const ConstTensorView& x, const Placed<uint32_t>& placed,
                    const TensorView& out) {
+  const std::span<const uint32_t> rows = placed.host;
   const size_t n = x.dim(1);
   ForRanges(context, rows.size(), n, [&](size_t begin, size_t end, uint32_t) {
     for (size_t i = begin; i < end; ++i) {
@@ -265,13 +302,17 @@ void RouteExpertsCpu(KernelContext& context, const ConstTensorView& logits, uint
 const KernelTable& CpuKernels() {
   static constexpr KernelTable kTable = {
       .numerics = "cpu-2",
+      .create_state = nullptr,
       .embedding = EmbeddingCpu,
       .rms_norm = RmsNormCpu,
+      .add_rms_norm = AddRmsNormCpu,
       .layer_norm = LayerNormCpu,
       .pack_weight = PackWeightCpu,
       .grouped_linear = GroupedLinearCpu,
+      .rotary_angles = RotaryAnglesCpu,
       .rope = RopeCpu,
       .write_kv = WriteKvCpu,
+      .rope_write_kv = RopeWriteKvCpu,
       .attention = AttentionCpu,
       .silu_mul = SiluMulCpu,
       .gelu = GeluCpu,

@@ -1,0 +1,235 @@
+#include "common/kernels/cuda/cuda_linear.h"
+
+#include <algorithm>
+#include <memory>
+#include <type_traits>
+
+#include "absl/strings/str_cat.h"
+#include "common/kernels/cuda/cuda_packing.h"
+#include "common/kernels/cuda/cuda_state.h"
+
+namespace baton::cuda {
+namespace {
+
+// Rows of int8 weights are widened in pieces of so many bytes at most.
+constexpr size_t kWidenedBytesMax = size_t{128} << 20;
+// Different products that cuBLASLt's choice is kept for.
+constexpr size_t kAlgorithmsMax = 4096;
+
+cudaDataType_t CudaType(DType type) {
+  switch (type) {
+    case DType::kF32:
+      return CUDA_R_32F;
+    case DType::kF16:
+      return CUDA_R_16F;
+    case DType::kBF16:
+      return CUDA_R_16BF;
+    case DType::kI8:
+      break;
+  }
+  return CUDA_R_8I;
+}
+
+struct Product {
+  const void* x = nullptr;       // [rows, inputs] of `type`
+  const void* weight = nullptr;  // [outputs, inputs] of `type`
+  void* out = nullptr;           // [rows, stride], the first `outputs` of each row
+  uint32_t rows = 0;
+  uint32_t outputs = 0;
+  uint32_t inputs = 0;
+  uint32_t stride = 0;
+  DType type = DType::kF32;
+  DType out_type = DType::kF32;
+};
+
+// cuBLASLt's descriptions of a product. It thinks in columns: out^T = weight x^T, where weight^T is
+// what lies in memory.
+class ProductDescription {
+ public:
+  explicit ProductDescription(const Product& product) {
+    const cudaDataType_t type = CudaType(product.type);
+    Keep(cublasLtMatmulDescCreate(&operation_, CUBLAS_COMPUTE_32F, CUDA_R_32F));
+    const cublasOperation_t transposed = CUBLAS_OP_T;
+    Keep(cublasLtMatmulDescSetAttribute(operation_, CUBLASLT_MATMUL_DESC_TRANSA, &transposed,
+                                        sizeof(transposed)));
+    Keep(cublasLtMatrixLayoutCreate(&weight_, type, product.inputs, product.outputs,
+                                    product.inputs));
+    Keep(cublasLtMatrixLayoutCreate(&x_, type, product.inputs, product.rows, product.inputs));
+    Keep(cublasLtMatrixLayoutCreate(&out_, CudaType(product.out_type), product.outputs,
+                                    product.rows, product.stride));
+  }
+  ~ProductDescription() {
+    if (out_ != nullptr) cublasLtMatrixLayoutDestroy(out_);
+    if (x_ != nullptr) cublasLtMatrixLayoutDestroy(x_);
+    if (weight_ != nullptr) cublasLtMatrixLayoutDestroy(weight_);
+    if (operation_ != nullptr) cublasLtMatmulDescDestroy(operation_);
+  }
+  ProductDescription(const ProductDescription&) = delete;
+  ProductDescription& operator=(const ProductDescription&) = delete;
+
+  // The first that failed.
+  cublasStatus_t status() const { return status_; }
+
+  cublasStatus_t Choose(CudaState& state, cublasLtMatmulAlgo_t* algorithm) const {
+    cublasLtMatmulPreference_t preference = nullptr;
+    cublasStatus_t status = cublasLtMatmulPreferenceCreate(&preference);
+    if (status != CUBLAS_STATUS_SUCCESS) return status;
+    const size_t workspace = state.workspace_bytes();
+    status = cublasLtMatmulPreferenceSetAttribute(
+        preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace, sizeof(workspace));
+    cublasLtMatmulHeuristicResult_t result{};
+    int found = 0;
+    if (status == CUBLAS_STATUS_SUCCESS) {
+      status = cublasLtMatmulAlgoGetHeuristic(state.cublas(), operation_, weight_, x_, out_, out_,
+                                              preference, 1, &result, &found);
+    }
+    cublasLtMatmulPreferenceDestroy(preference);
+    if (status == CUBLAS_STATUS_SUCCESS && found == 0) status = CUBLAS_STATUS_NOT_SUPPORTED;
+    *algorithm = result.algo;
+    return status;
+  }
+
+  cublasStatus_t Run(CudaState& state, const Product& product,
+                     const cublasLtMatmulAlgo_t& algorithm) const {
+    const float one = 1.0f;
+    const float zero = 0.0f;
+    return cublasLtMatmul(state.cublas(), operation_, &one, product.weight, weight_, product.x, x_,
+                          &zero, product.out, out_, product.out, out_, &algorithm,
+                          state.workspace(), state.workspace_bytes(), state.launch().stream);
+  }
+
+ private:
+  void Keep(cublasStatus_t status) {
+    if (status_ == CUBLAS_STATUS_SUCCESS) status_ = status;
+  }
+
+  cublasStatus_t status_ = CUBLAS_STATUS_SUCCESS;
+  cublasLtMatmulDesc_t operation_ = nullptr;
+  cublasLtMatrixLayout_t weight_ = nullptr;
+  cublasLtMatrixLayout_t x_ = nullptr;
+  cublasLtMatrixLayout_t out_ = nullptr;
+};
+
+cublasStatus_t Multiply(CudaState& state, const Product& product) {
+  const ProductDescription description(product);
+  if (description.status() != CUBLAS_STATUS_SUCCESS) return description.status();
+  const CudaState::ProductKey key(product.outputs, product.rows, product.inputs, product.type,
+                                  product.out_type);
+  auto found = state.algorithms().find(key);
+  if (found == state.algorithms().end()) {
+    cublasLtMatmulAlgo_t algorithm{};
+    const cublasStatus_t status = description.Choose(state, &algorithm);
+    if (status != CUBLAS_STATUS_SUCCESS) return status;
+    if (state.algorithms().size() >= kAlgorithmsMax) state.algorithms().clear();
+    found = state.algorithms().emplace(key, algorithm).first;
+  }
+  return description.Run(state, product, found->second);
+}
+
+void RunProduct(CudaState& state, const Product& product) {
+  const cublasStatus_t status = Multiply(state, product);
+  if (status == CUBLAS_STATUS_SUCCESS) return;
+  state.Check(absl::UnavailableError(absl::StrCat(
+      state.device().name(), ": cuBLASLt on [", product.rows, ", ", product.inputs, "] x [",
+      product.outputs, ", ", product.inputs, "]: ", cublasLtGetStatusString(status))));
+}
+
+// Numbers of int8 become those of activations, piece by piece.
+void RunWidened(CudaState& state, const LinearOutput& output, Product product) {
+  const PackedWeight& weight = *output.weight;
+  const size_t row_bytes = weight.inputs() * DTypeBytes(product.type);
+  const auto piece = static_cast<uint32_t>(
+      std::clamp<size_t>(kWidenedBytesMax / row_bytes, 1, weight.outputs()));
+  void* const widened = state.Scratch(piece * row_bytes);
+  if (widened == nullptr) return;
+  const auto* numbers = reinterpret_cast<const int8_t*>(weight.data());
+  const auto* scales = reinterpret_cast<const float*>(
+      weight.data() + Int8ScalesOffset(weight.outputs(), weight.inputs()));
+  for (uint32_t begin = 0; begin < weight.outputs(); begin += piece) {
+    product.outputs = std::min(piece, static_cast<uint32_t>(weight.outputs()) - begin);
+    product.weight = widened;
+    product.out = output.out.data() + begin * DTypeBytes(product.out_type);
+    state.Check(Dequantize(state.launch(), numbers + begin * weight.inputs(), scales + begin,
+                           product.outputs, product.inputs, widened, product.type),
+                "widening weights");
+    RunProduct(state, product);
+  }
+}
+
+void RunLarge(CudaState& state, const ConstTensorView& x, const LinearOutput& output) {
+  const PackedWeight& weight = *output.weight;
+  const Product product = {.x = x.data(),
+                           .weight = weight.data(),
+                           .out = output.out.data(),
+                           .rows = static_cast<uint32_t>(x.dim(0)),
+                           .outputs = static_cast<uint32_t>(weight.outputs()),
+                           .inputs = static_cast<uint32_t>(weight.inputs()),
+                           .stride = static_cast<uint32_t>(weight.outputs()),
+                           .type = x.dtype(),
+                           .out_type = output.out.dtype()};
+  if (weight.format().form == WeightForm::kInt8) {
+    RunWidened(state, output, product);
+  } else {
+    RunProduct(state, product);
+  }
+  if (output.bias.empty()) return;
+  state.Check(AddBias(state.launch(), output.bias.f32(), product.rows, product.outputs,
+                      output.out.data(), product.out_type),
+              "adding a bias");
+}
+
+DType WeightType(const PackedWeight& weight, DType activations) {
+  return weight.format().form == WeightForm::kInt8 ? DType::kI8 : activations;
+}
+
+SkinnyOutput SkinnyOf(const LinearOutput& output) {
+  const PackedWeight& weight = *output.weight;
+  const bool int8 = weight.format().form == WeightForm::kInt8;
+  return {.weight = weight.data(),
+          .scales = int8 ? reinterpret_cast<const float*>(
+                               weight.data() + Int8ScalesOffset(weight.outputs(), weight.inputs()))
+                         : nullptr,
+          .bias = output.bias.empty() ? nullptr : output.bias.f32(),
+          .out = output.out.data(),
+          .outputs = static_cast<uint32_t>(weight.outputs())};
+}
+
+// Runs as many of the outputs at once as are alike.
+void RunGroup(CudaState& state, const ConstTensorView& x, std::span<const LinearOutput> outputs) {
+  const auto rows = static_cast<uint32_t>(x.dim(0));
+  const auto inputs = static_cast<uint32_t>(x.dim(1));
+  while (!outputs.empty()) {
+    const DType weight_type = WeightType(*outputs[0].weight, x.dtype());
+    const DType out_type = outputs[0].out.dtype();
+    if (!SkinnyLinearFits(x.dtype(), weight_type, rows, inputs)) {
+      RunLarge(state, x, outputs[0]);
+      outputs = outputs.subspan(1);
+      continue;
+    }
+    SkinnyOutput alike[kSkinnyOutputsMax];
+    uint32_t count = 0;
+    while (count < std::min<size_t>(outputs.size(), kSkinnyOutputsMax) &&
+           WeightType(*outputs[count].weight, x.dtype()) == weight_type &&
+           outputs[count].out.dtype() == out_type) {
+      alike[count] = SkinnyOf(outputs[count]);
+      ++count;
+    }
+    state.Check(SkinnyLinear(state.launch(), x.data(), x.dtype(), rows, inputs, weight_type, alike,
+                             count, out_type),
+                "a product of few rows");
+    outputs = outputs.subspan(count);
+  }
+}
+
+}  // namespace
+
+void GroupedLinearCuda(KernelContext& context, const ConstTensorView& x,
+                       std::span<const LinearGroup> groups) {
+  auto& state = static_cast<CudaState&>(*context.state());
+  for (const LinearGroup& group : groups) {
+    if (group.rows == 0) continue;
+    RunGroup(state, x.Rows(group.row, group.rows), group.outputs);
+  }
+}
+
+}  // namespace baton::cuda

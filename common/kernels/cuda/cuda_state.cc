@@ -1,0 +1,241 @@
+#include "common/kernels/cuda/cuda_state.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/check.h"
+#include "common/base/status_macros.h"
+
+namespace baton::cuda {
+namespace {
+
+// Block tables of 256 sequences of 128k tokens in blocks of 16 take 8 MiB.
+constexpr size_t kInputBytes = size_t{32} << 20;
+constexpr size_t kWorkspaceBytes = size_t{64} << 20;
+constexpr size_t kScratchBytesMin = size_t{64} << 20;
+constexpr size_t kInputAlignment = 256;
+constexpr uint32_t kNoSequence = ~0u;
+
+size_t RoundUp(size_t bytes, size_t to) { return (bytes + to - 1) / to * to; }
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<KernelState>> CudaState::Create(const KernelOptions& options) {
+  // kernels.h took its table from this device.
+  auto& device = static_cast<CudaDevice&>(*options.device);
+  const cudaDeviceProp& properties = device.properties();
+  const Launch launch = {.stream = device.stream(),
+                         .multiprocessors = properties.multiProcessorCount,
+                         .compute_capability = properties.major * 10 + properties.minor};
+  std::unique_ptr<CudaState> state(new CudaState(device, launch));
+  BATON_RETURN_IF_ERROR(state->Allocate());
+  return std::unique_ptr<KernelState>(std::move(state));
+}
+
+absl::Status CudaState::Allocate() {
+  BATON_RETURN_IF_ERROR(device_.Select());
+  if (cublasLtCreate(&cublas_) != CUBLAS_STATUS_SUCCESS) {
+    return absl::UnavailableError(absl::StrCat(device_.name(), ": cuBLASLt cannot be used"));
+  }
+  BATON_ASSIGN_OR_RETURN(workspace_, device_.Allocate(kWorkspaceBytes));
+  BATON_ASSIGN_OR_RETURN(inputs_, device_.Allocate(kInputBytes));
+  void* pinned = nullptr;
+  BATON_RETURN_IF_ERROR(
+      CudaStatus(cudaHostAlloc(&pinned, kInputBytes, cudaHostAllocDefault), "pinned memory"));
+  pinned_ = static_cast<std::byte*>(pinned);
+  return CudaStatus(cudaEventCreateWithFlags(&uploads_done_, cudaEventDisableTiming),
+                    "creating an event");
+}
+
+CudaState::~CudaState() {
+  if (!device_.Select().ok()) return;
+  static_cast<void>(cudaStreamSynchronize(launch_.stream));
+  DropRecordings();
+  for (const auto& [event, done] : when_done_) cudaEventDestroy(event);
+  for (cudaEvent_t event : spare_events_) cudaEventDestroy(event);
+  if (uploads_done_ != nullptr) cudaEventDestroy(uploads_done_);
+  if (pinned_ != nullptr) cudaFreeHost(pinned_);
+  if (cublas_ != nullptr) cublasLtDestroy(cublas_);
+}
+
+void CudaState::Check(cudaError_t error, const char* what) {
+  if (error != cudaSuccess) Check(CudaStatus(error, absl::StrCat(device_.name(), ": ", what)));
+}
+
+void CudaState::Check(absl::Status status) {
+  if (status_.ok()) status_ = std::move(status);
+}
+
+void CudaState::BeginStep() {
+  Check(device_.Select());
+  // The copy engine may still read what the last step placed.
+  Check(cudaEventSynchronize(uploads_done_), "waiting for uploads");
+  used_ = 0;
+  uploaded_ = 0;
+  in_step_ = true;
+}
+
+const void* CudaState::Place(const void* numbers, size_t bytes) {
+  BATON_CHECK_MSG(!recording_, "a recorded step must have placed all that it needs");
+  const size_t begin = RoundUp(used_, kInputAlignment);
+  if (begin + bytes > kInputBytes) {
+    Check(absl::ResourceExhaustedError(
+        absl::StrCat("a step has more than ", kInputBytes, " bytes of tokens and block tables")));
+    return inputs_.data();
+  }
+  std::memcpy(pinned_ + begin, numbers, bytes);
+  used_ = begin + bytes;
+  // Out of a step, as tests do, and within RunStep: at once.
+  if (!in_step_) Upload();
+  return inputs_.data() + begin;
+}
+
+void CudaState::Upload() {
+  if (uploaded_ == used_) return;
+  Check(cudaMemcpyAsync(inputs_.data() + uploaded_, pinned_ + uploaded_, used_ - uploaded_,
+                        cudaMemcpyHostToDevice, launch_.stream),
+        "uploading a step");
+  Check(cudaEventRecord(uploads_done_, launch_.stream), "uploading a step");
+  uploaded_ = used_;
+}
+
+std::shared_ptr<const void> CudaState::Place(std::span<const SequenceRows> sequences,
+                                             uint32_t end_max) {
+  const auto is_single = [](const SequenceRows& sequence) { return sequence.count <= 1; };
+  std::vector<SequenceRows> sorted(sequences.begin(), sequences.end());
+  const auto first_chunk = std::stable_partition(sorted.begin(), sorted.end(), is_single);
+  SequenceTable all = {.count = static_cast<uint32_t>(sorted.size()), .end_max = end_max};
+  std::vector<DeviceSequence> placed;
+  std::vector<uint32_t> row_sequence;
+  std::vector<uint32_t> block_table;
+  for (const SequenceRows& sequence : sorted) {
+    const uint32_t end = sequence.row + std::max(1u, sequence.count);
+    if (row_sequence.size() < end) row_sequence.resize(end, kNoSequence);
+    std::fill_n(row_sequence.begin() + sequence.row, sequence.count,
+                static_cast<uint32_t>(placed.size()));
+    placed.push_back({.row = sequence.row,
+                      .count = sequence.count,
+                      .position = sequence.position,
+                      .blocks = static_cast<uint32_t>(block_table.size())});
+    for (BlockId block : sequence.blocks) block_table.push_back(Raw(block));
+    all.count_max = std::max(all.count_max, sequence.count);
+    if (end_max == 0) all.end_max = std::max(all.end_max, sequence.position + sequence.count);
+  }
+  all.rows = static_cast<uint32_t>(row_sequence.size());
+  const auto bring = [this](const auto& numbers) {
+    return Place(numbers.data(), numbers.size() * sizeof(numbers[0]));
+  };
+  all.sequences = static_cast<const DeviceSequence*>(bring(placed));
+  all.row_sequence = static_cast<const uint32_t*>(bring(row_sequence));
+  all.block_table = static_cast<const uint32_t*>(bring(block_table));
+
+  auto table = std::make_shared<PlacedTable>();
+  table->all = all;
+  table->singles = all;
+  table->singles.row_sequence = nullptr;
+  table->singles.count = static_cast<uint32_t>(first_chunk - sorted.begin());
+  table->singles.count_max = std::min(1u, all.count_max);
+  table->chunks = all;
+  table->chunks.row_sequence = nullptr;
+  table->chunks.sequences += table->singles.count;
+  table->chunks.count -= table->singles.count;
+  return table;
+}
+
+absl::Status CudaState::RunStep(const StepShape* shape, absl::FunctionRef<absl::Status()> body) {
+  in_step_ = false;
+  BATON_RETURN_IF_ERROR(device_.Select());
+  Upload();
+  if (shape == nullptr) {
+    BATON_RETURN_IF_ERROR(RunNow(body));
+    return CallDone();
+  }
+  Recording& recording = recordings_[*shape];
+  if (recording.graph == nullptr) {
+    if (recording.runs++ == 0) return RunNow(body);
+    BATON_RETURN_IF_ERROR(Record(&recording, body));
+  }
+  Check(cudaGraphLaunch(recording.graph, launch_.stream), "replaying a step");
+  return std::exchange(status_, absl::OkStatus());
+}
+
+absl::Status CudaState::RunNow(absl::FunctionRef<absl::Status()> body) {
+  const absl::Status status = body();
+  const absl::Status kept = std::exchange(status_, absl::OkStatus());
+  return kept.ok() ? status : kept;
+}
+
+absl::Status CudaState::Record(Recording* recording, absl::FunctionRef<absl::Status()> body) {
+  // Only this thread's calls: others may allocate meanwhile.
+  Check(cudaStreamBeginCapture(launch_.stream, cudaStreamCaptureModeThreadLocal),
+        "recording a step");
+  recording_ = true;
+  const absl::Status status = RunNow(body);
+  recording_ = false;
+  cudaGraph_t graph = nullptr;
+  Check(cudaStreamEndCapture(launch_.stream, &graph), "recording a step");
+  if (graph != nullptr && status.ok()) {
+    Check(cudaGraphInstantiate(&recording->graph, graph, 0), "recording a step");
+  }
+  if (graph != nullptr) cudaGraphDestroy(graph);
+  const absl::Status kept = std::exchange(status_, absl::OkStatus());
+  return status.ok() ? kept : status;
+}
+
+void CudaState::DropRecordings() {
+  for (auto& [shape, recording] : recordings_) {
+    if (recording.graph != nullptr) cudaGraphExecDestroy(recording.graph);
+  }
+  recordings_.clear();
+}
+
+void CudaState::WhenDone(std::function<void()> done) {
+  BATON_CHECK(!recording_);
+  cudaEvent_t event = nullptr;
+  if (!spare_events_.empty()) {
+    event = spare_events_.back();
+    spare_events_.pop_back();
+  } else {
+    Check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "creating an event");
+  }
+  Check(cudaEventRecord(event, launch_.stream), "recording an event");
+  when_done_.emplace_back(event, std::move(done));
+}
+
+absl::Status CudaState::CallDone() {
+  auto waiting = std::exchange(when_done_, {});
+  for (auto& [event, done] : waiting) {
+    Check(cudaEventSynchronize(event), "computing a step");
+    // After an error nothing that follows is complete.
+    if (status_.ok()) done();
+    spare_events_.push_back(event);
+  }
+  return std::exchange(status_, absl::OkStatus());
+}
+
+// Powers of two up to 8, then multiples of 8, then of 32.
+uint32_t CudaState::PaddedRows(uint32_t rows) const {
+  uint32_t padded = 1;
+  while (padded < rows && padded < 8) padded *= 2;
+  if (padded >= rows) return padded;
+  return static_cast<uint32_t>(rows <= 64 ? RoundUp(rows, 8) : RoundUp(rows, 32));
+}
+
+void* CudaState::Scratch(size_t bytes) {
+  if (scratch_.bytes() >= bytes) return scratch_.data();
+  BATON_CHECK_MSG(!recording_, "a recorded step needs more scratch memory than its first run");
+  Check(cudaStreamSynchronize(launch_.stream), "waiting for scratch memory");
+  DropRecordings();  // They know the old address.
+  scratch_ = {};
+  absl::StatusOr<DeviceMemory> memory = device_.Allocate(std::max(bytes, kScratchBytesMin));
+  if (!memory.ok()) {
+    Check(memory.status());
+    return nullptr;
+  }
+  scratch_ = *std::move(memory);
+  return scratch_.data();
+}
+
+}  // namespace baton::cuda

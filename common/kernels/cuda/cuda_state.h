@@ -1,0 +1,113 @@
+// What the CUDA kernels keep between operations: the stream, what a step needs to know, scratch
+// memory, cuBLASLt, and recorded steps.
+//
+// A step of a shape is run twice as it is: whatever is chosen or allocated on first use is then
+// there. From the second time on it is recorded as a CUDA graph and replayed; one launch instead of
+// some hundred. What differs between steps lies in memory whose address does not.
+#ifndef BATON_COMMON_KERNELS_CUDA_CUDA_STATE_H_
+#define BATON_COMMON_KERNELS_CUDA_CUDA_STATE_H_
+
+#include <cublasLt.h>
+#include <cuda_runtime_api.h>
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "common/device/cuda/cuda_device.h"
+#include "common/kernels/cuda/launch.h"
+#include "common/kernels/kernels.h"
+
+namespace baton::cuda {
+
+// What PlacedSequences::device points to. `singles` and `chunks` are the sequences of one token,
+// and the others: their tables have no row_sequence.
+struct PlacedTable {
+  SequenceTable all;
+  SequenceTable singles;
+  SequenceTable chunks;
+};
+
+class CudaState final : public KernelState {
+ public:
+  static absl::StatusOr<std::unique_ptr<KernelState>> Create(const KernelOptions& options);
+  ~CudaState() override;
+
+  void BeginStep() override;
+  const void* Place(const void* numbers, size_t bytes) override;
+  std::shared_ptr<const void> Place(std::span<const SequenceRows> sequences,
+                                    uint32_t end_max) override;
+  absl::Status RunStep(const StepShape* shape, absl::FunctionRef<absl::Status()> body) override;
+  void WhenDone(std::function<void()> done) override;
+  uint32_t PaddedRows(uint32_t rows) const override;
+
+  const Launch& launch() const { return launch_; }
+  cublasLtHandle_t cublas() const { return cublas_; }
+  CudaDevice& device() { return device_; }
+  // Keeps the first error, which the step returns.
+  void Check(cudaError_t error, const char* what);
+  void Check(absl::Status status);
+  const absl::Status& status() const { return status_; }
+
+  // Memory of the device for one operation, at least so long. Null, and an error is kept, if there
+  // is none.
+  void* Scratch(size_t bytes);
+  // Of cuBLASLt.
+  void* workspace() const { return workspace_.data(); }
+  size_t workspace_bytes() const { return workspace_.bytes(); }
+
+  // cuBLASLt's choice for a product, by (outputs, rows, inputs, type, type of the result).
+  using ProductKey = std::tuple<uint32_t, uint32_t, uint32_t, DType, DType>;
+  std::map<ProductKey, cublasLtMatmulAlgo_t>& algorithms() { return algorithms_; }
+
+ private:
+  struct Recording {
+    uint32_t runs = 0;
+    cudaGraphExec_t graph = nullptr;
+  };
+  struct ShapeLess {
+    bool operator()(const StepShape& a, const StepShape& b) const {
+      return std::tie(a.rows, a.end_max, a.cache) < std::tie(b.rows, b.end_max, b.cache);
+    }
+  };
+
+  CudaState(CudaDevice& device, const Launch& launch) : device_(device), launch_(launch) {}
+  absl::Status Allocate();
+  void Upload();
+  absl::Status RunNow(absl::FunctionRef<absl::Status()> body);
+  absl::Status Record(Recording* recording, absl::FunctionRef<absl::Status()> body);
+  void DropRecordings();
+  // Waits for what WhenDone was told, in order.
+  absl::Status CallDone();
+
+  CudaDevice& device_;
+  const Launch launch_;
+  cublasLtHandle_t cublas_ = nullptr;
+  DeviceMemory workspace_;
+  DeviceMemory scratch_;
+  absl::Status status_;
+
+  // What was placed, on both sides; [uploaded_, used_) has not been copied yet.
+  std::byte* pinned_ = nullptr;
+  DeviceMemory inputs_;
+  size_t used_ = 0;
+  size_t uploaded_ = 0;
+  cudaEvent_t uploads_done_ = nullptr;
+  bool in_step_ = false;
+
+  std::map<StepShape, Recording, ShapeLess> recordings_;
+  bool recording_ = false;
+  std::vector<std::pair<cudaEvent_t, std::function<void()>>> when_done_;
+  std::vector<cudaEvent_t> spare_events_;
+  std::map<ProductKey, cublasLtMatmulAlgo_t> algorithms_;
+};
+
+}  // namespace baton::cuda
+
+#endif  // BATON_COMMON_KERNELS_CUDA_CUDA_STATE_H_
