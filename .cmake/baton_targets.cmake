@@ -6,11 +6,11 @@
 # A dependency must already be a target; otherwise configuration stops.
 
 add_library(baton_flags INTERFACE)
-target_compile_options(baton_flags INTERFACE
+target_compile_options(baton_flags INTERFACE $<$<NOT:$<COMPILE_LANGUAGE:CUDA>>:
   -Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion
   $<$<BOOL:${BATON_WERROR}>:-Werror>
   $<$<CXX_COMPILER_ID:Clang>:-Wthread-safety>
-  -ffp-contract=off)  # A fused multiply-add changes bits; see "Equal bits" in DESIGN_NOTES.md.
+  -ffp-contract=off>)  # A fused multiply-add changes bits; see "Equal bits" in DESIGN_NOTES.md.
 if(BATON_SANITIZE)
   target_compile_options(baton_flags INTERFACE -fsanitize=${BATON_SANITIZE} -fno-omit-frame-pointer
                                                -fno-sanitize-recover=all)
@@ -69,7 +69,7 @@ function(baton_cuda_module)
   cmake_parse_arguments(PARSE_ARGV 0 arg "" "" "SOURCES;DEPS")
   _baton_check_deps(baton_cuda ${arg_DEPS})
   add_library(baton_cuda MODULE ${arg_SOURCES})
-  target_link_libraries(baton_cuda PRIVATE ${arg_DEPS} CUDA::cudart_static baton_flags)
+  target_link_libraries(baton_cuda PRIVATE ${arg_DEPS} baton_flags)
   target_compile_options(baton_cuda PRIVATE -fvisibility=hidden)
   set_target_properties(baton_cuda PROPERTIES LIBRARY_OUTPUT_DIRECTORY ${CMAKE_RUNTIME_OUTPUT_DIRECTORY})
   _baton_tidy(baton_cuda)

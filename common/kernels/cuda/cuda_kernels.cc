@@ -1,0 +1,250 @@
+// The GPU's kernels: from tensors to launches. What computes is in the .cu files.
+#include "common/kernels/cuda/cuda_kernels.h"
+
+#include <algorithm>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "common/kernels/cuda/cuda_linear.h"
+#include "common/kernels/cuda/cuda_packing.h"
+#include "common/kernels/cuda/cuda_state.h"
+#include "common/kernels/cuda/launch.h"
+
+namespace baton::cuda {
+namespace {
+
+CudaState& StateOf(KernelContext& context) { return static_cast<CudaState&>(*context.state()); }
+
+uint32_t Size(size_t size) { return static_cast<uint32_t>(size); }
+
+template <typename T>
+const T* DeviceNumbers(KernelContext& context, const Placed<T>& placed) {
+  if (placed.device != nullptr) return placed.device;
+  return static_cast<const T*>(
+      StateOf(context).Place(placed.host.data(), placed.host.size_bytes()));
+}
+
+std::shared_ptr<const PlacedTable> TableOf(KernelContext& context,
+                                           const PlacedSequences& sequences) {
+  std::shared_ptr<const void> table = sequences.device;
+  if (table == nullptr) table = StateOf(context).Place(sequences.host, 0);
+  return std::static_pointer_cast<const PlacedTable>(table);
+}
+
+DevicePages PagesOf(const KvPages& pages) {
+  return {.data = pages.data,
+          .block_bytes = pages.block_bytes,
+          .dtype = pages.dtype,
+          .kv_heads = pages.kv_heads,
+          .head_dim = pages.head_dim,
+          .block_tokens = pages.block_tokens};
+}
+
+void EmbeddingCuda(KernelContext& context, const ConstTensorView& table,
+                   const Placed<TokenId>& ids, const TensorView& out) {
+  static_assert(sizeof(TokenId) == sizeof(int32_t));
+  const auto* numbers = reinterpret_cast<const int32_t*>(DeviceNumbers(context, ids));
+  StateOf(context).Check(
+      Embedding(StateOf(context).launch(), table.data(), table.dtype(), numbers,
+                Size(ids.host.size()), Size(table.dim(1)), out.f32()),
+      "embedding");
+}
+
+void RmsNormCuda(KernelContext& context, const ConstTensorView& x, const ConstTensorView& weight,
+                 float epsilon, const TensorView& out) {
+  StateOf(context).Check(
+      RmsNorm(StateOf(context).launch(), x.data(), x.dtype(), weight.f32(), epsilon,
+              Size(x.dim(0)), Size(x.dim(1)), out.data(), out.dtype()),
+      "RMS norm");
+}
+
+void AddRmsNormCuda(KernelContext& context, const ConstTensorView& y, const TensorView& x,
+                    const ConstTensorView& weight, float epsilon, const TensorView& out) {
+  StateOf(context).Check(
+      AddRmsNorm(StateOf(context).launch(), y.data(), y.dtype(), x.f32(), weight.f32(), epsilon,
+                 Size(x.dim(0)), Size(x.dim(1)), out.data()),
+      "RMS norm");
+}
+
+void LayerNormCuda(KernelContext& context, const ConstTensorView& x, const ConstTensorView& weight,
+                   const ConstTensorView& bias, float epsilon, const TensorView& out) {
+  StateOf(context).Check(
+      LayerNorm(StateOf(context).launch(), x.f32(), weight.f32(), bias.f32(), epsilon,
+                Size(x.dim(0)), Size(x.dim(1)), out.data(), out.dtype()),
+      "layer norm");
+}
+
+void RotaryAnglesCuda(KernelContext& context, const PlacedSequences& sequences,
+                      const ConstTensorView& frequencies, float factor, const TensorView& cosines,
+                      const TensorView& sines) {
+  StateOf(context).Check(
+      RotaryAngles(StateOf(context).launch(), TableOf(context, sequences)->all, frequencies.f32(),
+                   factor, Size(frequencies.dim(0)), cosines.f32(), sines.f32()),
+      "rotary angles");
+}
+
+void RopeCuda(KernelContext& context, const ConstTensorView& cosines, const ConstTensorView& sines,
+              const TensorView& x) {
+  StateOf(context).Check(Rope(StateOf(context).launch(), cosines.f32(), sines.f32(),
+                              Size(cosines.dim(1)), Size(x.dim(0)), Size(x.dim(1)), Size(x.dim(2)),
+                              x.data(), x.dtype()),
+                         "rotation");
+}
+
+void WriteKvCuda(KernelContext& context, const ConstTensorView& k, const ConstTensorView& v,
+                 const PlacedSequences& sequences, const KvPages& pages) {
+  StateOf(context).Check(WriteKv(StateOf(context).launch(), k.data(), v.data(), k.dtype(),
+                                 TableOf(context, sequences)->all, PagesOf(pages)),
+                         "writing the KV cache");
+}
+
+void RopeWriteKvCuda(KernelContext& context, const ConstTensorView& cosines,
+                     const ConstTensorView& sines, const TensorView& q, const TensorView& k,
+                     const ConstTensorView& v, const PlacedSequences& sequences,
+                     const KvPages& pages) {
+  StateOf(context).Check(
+      RopeWriteKv(StateOf(context).launch(), cosines.f32(), sines.f32(), Size(cosines.dim(1)),
+                  Size(q.dim(1)), q.data(), k.data(), v.data(), q.dtype(),
+                  TableOf(context, sequences)->all, PagesOf(pages)),
+      "writing the KV cache");
+}
+
+cudaError_t RunChunks(const Launch& launch, const AttentionArgs& args) {
+  if (PrefillAttentionSm90Fits(launch, args)) return PrefillAttentionSm90(launch, args);
+  return PrefillAttention(launch, args);
+}
+
+// Sequences of one token are bound by memory, longer chunks by arithmetic: each has its kernel.
+void AttentionCuda(KernelContext& context, const ConstTensorView& q, const KvPages& pages,
+                   const PlacedSequences& sequences, const AttentionOptions& options,
+                   const TensorView& out) {
+  CudaState& state = StateOf(context);
+  const Launch& launch = state.launch();
+  const std::shared_ptr<const PlacedTable> table = TableOf(context, sequences);
+  AttentionArgs args = {.q = q.data(),
+                        .out = out.data(),
+                        .type = q.dtype(),
+                        .heads = Size(q.dim(1)),
+                        .pages = PagesOf(pages),
+                        .table = table->all,
+                        .scale = options.scale,
+                        .window = options.window,
+                        .soft_cap = options.soft_cap};
+  AttentionArgs singles = args;
+  singles.table = table->singles;
+  AttentionArgs chunks = args;
+  chunks.table = table->chunks;
+  const bool singles_fit = singles.table.count == 0 || DecodeAttentionFits(singles);
+  const bool chunks_fit = chunks.table.count == 0 || PrefillAttentionSm90Fits(launch, chunks) ||
+                          PrefillAttentionFits(chunks);
+  if (!singles_fit || !chunks_fit) {
+    state.Check(AttentionAny(launch, args), "attention");
+    return;
+  }
+  if (singles.table.count > 0) {
+    singles.scratch_bytes = DecodeAttentionScratchBytes(launch, singles);
+    singles.scratch = state.Scratch(singles.scratch_bytes);
+    if (singles.scratch == nullptr) return;
+    state.Check(DecodeAttention(launch, singles), "attention of single tokens");
+  }
+  if (chunks.table.count > 0) state.Check(RunChunks(launch, chunks), "attention of chunks");
+}
+
+void SiluMulCuda(KernelContext& context, const ConstTensorView& gate, const ConstTensorView& up,
+                 const TensorView& out) {
+  StateOf(context).Check(SiluMul(StateOf(context).launch(), gate.data(), up.data(), out.elements(),
+                                 out.data(), out.dtype()),
+                         "SiLU");
+}
+
+void GeluCuda(KernelContext& context, const ConstTensorView& x, const TensorView& out) {
+  StateOf(context).Check(
+      Gelu(StateOf(context).launch(), x.data(), out.elements(), out.data(), out.dtype()), "GELU");
+}
+
+void GeluMulCuda(KernelContext& context, const ConstTensorView& gate, const ConstTensorView& up,
+                 const TensorView& out) {
+  StateOf(context).Check(GeluMul(StateOf(context).launch(), gate.data(), up.data(), out.elements(),
+                                 out.data(), out.dtype()),
+                         "GELU");
+}
+
+void SoftCapCuda(KernelContext& context, float cap, const TensorView& x) {
+  StateOf(context).Check(SoftCap(StateOf(context).launch(), cap, x.elements(), x.f32()),
+                         "soft cap");
+}
+
+void ScaleCuda(KernelContext& context, float factor, const TensorView& x) {
+  StateOf(context).Check(Scale(StateOf(context).launch(), factor, x.elements(), x.f32()), "scale");
+}
+
+void AddCuda(KernelContext& context, const ConstTensorView& y, const TensorView& x) {
+  StateOf(context).Check(
+      Add(StateOf(context).launch(), y.data(), y.dtype(), x.elements(), x.f32()), "sum");
+}
+
+void GatherRowsCuda(KernelContext& context, const ConstTensorView& x, const Placed<uint32_t>& rows,
+                    const TensorView& out) {
+  StateOf(context).Check(
+      GatherRows(StateOf(context).launch(), x.data(), DeviceNumbers(context, rows),
+                 Size(rows.host.size()), x.dim(1) * DTypeBytes(x.dtype()), out.data()),
+      "gathering rows");
+}
+
+void CombineRowsCuda(KernelContext& context, const ConstTensorView& x,
+                     std::span<const uint32_t> rows, std::span<const float> weights,
+                     const TensorView& out) {
+  CudaState& state = StateOf(context);
+  const uint32_t tokens = Size(out.dim(0));
+  if (tokens == 0) return;
+  const auto* row_numbers = static_cast<const uint32_t*>(state.Place(rows.data(), rows.size_bytes()));
+  const auto* factors = static_cast<const float*>(state.Place(weights.data(), weights.size_bytes()));
+  state.Check(CombineRows(state.launch(), x.data(), x.dtype(), row_numbers, factors, tokens,
+                          Size(rows.size() / tokens), Size(x.dim(1)), out.data()),
+              "combining rows");
+}
+
+// The host chooses: it must know the experts anyway, to start their products.
+void RouteExpertsCuda(KernelContext& context, const ConstTensorView& logits, uint32_t per_token,
+                      bool normalize, std::span<uint32_t> experts, std::span<float> weights) {
+  CudaState& state = StateOf(context);
+  std::vector<float> copy(logits.elements());
+  state.Check(state.device().CopyToHost(reinterpret_cast<std::byte*>(copy.data()), logits.data(),
+                                        logits.bytes()));
+  const ConstTensorView host(reinterpret_cast<const std::byte*>(copy.data()), DType::kF32,
+                             DeviceKind::kCpu, {logits.dim(0), logits.dim(1)});
+  CpuKernels().route_experts(context, host, per_token, normalize, experts, weights);
+}
+
+}  // namespace
+
+const KernelTable& CudaKernels() {
+  static constexpr KernelTable kTable = {
+      .numerics = "cuda-1",
+      .create_state = CudaState::Create,
+      .embedding = EmbeddingCuda,
+      .rms_norm = RmsNormCuda,
+      .add_rms_norm = AddRmsNormCuda,
+      .layer_norm = LayerNormCuda,
+      .pack_weight = PackWeightCuda,
+      .grouped_linear = GroupedLinearCuda,
+      .rotary_angles = RotaryAnglesCuda,
+      .rope = RopeCuda,
+      .write_kv = WriteKvCuda,
+      .rope_write_kv = RopeWriteKvCuda,
+      .attention = AttentionCuda,
+      .silu_mul = SiluMulCuda,
+      .gelu = GeluCuda,
+      .gelu_mul = GeluMulCuda,
+      .soft_cap = SoftCapCuda,
+      .scale = ScaleCuda,
+      .add = AddCuda,
+      .gather_rows = GatherRowsCuda,
+      .combine_rows = CombineRowsCuda,
+      .route_experts = RouteExpertsCuda,
+  };
+  return kTable;
+}
+
+}  // namespace baton::cuda
