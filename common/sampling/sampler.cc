@@ -10,16 +10,16 @@
 #include "common/base/check.h"
 #include "common/base/deterministic_math.h"
 #include "common/sampling/philox.h"
+#include "common/sampling/sample_plan.h"
 
 namespace baton {
 namespace {
 
-constexpr float kBarred = -std::numeric_limits<float>::infinity();
-constexpr float kHighest = std::numeric_limits<float>::max();
+constexpr float kLowest = -std::numeric_limits<float>::infinity();
 
 // A token and what it is ranked by.
 struct Candidate {
-  float logit = kBarred;
+  float logit = kLowest;
   TokenId id = 0;
 };
 
@@ -28,22 +28,13 @@ bool Likelier(const Candidate& a, const Candidate& b) {
   return a.logit > b.logit || (a.logit == b.logit && a.id < b.id);
 }
 
-// NaN becomes a barred token and +infinity the largest number: differences of logits are never NaN.
-float Comparable(float logit) {
-  return logit <= kHighest ? logit : logit > kHighest ? kHighest : kBarred;
-}
-
-bool IsToken(TokenId id, std::span<const float> logits) {
-  return id >= 0 && static_cast<size_t>(id) < logits.size();
-}
-
 // Loops over the whole vocabulary, of 128k entries or more, are written so that they become vector
 // code: over lanes, and without branches.
 constexpr size_t kLanes = 16;
 
 float Highest(std::span<const float> logits) {
   std::array<float, kLanes> lanes;
-  lanes.fill(kBarred);
+  lanes.fill(kLowest);
   size_t id = 0;
   for (; id + kLanes <= logits.size(); id += kLanes) {
     for (size_t lane = 0; lane < kLanes; ++lane) {
@@ -71,7 +62,7 @@ std::vector<Candidate> Likeliest(std::span<const float> logits, size_t count) {
     kept.resize(count);
   };
   // Below it a logit is not among the likeliest. An equal one has a higher id.
-  float threshold = kBarred;
+  float threshold = kLowest;
   for (size_t id = 0; id < logits.size(); ++id) {
     if (logits[id] <= threshold && kept.size() >= count) continue;
     kept.push_back({logits[id], static_cast<TokenId>(id)});
@@ -85,11 +76,11 @@ std::vector<Candidate> Likeliest(std::span<const float> logits, size_t count) {
 
 // log of the sum of e^logit, in double precision, relative to the highest logit.
 struct LogSum {
-  float highest = kBarred;
+  float highest = kLowest;
   double log_sum = 0.0;
 
   float LogProbability(float logit) const {
-    if (highest == kBarred) return kBarred;  // No token is possible.
+    if (highest == kLowest) return kLowest;  // No token is possible.
     return static_cast<float>(static_cast<double>(logit) - highest - log_sum);
   }
 };
@@ -97,7 +88,7 @@ struct LogSum {
 LogSum LogSumOf(std::span<const float> logits) {
   LogSum result;
   result.highest = Highest(logits);
-  if (result.highest == kBarred) return result;
+  if (result.highest == kLowest) return result;
   std::array<double, kLanes> lanes = {};
   size_t id = 0;
   for (; id + kLanes <= logits.size(); id += kLanes) {
@@ -124,61 +115,12 @@ std::vector<std::pair<TokenId, float>> TopLogProbabilities(std::span<const float
   return top;
 }
 
-void ApplyBias(std::span<float> logits, const SamplingParams& params) {
-  for (const auto& [id, bias] : params.logit_bias) {
-    if (IsToken(id, logits)) logits[id] = Comparable(logits[id] + bias);
-  }
-}
-
-// Calls apply(id, count) for each different token of `tokens`.
-template <typename Apply>
-void ForEachDistinct(std::span<const TokenId> tokens, std::span<const float> logits,
-                     const Apply& apply) {
-  std::vector<TokenId> sorted(tokens.begin(), tokens.end());
-  std::sort(sorted.begin(), sorted.end());
-  for (size_t begin = 0; begin < sorted.size();) {
-    size_t end = begin + 1;
-    while (end < sorted.size() && sorted[end] == sorted[begin]) ++end;
-    if (IsToken(sorted[begin], logits)) apply(sorted[begin], end - begin);
-    begin = end;
-  }
-}
-
-void ApplyPenalties(std::span<float> logits, std::span<const TokenId> tokens,
-                    std::span<const TokenId> output, const SamplingParams& params) {
-  if (params.repetition_penalty != 1.0f) {
-    ForEachDistinct(tokens, logits, [&](TokenId id, size_t /*count*/) {
-      const float logit = logits[id];
-      logits[id] = Comparable(logit > 0.0f ? logit / params.repetition_penalty
-                                           : logit * params.repetition_penalty);
-    });
-  }
-  if (params.presence_penalty != 0.0f || params.frequency_penalty != 0.0f) {
-    ForEachDistinct(output, logits, [&](TokenId id, size_t count) {
-      const float logit = logits[id] - params.frequency_penalty * static_cast<float>(count);
-      logits[id] = Comparable(logit - params.presence_penalty);
-    });
-  }
-}
-
-void BarStopTokens(std::span<float> logits, const StopParams& stop) {
-  for (TokenId id : stop.stop_token_ids) {
-    if (IsToken(id, logits)) logits[id] = kBarred;
-  }
-}
-
-// Probabilities in fixed point, by id: multiples of 2^-30 of the likeliest token's. Integers have
-// the same sum in any order. A token without weight cannot be drawn; what is below 2^-30 is lost,
-// far under the 24 random bits of a draw.
-using Weights = std::vector<uint32_t>;
-constexpr uint32_t kWeightOfLikeliest = 1u << 30;
+using Weights = std::vector<uint32_t>;  // By id.
 
 Weights WeightsOf(std::span<const float> logits, float highest, float temperature) {
   Weights weights(logits.size());
   for (size_t id = 0; id < logits.size(); ++id) {
-    const float probability = StableExp((logits[id] - highest) / temperature);
-    weights[id] = static_cast<uint32_t>(
-        static_cast<int32_t>(probability * static_cast<float>(kWeightOfLikeliest)));
+    weights[id] = WeightOf(logits[id], highest, temperature);
   }
   return weights;
 }
@@ -263,15 +205,15 @@ TokenId Draw(std::span<const uint32_t> weights, float u) {
   return static_cast<TokenId>(id);
 }
 
-TokenId Choose(std::span<const float> logits, const SamplingParams& params, float u) {
+TokenId Choose(std::span<const float> logits, const SampleRow& row) {
   const float highest = Highest(logits);
   // With no token possible: some token, always the same.
-  if (params.temperature <= 0.0f || highest == kBarred) return ArgMax(logits);
-  Weights weights = WeightsOf(logits, highest, params.temperature);
-  KeepTopK(params.top_k, logits, weights);
-  KeepTopP(params.top_p, logits, weights);
-  KeepMinP(params.min_p, weights);
-  return Draw(weights, u);
+  if (row.temperature <= 0.0f || highest == kLowest) return ArgMax(logits);
+  Weights weights = WeightsOf(logits, highest, row.temperature);
+  KeepTopK(row.top_k, logits, weights);
+  KeepTopP(row.top_p, logits, weights);
+  KeepMinP(row.min_p, weights);
+  return Draw(weights, row.u);
 }
 
 }  // namespace
@@ -280,7 +222,6 @@ SampledToken Sample(std::span<float> logits, std::span<const TokenId> tokens,
                     uint32_t prompt_tokens, const SamplingParams& params, const StopParams& stop,
                     uint32_t sample_index) {
   BATON_CHECK(!logits.empty());
-  BATON_CHECK(prompt_tokens <= tokens.size());
   for (float& logit : logits) logit = Comparable(logit);
   SampledToken sampled;
   LogSum raw_sum;
@@ -290,12 +231,10 @@ SampledToken Sample(std::span<float> logits, std::span<const TokenId> tokens,
     raw_sum = LogSumOf(raw);
     sampled.top_logprobs = TopLogProbabilities(raw, raw_sum, *params.logprobs);
   }
-  const std::span<const TokenId> output = tokens.subspan(prompt_tokens);
-  ApplyBias(logits, params);
-  ApplyPenalties(logits, tokens, output, params);
-  if (output.size() < stop.min_tokens) BarStopTokens(logits, stop);
-  const float u = UniformAt(params.seed, sample_index, static_cast<uint32_t>(tokens.size()));
-  sampled.id = Choose(logits, params, u);
+  const SamplePlan plan =
+      PlanSample(logits.size(), tokens, prompt_tokens, params, stop, sample_index);
+  for (const LogitEdit& edit : plan.edits) logits[edit.id] = Edited(logits[edit.id], edit);
+  sampled.id = Choose(logits, plan.row);
   if (params.logprobs.has_value()) sampled.logprob = raw_sum.LogProbability(raw[sampled.id]);
   return sampled;
 }

@@ -14,6 +14,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "common/kernels/sample_row.h"
 #include "common/tensor/dtype.h"
 
 namespace baton::cuda {
@@ -163,31 +164,11 @@ cudaError_t PrefillAttentionSm90(const Launch& launch, const AttentionArgs& args
 
 // ---- sampling.cu -----------------------------------------------------------------------------
 
-// A change to the logit of one token, in the order in which Sample() makes them.
-struct LogitEdit {
-  int32_t id = 0;
-  float bias = 0.0f;        // Added first.
-  float repetition = 1.0f;  // Then: divides a logit above zero, multiplies any other. 1: none.
-  float frequency = 0.0f;   // Then: subtracted (frequency penalty times count).
-  float presence = 0.0f;    // Then: subtracted.
-  uint32_t flags = 0;  // kBiased, kRepeated, kPenalized: which of them are made. kBarred: -inf.
-};
-constexpr uint32_t kBiased = 1;
-constexpr uint32_t kRepeated = 2;
-constexpr uint32_t kPenalized = 4;
-constexpr uint32_t kBarred = 8;
+using ::baton::LogitEdit;
+using ::baton::SampleRow;
 
-// How the token of one row of logits is chosen: see common/sampling/sampler.h.
-struct SampleRow {
-  float temperature = 0.0f;  // 0: the highest logit.
-  uint32_t top_k = 0;        // 0: all.
-  float top_p = 1.0f;
-  float min_p = 0.0f;
-  float u = 0.0f;            // UniformAt(seed, sample_index, position).
-  uint32_t edits_begin = 0;  // Its edits, each of another token.
-  uint32_t edits_end = 0;
-};
-
+constexpr uint32_t kSampleVocabMax = 1u << 19;
+// REQUIRES: vocab <= kSampleVocabMax.
 size_t SampleScratchBytes(uint32_t rows, uint32_t vocab);
 // tokens[i] = the token that Sample() would choose, bit for bit. logits [rows, vocab] is scratch:
 // overwritten. samples, edits and tokens are device memory.
