@@ -1,15 +1,19 @@
 #include "common/engine/executor.h"
 
+#include <utility>
+
 #include "common/base/check.h"
 #include "common/base/status_macros.h"
+#include "common/sampling/sample_plan.h"
 
 namespace baton {
 
 absl::StatusOr<std::vector<std::optional<SampledToken>>> Executor::Run(
     std::span<const StepItem> items, const LayerDone& layer_done) {
   std::vector<BatchRow> rows;
+  std::vector<const Sequence*> sampling;
+  bool on_device = model_->samples_tokens();
   rows.reserve(items.size());
-  uint32_t logit_rows = 0;
   for (const StepItem& item : items) {
     const Sequence& sequence = *item.sequence;
     BATON_CHECK(item.count > 0);
@@ -19,24 +23,59 @@ absl::StatusOr<std::vector<std::optional<SampledToken>>> Executor::Run(
                     .start = sequence.computed,
                     .blocks = sequence.blocks.blocks(),
                     .logit_count = samples ? 1u : 0u});
-    logit_rows += samples ? 1 : 0;
+    if (!samples) continue;
+    sampling.push_back(&sequence);
+    on_device = on_device && !sequence.sampling.logprobs.has_value();
   }
-  const size_t vocab = model_->config().vocab_size;
-  logits_.resize(logit_rows * vocab);
-  BATON_RETURN_IF_ERROR(model_->Forward(rows, *arena_, logits_, layer_done));
-
+  BATON_ASSIGN_OR_RETURN(std::vector<SampledToken> tokens,
+                         on_device ? RunSampling(rows, sampling, layer_done)
+                                   : RunWithLogits(rows, sampling, layer_done));
   std::vector<std::optional<SampledToken>> sampled(items.size());
-  size_t next_row = 0;
+  size_t next = 0;
   for (size_t i = 0; i < items.size(); ++i) {
     Sequence& sequence = *items[i].sequence;
     sequence.computed += items[i].count;
     if (rows[i].logit_count == 0) continue;
-    const std::span<float> logits = std::span(logits_).subspan(next_row++ * vocab, vocab);
-    sampled[i] =
-        Sample(logits, sequence.tokens, sequence.prompt_tokens, sequence.sampling, sequence.stop);
+    sampled[i] = std::move(tokens[next++]);
     sequence.tokens.push_back(sampled[i]->id);
   }
   return sampled;
+}
+
+absl::StatusOr<std::vector<SampledToken>> Executor::RunSampling(
+    std::span<const BatchRow> rows, std::span<const Sequence* const> sampling,
+    const LayerDone& layer_done) {
+  std::vector<SampleRow> samples;
+  std::vector<LogitEdit> edits;
+  for (const Sequence* sequence : sampling) {
+    SamplePlan plan = PlanSample(model_->config().vocab_size, sequence->tokens,
+                                 sequence->prompt_tokens, sequence->sampling, sequence->stop);
+    const auto offset = static_cast<uint32_t>(edits.size());
+    plan.row.edits_begin += offset;
+    plan.row.edits_end += offset;
+    samples.push_back(plan.row);
+    edits.insert(edits.end(), plan.edits.begin(), plan.edits.end());
+  }
+  std::vector<TokenId> ids(sampling.size());
+  BATON_RETURN_IF_ERROR(model_->ForwardAndSample(rows, *arena_, samples, edits, ids, layer_done));
+  std::vector<SampledToken> tokens(ids.size());
+  for (size_t i = 0; i < ids.size(); ++i) tokens[i].id = ids[i];
+  return tokens;
+}
+
+absl::StatusOr<std::vector<SampledToken>> Executor::RunWithLogits(
+    std::span<const BatchRow> rows, std::span<const Sequence* const> sampling,
+    const LayerDone& layer_done) {
+  const size_t vocab = model_->config().vocab_size;
+  logits_.resize(sampling.size() * vocab);
+  BATON_RETURN_IF_ERROR(model_->Forward(rows, *arena_, logits_, layer_done));
+  std::vector<SampledToken> tokens;
+  for (size_t i = 0; i < sampling.size(); ++i) {
+    const Sequence& sequence = *sampling[i];
+    tokens.push_back(Sample(std::span(logits_).subspan(i * vocab, vocab), sequence.tokens,
+                            sequence.prompt_tokens, sequence.sampling, sequence.stop));
+  }
+  return tokens;
 }
 
 }  // namespace baton

@@ -42,6 +42,15 @@ class Executor {
   const KvArena& arena() const { return *arena_; }
 
  private:
+  // The tokens that the model chooses itself, for each row that wants one.
+  absl::StatusOr<std::vector<SampledToken>> RunSampling(std::span<const BatchRow> rows,
+                                                        std::span<const Sequence* const> sampling,
+                                                        const LayerDone& layer_done);
+  // The same from logits that come to the host: with log-probabilities, if they are asked for.
+  absl::StatusOr<std::vector<SampledToken>> RunWithLogits(std::span<const BatchRow> rows,
+                                                          std::span<const Sequence* const> sampling,
+                                                          const LayerDone& layer_done);
+
   Model* const model_;
   KvArena* const arena_;
   std::vector<float> logits_;

@@ -392,4 +392,21 @@ void RouteExperts(KernelContext& context, const ConstTensorView& logits, uint32_
   context.table().route_experts(context, logits, per_token, normalize, experts, weights);
 }
 
+bool CanSampleTokens(const KernelContext& context) {
+  return context.table().sample_tokens != nullptr;
+}
+
+absl::Status SampleTokens(KernelContext& context, const TensorView& logits,
+                          std::span<const SampleRow> samples, std::span<const LogitEdit> edits,
+                          std::span<TokenId> tokens) {
+  CheckF32(context, logits, 2);
+  BATON_CHECK(CanSampleTokens(context));
+  BATON_CHECK(samples.size() == logits.dim(0));
+  BATON_CHECK(tokens.size() == logits.dim(0));
+  for (const SampleRow& sample : samples) {
+    BATON_CHECK(sample.edits_begin <= sample.edits_end && sample.edits_end <= edits.size());
+  }
+  return context.table().sample_tokens(context, logits, samples, edits, tokens);
+}
+
 }  // namespace baton

@@ -53,6 +53,10 @@ struct KernelTable {
                        std::span<const float> weights, const TensorView& out);
   void (*route_experts)(KernelContext&, const ConstTensorView& logits, uint32_t per_token,
                         bool normalize, std::span<uint32_t> experts, std::span<float> weights);
+  // Null if the device does not choose tokens.
+  absl::Status (*sample_tokens)(KernelContext&, const TensorView& logits,
+                                std::span<const SampleRow> samples,
+                                std::span<const LogitEdit> edits, std::span<TokenId> tokens);
 };
 
 // The CPU's, in cpu/cpu_kernels.cc.

@@ -26,6 +26,7 @@
 #include "common/device/device.h"
 #include "common/kernels/kernel_threads.h"
 #include "common/kernels/packed_weight.h"
+#include "common/kernels/sample_row.h"
 #include "common/tensor/kv_row.h"
 #include "common/tensor/tensor_view.h"
 
@@ -332,6 +333,16 @@ void CombineRows(KernelContext& context, const ConstTensorView& x, std::span<con
 // finite choose something, with weights that are not finite.
 void RouteExperts(KernelContext& context, const ConstTensorView& logits, uint32_t per_token,
                   bool normalize, std::span<uint32_t> experts, std::span<float> weights);
+
+// Whether the device chooses tokens itself. The CPU does not: there Sample() of common/sampling
+// reads the logits where they are.
+bool CanSampleTokens(const KernelContext& context);
+// The token that Sample() would choose from each row of logits, bit for bit. logits [rows, vocab],
+// float32, are overwritten; the others are host memory: samples and tokens [rows], edits as samples
+// say. Waits for the result. REQUIRES: CanSampleTokens.
+absl::Status SampleTokens(KernelContext& context, const TensorView& logits,
+                          std::span<const SampleRow> samples, std::span<const LogitEdit> edits,
+                          std::span<TokenId> tokens);
 
 }  // namespace baton
 

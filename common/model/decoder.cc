@@ -170,7 +170,7 @@ absl::Status Decoder::CheckRow(const BatchRow& row, const KvArena& cache) const 
 }
 
 absl::Status Decoder::CheckCall(std::span<const BatchRow> rows, const KvArena& cache,
-                                std::span<const float> logits) const {
+                                size_t logit_rows) const {
   const KvLayout& layout = cache.layout();
   if (layout.layers != config_.layers || layout.kv_heads != config_.kv_heads ||
       layout.head_dim != config_.head_dim || layout.block_tokens == 0) {
@@ -189,9 +189,9 @@ absl::Status Decoder::CheckCall(std::span<const BatchRow> rows, const KvArena& c
   if (tokens > batch_tokens_max_) {
     return BatchError(absl::StrCat(tokens, " tokens; at most ", batch_tokens_max_, " fit"));
   }
-  if (logits.size() != logit_count * config_.vocab_size) {
-    return BatchError(absl::StrCat("room for ", logits.size(), " logits instead of ", logit_count,
-                                   " x ", config_.vocab_size));
+  if (logit_rows != logit_count) {
+    return BatchError(
+        absl::StrCat("room for ", logit_rows, " rows of logits instead of ", logit_count));
   }
   return absl::OkStatus();
 }
@@ -291,21 +291,49 @@ Decoder::Activations Decoder::Cut(size_t tokens) const {
 
 absl::Status Decoder::Forward(std::span<const BatchRow> rows, KvArena& cache,
                               std::span<float> logits, const LayerDone& layer_done) {
-  BATON_RETURN_IF_ERROR(CheckCall(rows, cache, logits));
+  const size_t vocab = config_.vocab_size;
+  if (logits.size() % vocab != 0) return BatchError("room for half a row of logits");
+  BATON_RETURN_IF_ERROR(CheckCall(rows, cache, logits.size() / vocab));
+  return Run(rows, cache, layer_done, [&](size_t begin, size_t count) {
+    return device_.CopyToHost(reinterpret_cast<std::byte*>(logits.data() + begin * vocab),
+                              logits_.data(), count * vocab * sizeof(float));
+  });
+}
+
+absl::Status Decoder::ForwardAndSample(std::span<const BatchRow> rows, KvArena& cache,
+                                       std::span<const SampleRow> samples,
+                                       std::span<const LogitEdit> edits, std::span<TokenId> tokens,
+                                       const LayerDone& layer_done) {
+  BATON_CHECK(samples.size() == tokens.size());
+  BATON_RETURN_IF_ERROR(CheckCall(rows, cache, samples.size()));
+  return Run(rows, cache, layer_done, [&](size_t begin, size_t count) {
+    return SampleTokens(*context_, logits_.Rows(0, count), samples.subspan(begin, count), edits,
+                        tokens.subspan(begin, count));
+  });
+}
+
+absl::Status Decoder::Run(std::span<const BatchRow> rows, KvArena& cache,
+                          const LayerDone& layer_done, TakeLogits take) {
   Batch batch = PrepareBatch(rows);
   if (batch.tokens.empty()) return absl::OkStatus();
+  const size_t wanted = batch.logit_rows.size();
   const std::optional<StepShape> shape = ShapeOf(rows, cache, layer_done);
-  const Step step = PlaceBatch(batch, shape.has_value() ? &*shape : nullptr);
-  const size_t logit_rows = batch.logit_rows.size();
+  const StepShape* const same_shape = shape.has_value() ? &*shape : nullptr;
+  const Step step = PlaceBatch(batch, same_shape);
+  const size_t logit_rows = batch.logit_rows.size();  // Some may have been filled up.
   const bool at_once = logit_rows > 0 && logit_rows <= logits_.dim(0);
   const TensorView h = scratch_.h.Rows(0, logit_rows);
-  const auto run = [&]() -> absl::Status {
+  BATON_RETURN_IF_ERROR(context_->RunStep(same_shape, [&]() -> absl::Status {
     const absl::Status status = RunLayers(step, cache, Cut(batch.tokens.size()), layer_done);
     if (status.ok() && at_once) RunHead(h);
     return status;
-  };
-  BATON_RETURN_IF_ERROR(context_->RunStep(shape.has_value() ? &*shape : nullptr, run));
-  return WriteLogits(h, logits.size() / config_.vocab_size, at_once, logits);
+  }));
+  for (size_t begin = 0; begin < wanted; begin += logits_.dim(0)) {
+    const size_t count = std::min(logits_.dim(0), wanted - begin);
+    if (!at_once) RunHead(h.Rows(begin, count));
+    BATON_RETURN_IF_ERROR(take(begin, count));
+  }
+  return absl::OkStatus();
 }
 
 absl::Status Decoder::RunLayers(const Step& step, KvArena& cache, Activations all,
@@ -460,18 +488,6 @@ void Decoder::RunHead(const TensorView& h) {
   const LinearOutput head[] = {{&weights_->head(), {}, out}};
   Linear(*context_, h, head);
   if (config_.logit_soft_cap != 0.0f) SoftCap(*context_, config_.logit_soft_cap, out);
-}
-
-absl::Status Decoder::WriteLogits(const TensorView& h, size_t rows, bool done,
-                                  std::span<float> logits) {
-  for (size_t begin = 0; begin < rows; begin += logits_.dim(0)) {
-    const size_t count = std::min(logits_.dim(0), rows - begin);
-    if (!done) RunHead(h.Rows(begin, count));
-    BATON_RETURN_IF_ERROR(
-        device_.CopyToHost(reinterpret_cast<std::byte*>(logits.data() + begin * config_.vocab_size),
-                           logits_.data(), count * config_.vocab_size * sizeof(float)));
-  }
-  return absl::OkStatus();
 }
 
 }  // namespace baton

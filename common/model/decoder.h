@@ -35,6 +35,11 @@ class Decoder final : public Model {
 
   absl::Status Forward(std::span<const BatchRow> rows, KvArena& cache, std::span<float> logits,
                        const LayerDone& layer_done) override;
+  bool samples_tokens() const override { return CanSampleTokens(*context_); }
+  absl::Status ForwardAndSample(std::span<const BatchRow> rows, KvArena& cache,
+                                std::span<const SampleRow> samples,
+                                std::span<const LogitEdit> edits, std::span<TokenId> tokens,
+                                const LayerDone& layer_done) override;
 
  private:
   // The rows of a call in the form that kernels want. Host memory.
@@ -83,7 +88,7 @@ class Decoder final : public Model {
 
   absl::Status AllocateScratch();
   absl::Status CheckCall(std::span<const BatchRow> rows, const KvArena& cache,
-                         std::span<const float> logits) const;
+                         size_t logit_rows) const;
   absl::Status CheckRow(const BatchRow& row, const KvArena& cache) const;
   Batch PrepareBatch(std::span<const BatchRow> rows) const;
   // With a shape the batch is filled up to its rows.
@@ -93,6 +98,11 @@ class Decoder final : public Model {
                                    const LayerDone& layer_done) const;
   void FillAngles(const Step& step, const Activations& all);
   Activations Cut(size_t tokens) const;
+  // Runs the rows, and calls `take` with each piece of the logits: rows [begin, begin + count) of
+  // them are the first of logits_.
+  using TakeLogits = absl::FunctionRef<absl::Status(size_t begin, size_t count)>;
+  absl::Status Run(std::span<const BatchRow> rows, KvArena& cache, const LayerDone& layer_done,
+                   TakeLogits take);
   // All layers. What wants logits is left in the first rows of h, normalized.
   absl::Status RunLayers(const Step& step, KvArena& cache, Activations all,
                          const LayerDone& layer_done);
@@ -117,8 +127,6 @@ class Decoder final : public Model {
   Activations Narrow(const Step& step, const Activations& all);
   // logits_ = the logits of so many rows of h.
   void RunHead(const TensorView& h);
-  // The logits of the first `rows` rows of h, piece by piece; `done`: they are in logits_ already.
-  absl::Status WriteLogits(const TensorView& h, size_t rows, bool done, std::span<float> logits);
 
   Device& device_;
   const ModelConfig config_;

@@ -16,6 +16,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "common/device/device.h"
+#include "common/kernels/sample_row.h"
 #include "common/kv_cache/kv_arena.h"
 #include "common/kv_cache/kv_layout.h"
 #include "common/model/batch.h"
@@ -59,6 +60,18 @@ class Model {
   // batch_tokens_max tokens; blocks cover each row; logits.size() fits exactly.
   virtual absl::Status Forward(std::span<const BatchRow> rows, KvArena& cache,
                                std::span<float> logits, const LayerDone& layer_done) = 0;
+
+  // Whether ForwardAndSample can be called: the logits are far from the host, and need not come.
+  virtual bool samples_tokens() const { return false; }
+  // As Forward, but of each row of logits only the token that Sample() would choose from it:
+  // samples and tokens [sum of logit_count], edits as samples say.
+  virtual absl::Status ForwardAndSample(std::span<const BatchRow> /*rows*/, KvArena& /*cache*/,
+                                        std::span<const SampleRow> /*samples*/,
+                                        std::span<const LogitEdit> /*edits*/,
+                                        std::span<TokenId> /*tokens*/,
+                                        const LayerDone& /*layer_done*/) {
+    return absl::UnimplementedError("the model does not sample tokens");
+  }
 };
 
 }  // namespace baton

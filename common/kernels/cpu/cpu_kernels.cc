@@ -323,6 +323,7 @@ const KernelTable& CpuKernels() {
       .gather_rows = GatherRowsCpu,
       .combine_rows = CombineRowsCpu,
       .route_experts = RouteExpertsCpu,
+      .sample_tokens = nullptr,
   };
   return kTable;
 }

@@ -41,22 +41,20 @@ DevicePages PagesOf(const KvPages& pages) {
           .block_tokens = pages.block_tokens};
 }
 
-void EmbeddingCuda(KernelContext& context, const ConstTensorView& table,
-                   const Placed<TokenId>& ids, const TensorView& out) {
+void EmbeddingCuda(KernelContext& context, const ConstTensorView& table, const Placed<TokenId>& ids,
+                   const TensorView& out) {
   static_assert(sizeof(TokenId) == sizeof(int32_t));
   const auto* numbers = reinterpret_cast<const int32_t*>(DeviceNumbers(context, ids));
-  StateOf(context).Check(
-      Embedding(StateOf(context).launch(), table.data(), table.dtype(), numbers,
-                Size(ids.host.size()), Size(table.dim(1)), out.f32()),
-      "embedding");
+  StateOf(context).Check(Embedding(StateOf(context).launch(), table.data(), table.dtype(), numbers,
+                                   Size(ids.host.size()), Size(table.dim(1)), out.f32()),
+                         "embedding");
 }
 
 void RmsNormCuda(KernelContext& context, const ConstTensorView& x, const ConstTensorView& weight,
                  float epsilon, const TensorView& out) {
-  StateOf(context).Check(
-      RmsNorm(StateOf(context).launch(), x.data(), x.dtype(), weight.f32(), epsilon,
-              Size(x.dim(0)), Size(x.dim(1)), out.data(), out.dtype()),
-      "RMS norm");
+  StateOf(context).Check(RmsNorm(StateOf(context).launch(), x.data(), x.dtype(), weight.f32(),
+                                 epsilon, Size(x.dim(0)), Size(x.dim(1)), out.data(), out.dtype()),
+                         "RMS norm");
 }
 
 void AddRmsNormCuda(KernelContext& context, const ConstTensorView& y, const TensorView& x,
@@ -86,10 +84,10 @@ void RotaryAnglesCuda(KernelContext& context, const PlacedSequences& sequences,
 
 void RopeCuda(KernelContext& context, const ConstTensorView& cosines, const ConstTensorView& sines,
               const TensorView& x) {
-  StateOf(context).Check(Rope(StateOf(context).launch(), cosines.f32(), sines.f32(),
-                              Size(cosines.dim(1)), Size(x.dim(0)), Size(x.dim(1)), Size(x.dim(2)),
-                              x.data(), x.dtype()),
-                         "rotation");
+  StateOf(context).Check(
+      Rope(StateOf(context).launch(), cosines.f32(), sines.f32(), Size(cosines.dim(1)),
+           Size(x.dim(0)), Size(x.dim(1)), Size(x.dim(2)), x.data(), x.dtype()),
+      "rotation");
 }
 
 void WriteKvCuda(KernelContext& context, const ConstTensorView& k, const ConstTensorView& v,
@@ -180,8 +178,8 @@ void ScaleCuda(KernelContext& context, float factor, const TensorView& x) {
 }
 
 void AddCuda(KernelContext& context, const ConstTensorView& y, const TensorView& x) {
-  StateOf(context).Check(
-      Add(StateOf(context).launch(), y.data(), y.dtype(), x.elements(), x.f32()), "sum");
+  StateOf(context).Check(Add(StateOf(context).launch(), y.data(), y.dtype(), x.elements(), x.f32()),
+                         "sum");
 }
 
 void GatherRowsCuda(KernelContext& context, const ConstTensorView& x, const Placed<uint32_t>& rows,
@@ -198,8 +196,10 @@ void CombineRowsCuda(KernelContext& context, const ConstTensorView& x,
   CudaState& state = StateOf(context);
   const uint32_t tokens = Size(out.dim(0));
   if (tokens == 0) return;
-  const auto* row_numbers = static_cast<const uint32_t*>(state.Place(rows.data(), rows.size_bytes()));
-  const auto* factors = static_cast<const float*>(state.Place(weights.data(), weights.size_bytes()));
+  const auto* row_numbers =
+      static_cast<const uint32_t*>(state.Place(rows.data(), rows.size_bytes()));
+  const auto* factors =
+      static_cast<const float*>(state.Place(weights.data(), weights.size_bytes()));
   state.Check(CombineRows(state.launch(), x.data(), x.dtype(), row_numbers, factors, tokens,
                           Size(rows.size() / tokens), Size(x.dim(1)), out.data()),
               "combining rows");
@@ -215,6 +215,31 @@ void RouteExpertsCuda(KernelContext& context, const ConstTensorView& logits, uin
   const ConstTensorView host(reinterpret_cast<const std::byte*>(copy.data()), DType::kF32,
                              DeviceKind::kCpu, {logits.dim(0), logits.dim(1)});
   CpuKernels().route_experts(context, host, per_token, normalize, experts, weights);
+}
+
+absl::Status SampleTokensCuda(KernelContext& context, const TensorView& logits,
+                              std::span<const SampleRow> samples, std::span<const LogitEdit> edits,
+                              std::span<TokenId> tokens) {
+  CudaState& state = StateOf(context);
+  const uint32_t rows = Size(logits.dim(0));
+  const uint32_t vocab = Size(logits.dim(1));
+  if (rows == 0) return absl::OkStatus();
+  const auto* placed =
+      static_cast<const SampleRow*>(state.Place(samples.data(), samples.size_bytes()));
+  const auto* changes =
+      static_cast<const LogitEdit*>(state.Place(edits.data(), edits.size_bytes()));
+  // The tokens first, then what the kernels need.
+  const size_t token_bytes = (rows * sizeof(int32_t) + 255) / 256 * 256;
+  auto* const scratch =
+      static_cast<std::byte*>(state.Scratch(token_bytes + SampleScratchBytes(rows, vocab)));
+  if (scratch == nullptr) return state.TakeStatus();
+  auto* const chosen = reinterpret_cast<int32_t*>(scratch);
+  state.Check(SampleTokens(state.launch(), logits.f32(), rows, vocab, placed, changes,
+                           scratch + token_bytes, chosen),
+              "choosing tokens");
+  state.Check(state.device().CopyToHost(reinterpret_cast<std::byte*>(tokens.data()), scratch,
+                                        rows * sizeof(int32_t)));
+  return state.TakeStatus();
 }
 
 }  // namespace
@@ -243,6 +268,7 @@ const KernelTable& CudaKernels() {
       .gather_rows = GatherRowsCuda,
       .combine_rows = CombineRowsCuda,
       .route_experts = RouteExpertsCuda,
+      .sample_tokens = SampleTokensCuda,
   };
   return kTable;
 }

@@ -138,8 +138,8 @@ void RunProduct(CudaState& state, const Product& product) {
 void RunWidened(CudaState& state, const LinearOutput& output, Product product) {
   const PackedWeight& weight = *output.weight;
   const size_t row_bytes = weight.inputs() * DTypeBytes(product.type);
-  const auto piece = static_cast<uint32_t>(
-      std::clamp<size_t>(kWidenedBytesMax / row_bytes, 1, weight.outputs()));
+  const auto piece =
+      static_cast<uint32_t>(std::clamp<size_t>(kWidenedBytesMax / row_bytes, 1, weight.outputs()));
   void* const widened = state.Scratch(piece * row_bytes);
   if (widened == nullptr) return;
   const auto* numbers = reinterpret_cast<const int8_t*>(weight.data());

@@ -158,12 +158,12 @@ absl::Status CudaState::RunStep(const StepShape* shape, absl::FunctionRef<absl::
     BATON_RETURN_IF_ERROR(Record(&recording, body));
   }
   Check(cudaGraphLaunch(recording.graph, launch_.stream), "replaying a step");
-  return std::exchange(status_, absl::OkStatus());
+  return TakeStatus();
 }
 
 absl::Status CudaState::RunNow(absl::FunctionRef<absl::Status()> body) {
   const absl::Status status = body();
-  const absl::Status kept = std::exchange(status_, absl::OkStatus());
+  const absl::Status kept = TakeStatus();
   return kept.ok() ? status : kept;
 }
 
@@ -180,7 +180,7 @@ absl::Status CudaState::Record(Recording* recording, absl::FunctionRef<absl::Sta
     Check(cudaGraphInstantiate(&recording->graph, graph, 0), "recording a step");
   }
   if (graph != nullptr) cudaGraphDestroy(graph);
-  const absl::Status kept = std::exchange(status_, absl::OkStatus());
+  const absl::Status kept = TakeStatus();
   return status.ok() ? kept : status;
 }
 
@@ -212,7 +212,7 @@ absl::Status CudaState::CallDone() {
     if (status_.ok()) done();
     spare_events_.push_back(event);
   }
-  return std::exchange(status_, absl::OkStatus());
+  return TakeStatus();
 }
 
 // Powers of two up to 8, then multiples of 8, then of 32.

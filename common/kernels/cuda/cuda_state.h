@@ -53,7 +53,8 @@ class CudaState final : public KernelState {
   // Keeps the first error, which the step returns.
   void Check(cudaError_t error, const char* what);
   void Check(absl::Status status);
-  const absl::Status& status() const { return status_; }
+  // The error that was kept, which is then forgotten.
+  absl::Status TakeStatus() { return std::exchange(status_, absl::OkStatus()); }
 
   // Memory of the device for one operation, at least so long. Null, and an error is kept, if there
   // is none.
