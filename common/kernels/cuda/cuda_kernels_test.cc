@@ -1,0 +1,375 @@
+// Goal: each operation on the GPU computes what its CPU twin computes. Method: the same random
+// inputs, rounded to the type of activations, through both tables of kernels.h.
+//
+// The tolerance of a result of magnitude m is m times the rounding of its type (2^-9 for bfloat16,
+// 2^-12 for float16, half a unit in the last place) plus what float32 loses on the way: 2^-22 for
+// each operation of a short chain, sqrt(n) 2^-22 for sums over n. Tests give the number of
+// roundings.
+#include "common/kernels/cuda/cuda_kernels.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "common/device/cuda/cuda_device.h"
+#include "common/kernels/cuda/testing/gpu.h"
+#include "common/kernels/kernels.h"
+
+namespace baton::cuda {
+namespace {
+
+using Floats = std::vector<float>;
+
+float Rounding(DType type) {
+  switch (type) {
+    case DType::kBF16:
+      return 0x1p-9f;
+    case DType::kF16:
+      return 0x1p-12f;
+    default:
+      return 0x1p-24f;
+  }
+}
+
+Floats Rounded(const Floats& values, DType type) { return Decode(Encode(values, type), type); }
+
+Floats Random(size_t count, uint32_t seed, float deviation = 1.0f) {
+  std::mt19937 random(seed);
+  std::normal_distribution<float> normal(0.0f, deviation);
+  Floats values(count);
+  for (float& value : values) value = normal(random);
+  return values;
+}
+
+void ExpectNear(const Floats& ours, const Floats& twin, float relative, float absolute) {
+  ASSERT_EQ(ours.size(), twin.size());
+  for (size_t i = 0; i < ours.size(); ++i) {
+    const float tolerance = std::abs(twin[i]) * relative + absolute;
+    ASSERT_TRUE(std::abs(ours[i] - twin[i]) <= tolerance)  // False for NaN.
+        << "at " << i << ": " << ours[i] << " instead of " << twin[i] << " +- " << tolerance;
+  }
+}
+
+// Rows of int8 with a scale: a number may be one off where the other side rounds the other way.
+void ExpectInt8RowsNear(const std::vector<std::byte>& ours, const std::vector<std::byte>& twin,
+                        size_t head_dim) {
+  for (size_t row = 0; row < ours.size(); row += head_dim + sizeof(float)) {
+    float scales[2];
+    std::memcpy(&scales[0], &ours[row + head_dim], sizeof(float));
+    std::memcpy(&scales[1], &twin[row + head_dim], sizeof(float));
+    ASSERT_NEAR(scales[0], scales[1], scales[1] * 0x1p-7f);
+    for (size_t i = 0; i < head_dim; ++i) {
+      const auto a = static_cast<int8_t>(ours[row + i]);
+      const auto b = static_cast<int8_t>(twin[row + i]);
+      ASSERT_LE(std::abs(a - b), 2) << "row " << row << " number " << i;
+    }
+  }
+}
+
+// One operation on both devices: tensors of the CPU are float32, those of the GPU of `type`.
+class CudaKernelsTest : public testing::TestWithParam<DType> {
+ protected:
+  void SetUp() override {
+    SKIP_WITHOUT_GPU();
+    gpu_ = CudaDevice::Open("cuda", &CudaKernels()).value();
+    ours_ = KernelContext::Create({.device = gpu_.get(), .activations = type()}).value();
+    twin_ = KernelContext::Create({}).value();
+  }
+
+  DType type() const { return GetParam(); }
+
+  // A tensor on both sides.
+  struct Both {
+    DeviceMemory memory;
+    TensorView ours;
+    Floats values;
+    TensorView twin;
+  };
+  Both Make(const Floats& values, DType dtype, std::initializer_list<size_t> shape) {
+    Both both;
+    const std::vector<std::byte> bytes = Encode(values, dtype);
+    both.memory = gpu_->Allocate(bytes.size()).value();
+    BATON_CHECK(gpu_->CopyFromHost(both.memory.data(), bytes.data(), bytes.size()).ok());
+    both.ours = TensorView(both.memory.data(), dtype, DeviceKind::kCuda, shape);
+    both.values = Decode(bytes, dtype);
+    both.twin = TensorView(reinterpret_cast<std::byte*>(both.values.data()), DType::kF32,
+                           DeviceKind::kCpu, shape);
+    return both;
+  }
+  Both Activations(size_t rows, size_t columns, uint32_t seed, float deviation = 1.0f) {
+    return Make(Random(rows * columns, seed, deviation), type(), {rows, columns});
+  }
+  Floats Read(const TensorView& view) {
+    std::vector<std::byte> bytes(view.bytes());
+    BATON_CHECK(gpu_->CopyToHost(bytes.data(), view.data(), bytes.size()).ok());
+    return Decode(bytes, view.dtype());
+  }
+  void ExpectTwins(const Both& both, float relative, float absolute) {
+    ExpectNear(Read(both.ours), both.values, relative, absolute);
+  }
+
+  std::unique_ptr<CudaDevice> gpu_;
+  std::unique_ptr<KernelContext> ours_;
+  std::unique_ptr<KernelContext> twin_;
+};
+
+TEST_P(CudaKernelsTest, EmbeddingIsExact) {
+  const Both table = Make(Random(50 * 67, 1), type(), {50, 67});
+  const std::vector<TokenId> ids = {TokenId{3}, TokenId{49}, TokenId{0}, TokenId{3}};
+  const Both out = Make(Floats(4 * 67, 7.0f), DType::kF32, {4, 67});
+
+  Embedding(*ours_, table.ours, ids, out.ours);
+  Embedding(*twin_, table.twin, ids, out.twin);
+
+  EXPECT_EQ(Read(out.ours), out.values);
+}
+
+TEST_P(CudaKernelsTest, RmsNormOfLongAndShortRows) {
+  for (size_t n : {4096u, 896u, 1023u, 128u, 67u}) {
+    const Both x = Make(Random(5 * n, 2), DType::kF32, {5, n});
+    const Both weight = Make(Random(n, 3), DType::kF32, {n});
+    const Both out = Activations(5, n, 4);
+
+    RmsNorm(*ours_, x.ours, weight.ours, 1e-5f, out.ours);
+    RmsNorm(*twin_, x.twin, weight.twin, 1e-5f, out.twin);
+
+    ExpectTwins(out, Rounding(type()) + 0x1p-18f, 1e-6f);
+  }
+}
+
+TEST_P(CudaKernelsTest, RmsNormOfHeadsInPlace) {
+  const Both x = Activations(40, 128, 5);
+  const Both weight = Make(Random(128, 6), DType::kF32, {128});
+
+  RmsNorm(*ours_, x.ours, weight.ours, 1e-6f, x.ours);
+  RmsNorm(*twin_, x.twin, weight.twin, 1e-6f, x.twin);
+
+  ExpectTwins(x, Rounding(type()) + 0x1p-18f, 1e-6f);
+}
+
+TEST_P(CudaKernelsTest, AddRmsNormKeepsTheSum) {
+  for (size_t n : {4096u, 577u, 64u}) {
+    const Both x = Make(Random(3 * n, 7), DType::kF32, {3, n});
+    const Both y = Activations(3, n, 8);
+    const Both weight = Make(Random(n, 9), DType::kF32, {n});
+
+    AddRmsNorm(*ours_, y.ours, x.ours, weight.ours, 1e-5f, y.ours);
+    AddRmsNorm(*twin_, y.twin, x.twin, weight.twin, 1e-5f, y.twin);
+
+    EXPECT_EQ(Read(x.ours), x.values);
+    ExpectTwins(y, Rounding(type()) + 0x1p-18f, 1e-6f);
+  }
+}
+
+TEST_P(CudaKernelsTest, LayerNorm) {
+  const Both x = Make(Random(3 * 768, 10), DType::kF32, {3, 768});
+  const Both weight = Make(Random(768, 11), DType::kF32, {768});
+  const Both bias = Make(Random(768, 12), DType::kF32, {768});
+  const Both out = Activations(3, 768, 13);
+
+  LayerNorm(*ours_, x.ours, weight.ours, bias.ours, 1e-5f, out.ours);
+  LayerNorm(*twin_, x.twin, weight.twin, bias.twin, 1e-5f, out.twin);
+
+  ExpectTwins(out, Rounding(type()), 8 * Rounding(type()) * 0x1p-9f + 1e-5f);
+}
+
+TEST_P(CudaKernelsTest, RotaryAnglesAreNearlyExact) {
+  const Both frequencies = Make(Random(64, 14), DType::kF32, {64});
+  const Both cosines = Make(Floats(3 * 64), DType::kF32, {3, 64});
+  const Both sines = Make(Floats(3 * 64), DType::kF32, {3, 64});
+  const SequenceRows rows[] = {{.row = 0, .count = 2, .position = 99990, .blocks = {}},
+                               {.row = 2, .count = 1, .position = 5, .blocks = {}}};
+
+  RotaryAngles(*ours_, std::span<const SequenceRows>(rows), frequencies.ours, 1.25f, cosines.ours,
+               sines.ours);
+  RotaryAngles(*twin_, std::span<const SequenceRows>(rows), frequencies.twin, 1.25f, cosines.twin,
+               sines.twin);
+
+  ExpectTwins(cosines, 0x1p-22f, 1e-9f);
+  ExpectTwins(sines, 0x1p-22f, 1e-9f);
+}
+
+// What is in the cache is rounded twice on the GPU, to activations and to the cache's type.
+TEST_P(CudaKernelsTest, RopeWriteKvFillsTheCacheAndRotatesQ) {
+  constexpr uint32_t kHeads = 6;
+  constexpr uint32_t kKvHeads = 3;
+  constexpr uint32_t kHeadDim = 40;
+  constexpr uint32_t kTokens = 21;
+  for (DType cache_type : {DType::kF32, DType::kBF16, DType::kI8}) {
+    const Both cosines = Make(Random(kTokens * 16, 15, 0.5f), DType::kF32, {kTokens, 16});
+    const Both sines = Make(Random(kTokens * 16, 16, 0.5f), DType::kF32, {kTokens, 16});
+    const Both q = Activations(kTokens, kHeads * kHeadDim, 17);
+    const Both k = Activations(kTokens, kKvHeads * kHeadDim, 18);
+    const Both v = Activations(kTokens, kKvHeads * kHeadDim, 19);
+    const size_t row_bytes = KvRowBytes(cache_type, kHeadDim);
+    const size_t block_bytes = 2 * kKvHeads * 16 * row_bytes;
+    std::vector<std::byte> twin_cache(8 * block_bytes);
+    const DeviceMemory our_cache = gpu_->Allocate(twin_cache.size()).value();
+    const BlockId blocks[] = {BlockId{5}, BlockId{2}, BlockId{7}};
+    const BlockId other[] = {BlockId{1}};
+    const SequenceRows sequences[] = {{.row = 0, .count = 20, .position = 9, .blocks = blocks},
+                                      {.row = 20, .count = 1, .position = 0, .blocks = other}};
+    KvPages pages = {.data = our_cache.data(),
+                     .block_bytes = block_bytes,
+                     .dtype = cache_type,
+                     .kv_heads = kKvHeads,
+                     .head_dim = kHeadDim,
+                     .block_tokens = 16};
+    const auto heads = [](const TensorView& view, uint32_t count) {
+      return view.Reshaped({kTokens, count, kHeadDim});
+    };
+
+    RopeWriteKv(*ours_, cosines.ours, sines.ours, heads(q.ours, kHeads), heads(k.ours, kKvHeads),
+                heads(v.ours, kKvHeads), std::span<const SequenceRows>(sequences), pages);
+    pages.data = twin_cache.data();
+    RopeWriteKv(*twin_, cosines.twin, sines.twin, heads(q.twin, kHeads), heads(k.twin, kKvHeads),
+                heads(v.twin, kKvHeads), std::span<const SequenceRows>(sequences), pages);
+
+    ExpectTwins(q, Rounding(type()), 4e-6f);
+    std::vector<std::byte> our_bytes(twin_cache.size());
+    ASSERT_TRUE(gpu_->CopyToHost(our_bytes.data(), our_cache.data(), our_bytes.size()).ok());
+    if (cache_type == DType::kI8) {
+      ExpectInt8RowsNear(our_bytes, twin_cache, kHeadDim);
+    } else {
+      ExpectNear(Decode(our_bytes, cache_type), Decode(twin_cache, cache_type),
+                 Rounding(type()) + 2 * Rounding(cache_type), 4e-6f);
+    }
+  }
+}
+
+TEST_P(CudaKernelsTest, Gates) {
+  for (size_t n : {1024u, 333u}) {
+    for (auto* operation : {baton::SiluMul, baton::GeluMul}) {
+      const Both gate = Activations(7, n, 20, 3.0f);
+      const Both up = Activations(7, n, 21);
+
+      operation(*ours_, gate.ours, up.ours, gate.ours);
+      operation(*twin_, gate.twin, up.twin, gate.twin);
+
+      ExpectTwins(gate, Rounding(type()) + 0x1p-18f, 1e-6f);
+    }
+    const Both x = Activations(7, n, 22, 3.0f);
+    baton::Gelu(*ours_, x.ours, x.ours);
+    baton::Gelu(*twin_, x.twin, x.twin);
+    ExpectTwins(x, Rounding(type()) + 0x1p-18f, 1e-6f);
+  }
+}
+
+TEST_P(CudaKernelsTest, SoftCapScaleAndAdd) {
+  const Both x = Make(Random(5 * 777, 23, 40.0f), DType::kF32, {5, 777});
+  const Both y = Activations(5, 777, 24);
+  for (auto* side : {&ours_, &twin_}) {
+    const TensorView view = side == &ours_ ? x.ours : x.twin;
+    SoftCap(**side, 30.0f, view);
+    Scale(**side, 1.5f, view);
+    Add(**side, side == &ours_ ? y.ours : y.twin, view);
+  }
+
+  ExpectTwins(x, 0x1p-20f, 2e-5f);
+}
+
+TEST_P(CudaKernelsTest, GatherAndCombineRows) {
+  const Both x = Activations(9, 130, 25);
+  const std::vector<uint32_t> rows = {8, 0, 3, 3, 5, 1};
+  const Floats weights = {0.5f, -1.0f, 2.0f, 0.25f, 0.125f, 3.0f};
+  const Both gathered = Activations(6, 130, 26);
+  const Both combined = Activations(3, 130, 27);
+
+  GatherRows(*ours_, x.ours, rows, gathered.ours);
+  GatherRows(*twin_, x.twin, rows, gathered.twin);
+  CombineRows(*ours_, x.ours, rows, weights, combined.ours);
+  CombineRows(*twin_, x.twin, rows, weights, combined.twin);
+
+  EXPECT_EQ(Read(gathered.ours), gathered.values);
+  ExpectTwins(combined, Rounding(type()), 1e-6f);
+}
+
+// Sums of `inputs` products of numbers near 1: both sides round each sum to float32 in their own
+// order, and the GPU rounds the result.
+TEST_P(CudaKernelsTest, LinearOfFewAndManyRows) {
+  const DType float_form = type();
+  for (const WeightForm form : {WeightFormOf(float_form), WeightForm::kInt8}) {
+    if (form == WeightForm::kInt8 && type() == DType::kF32) continue;  // Not a pair.
+    for (const auto& [rows, inputs, outputs] : {std::tuple<size_t, size_t, size_t>{1, 256, 96},
+                                                {7, 896, 130},
+                                                {64, 1024, 256},
+                                                {65, 896, 1000},
+                                                {300, 512, 64}}) {
+      const Both x = Activations(rows, inputs, 28);
+      Floats numbers = Rounded(Random(outputs * inputs, 29, 0.1f), type());
+      const ConstTensorView matrix(reinterpret_cast<const std::byte*>(numbers.data()), DType::kF32,
+                                   DeviceKind::kCpu, {outputs, inputs});
+      const Both bias = Make(Random(outputs, 30), DType::kF32, {outputs});
+      const Both out = Activations(rows, outputs, 31);
+      const PackedWeight ours = PackWeight(*ours_, *gpu_, matrix, {.form = form}).value();
+      const std::unique_ptr<Device> host = MakeHostDevice();
+      // The twin's int8 activations have 16 bits: an error of 2^-15 of the largest.
+      const PackedWeight twin = PackWeight(*twin_, *host, matrix, {.form = form}).value();
+
+      const LinearOutput our_output[] = {{&ours, bias.ours, out.ours}};
+      const LinearOutput twin_output[] = {{&twin, bias.twin, out.twin}};
+      Linear(*ours_, x.ours, our_output);
+      Linear(*twin_, x.twin, twin_output);
+
+      const auto root = static_cast<float>(std::sqrt(inputs));
+      const float magnitude = 0.1f * root;  // Of a result.
+      // Many rows: rounded before and after the bias. int8 for many rows: the widened weight too.
+      const float widened = form == WeightForm::kInt8 ? 4 * Rounding(type()) * magnitude : 0.0f;
+      const float quantized = form == WeightForm::kInt8 ? 0x1p-13f * magnitude : 0.0f;
+      ExpectTwins(out, 3 * Rounding(type()),
+                  8 * Rounding(type()) * magnitude * 0x1p-3f + widened + quantized +
+                      root * 0x1p-20f * magnitude);
+    }
+  }
+}
+
+// A step that is replayed reads what was placed for it, not what was placed when it was recorded.
+TEST_P(CudaKernelsTest, ReplayedStepsReadWhatIsPlaced) {
+  const Both table = Make(Random(50 * 64, 32), type(), {50, 64});
+  const Both out = Make(Floats(4 * 64, 7.0f), DType::kF32, {4, 64});
+  const StepShape shape = {.rows = 4, .end_max = 1024};
+  for (int32_t step = 0; step < 6; ++step) {
+    const std::vector<TokenId> ids = {TokenId{step}, TokenId{2 * step}, TokenId{0}, TokenId{7}};
+    ours_->BeginStep();
+    const Placed<TokenId> placed = ours_->Place(std::span<const TokenId>(ids));
+    const absl::Status status = ours_->RunStep(&shape, [&] {
+      Embedding(*ours_, table.ours, placed, out.ours);
+      Scale(*ours_, 2.0f, out.ours);
+      return absl::OkStatus();
+    });
+    ASSERT_TRUE(status.ok()) << status;
+    Embedding(*twin_, table.twin, ids, out.twin);
+    Scale(*twin_, 2.0f, out.twin);
+    EXPECT_EQ(Read(out.ours), out.values) << "step " << step;
+  }
+}
+
+TEST_P(CudaKernelsTest, WhatIsWaitedForIsDoneInOrder) {
+  const Both x = Make(Floats(1000, 1.0f), DType::kF32, {1, 1000});
+  std::vector<float> seen;
+  ours_->BeginStep();
+  const absl::Status status = ours_->RunStep(nullptr, [&] {
+    for (int i = 0; i < 3; ++i) {
+      Scale(*ours_, 2.0f, x.ours);
+      ours_->WhenDone([&] { seen.push_back(static_cast<float>(seen.size())); });
+    }
+    return absl::OkStatus();
+  });
+
+  ASSERT_TRUE(status.ok()) << status;
+  EXPECT_THAT(seen, testing::ElementsAre(0.0f, 1.0f, 2.0f));
+  EXPECT_EQ(Read(x.ours)[999], 8.0f);
+}
+
+INSTANTIATE_TEST_SUITE_P(Types, CudaKernelsTest,
+                         testing::Values(DType::kF32, DType::kF16, DType::kBF16),
+                         [](const auto& type) { return std::string(DTypeName(type.param)); });
+
+}  // namespace
+}  // namespace baton::cuda

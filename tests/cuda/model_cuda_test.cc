@@ -1,0 +1,200 @@
+// Goal: whole models compute on a GPU what Hugging Face transformers computes. Method: the golden
+// models of tests/goldens/models (see make_goldens.py) through libbaton_cuda.so: in float32 nearly
+// to the last bit, in bfloat16 within what rounding of activations does to such models.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <fstream>
+#include <iterator>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "common/device/device.h"
+#include "common/kv_cache/kv_arena.h"
+#include "common/model/model.h"
+
+namespace baton {
+namespace {
+
+constexpr uint32_t kTokensMax = 128;  // The context of every golden model.
+constexpr uint32_t kBlockTokens = 16;
+
+std::string ReadAll(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+struct Golden {
+  explicit Golden(const std::string& name) : folder("tests/goldens/models/" + name) {
+    const auto json = nlohmann::json::parse(ReadAll(folder + "/expected.json"));
+    prompt = json.at("prompt").get<std::vector<TokenId>>();
+    greedy = json.at("greedy").get<std::vector<TokenId>>();
+    const std::string bytes = ReadAll(folder + "/logits.f32");
+    logits.resize(bytes.size() / sizeof(float));
+    std::memcpy(logits.data(), bytes.data(), bytes.size());
+  }
+
+  std::string folder;
+  std::vector<TokenId> prompt;
+  std::vector<TokenId> greedy;
+  std::vector<float> logits;  // [prompt, vocab]
+};
+
+// Largest difference, in units of the largest logit.
+float RelativeError(const std::vector<float>& ours, const std::vector<float>& theirs) {
+  float difference = 0.0f;
+  float largest = 0.0f;
+  for (size_t i = 0; i < theirs.size(); ++i) {
+    // A NaN is an infinite error.
+    const float error = std::abs(ours[i] - theirs[i]);
+    difference = error <= difference ? difference : std::isfinite(error) ? error : INFINITY;
+    largest = std::max(largest, std::abs(theirs[i]));
+  }
+  return difference / largest;
+}
+
+class ModelCudaTest : public testing::TestWithParam<const char*> {
+ protected:
+  ModelCudaTest() : golden_(GetParam()) {}
+
+  void SetUp() override {
+    absl::StatusOr<std::unique_ptr<Device>> device = OpenDevice("cuda");
+    if (!device.ok()) GTEST_SKIP() << device.status();
+    device_ = *std::move(device);
+  }
+
+  void Load(const std::string& weights, DType kv_type) {
+    absl::StatusOr<std::unique_ptr<Model>> model = Model::Load(
+        *device_,
+        {.directory = golden_.folder, .weights = weights, .batch_tokens_max = 4 * kTokensMax});
+    ASSERT_TRUE(model.ok()) << model.status();
+    model_ = *std::move(model);
+    const ModelConfig& config = model_->config();
+    cache_ = KvArena::Create(*device_,
+                             {.layers = config.layers,
+                              .kv_heads = config.kv_heads,
+                              .head_dim = config.head_dim,
+                              .block_tokens = kBlockTokens,
+                              .dtype = kv_type},
+                             64)
+                 .value();
+    blocks_.clear();
+    for (uint32_t i = 0; i < 4 * kTokensMax / kBlockTokens; ++i) {
+      blocks_.push_back(BlockId{(i * 7 + 3) % 64});
+    }
+  }
+
+  std::span<const BlockId> BlocksOf(uint32_t sequence) const {
+    const size_t count = kTokensMax / kBlockTokens;
+    return std::span(blocks_).subspan(sequence * count, count);
+  }
+  BatchRow Row(std::span<const TokenId> tokens, size_t begin, size_t end, uint32_t sequence = 0) {
+    return {.tokens = tokens.subspan(begin, end - begin),
+            .start = static_cast<uint32_t>(begin),
+            .blocks = BlocksOf(sequence),
+            .logit_count = static_cast<uint32_t>(end - begin)};
+  }
+  std::vector<float> Run(std::span<const BatchRow> rows) {
+    size_t count = 0;
+    for (const BatchRow& row : rows) count += row.logit_count;
+    std::vector<float> logits(count * model_->config().vocab_size);
+    const absl::Status status = model_->Forward(rows, *cache_, logits, nullptr);
+    EXPECT_TRUE(status.ok()) << status;
+    return logits;
+  }
+  std::vector<float> RunPrompt() {
+    const BatchRow row = Row(golden_.prompt, 0, golden_.prompt.size());
+    return Run({&row, 1});
+  }
+
+  const Golden golden_;
+  std::unique_ptr<Device> device_;
+  std::unique_ptr<Model> model_;
+  std::unique_ptr<KvArena> cache_;
+  std::vector<BlockId> blocks_;
+};
+
+TEST_P(ModelCudaTest, LogitsAgreeInFloat32) {
+  Load("f32", DType::kF32);
+  const float error = RelativeError(RunPrompt(), golden_.logits);
+  RecordProperty("relative_error", testing::PrintToString(error));
+
+  EXPECT_LE(error, 1e-4f);
+}
+
+// Rounding to bfloat16 after every operation: 2^-9 each, over some dozens of roundings.
+TEST_P(ModelCudaTest, LogitsAgreeInBfloat16) {
+  Load("bf16", DType::kBF16);
+  const float error = RelativeError(RunPrompt(), golden_.logits);
+  RecordProperty("relative_error", testing::PrintToString(error));
+
+  EXPECT_LE(error, 0.15f);
+}
+
+TEST_P(ModelCudaTest, Int8WeightsAndCacheStayNear) {
+  Load("int8", DType::kI8);
+
+  EXPECT_LE(RelativeError(RunPrompt(), golden_.logits), 0.3f);
+}
+
+// Steps of one token: each shape is recorded at its second step and replayed from then on.
+TEST_P(ModelCudaTest, GreedyTokensAreEqual) {
+  Load("f32", DType::kF32);
+  std::vector<TokenId> tokens = golden_.prompt;
+  size_t done = 0;
+  for (size_t i = 0; i < golden_.greedy.size(); ++i) {
+    const BatchRow row = Row(tokens, done, tokens.size());
+    const std::vector<float> logits = Run({&row, 1});
+    done = tokens.size();
+    const auto last = logits.end() - model_->config().vocab_size;
+    tokens.push_back(static_cast<TokenId>(std::max_element(last, logits.end()) - last));
+  }
+
+  EXPECT_THAT(std::span(tokens).subspan(golden_.prompt.size()),
+              testing::ElementsAreArray(golden_.greedy));
+}
+
+// The same with tokens that the GPU chooses, three sequences in a step that is filled up to four.
+TEST_P(ModelCudaTest, GreedyTokensThatTheGpuChoosesAreEqual) {
+  Load("f32", DType::kF32);
+  ASSERT_TRUE(model_->samples_tokens());
+  std::vector<TokenId> sequences[3] = {golden_.prompt, golden_.prompt, golden_.prompt};
+  size_t done = 0;
+  for (size_t i = 0; i < golden_.greedy.size(); ++i) {
+    std::vector<BatchRow> rows;
+    for (uint32_t sequence = 0; sequence < 3; ++sequence) {
+      rows.push_back(Row(sequences[sequence], done, sequences[sequence].size(), sequence));
+      rows.back().logit_count = 1;
+    }
+    done = sequences[0].size();
+    const std::vector<SampleRow> samples(3);
+    std::vector<TokenId> chosen(3);
+    const absl::Status status =
+        model_->ForwardAndSample(rows, *cache_, samples, {}, chosen, nullptr);
+    ASSERT_TRUE(status.ok()) << status;
+    for (uint32_t sequence = 0; sequence < 3; ++sequence) {
+      sequences[sequence].push_back(chosen[sequence]);
+    }
+  }
+
+  for (const std::vector<TokenId>& tokens : sequences) {
+    EXPECT_THAT(std::span(tokens).subspan(golden_.prompt.size()),
+                testing::ElementsAreArray(golden_.greedy));
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, ModelCudaTest,
+                         testing::Values("gemma", "gemma2", "gemma2_bf16", "gemma3", "gpt2",
+                                         "llama", "llama_tied", "llama_llama3", "llama_bf16",
+                                         "llama_f16", "mistral", "mistral_window", "mixtral",
+                                         "mixtral_bf16", "phi3", "phi3_long", "qwen2", "qwen2_moe",
+                                         "qwen2_window", "qwen2_yarn", "qwen3", "qwen3_moe",
+                                         "qwen3_window"),
+                         [](const auto& model) { return std::string(model.param); });
+
+}  // namespace
+}  // namespace baton
