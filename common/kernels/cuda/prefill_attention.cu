@@ -31,9 +31,10 @@ constexpr uint32_t kWarpRows = kRowTiles * kMmaRows;
 // What one warp copies of a tile of keys. All of them are in one block of the cache.
 constexpr uint32_t kWarpKeys = kKeys / kWarps;
 constexpr uint32_t kChunk = 16;  // Bytes, of one copy.
+constexpr uint32_t kWorkBytes = 128;
 constexpr float kLog2E = 1.4426950408889634f;
 
-// Shared memory: the rows of q, later of the output; K; V.
+// The shared memory: the rows of q, later of the output; K; V; what is computed.
 template <uint32_t kDim>
 struct Layout {
   static constexpr uint32_t kRowBytes = kDim * 2;
@@ -43,7 +44,8 @@ struct Layout {
   static_assert(kPitch / kChunk % 2 == 1);
   static constexpr uint32_t kKeysAt = kRows * kPitch;
   static constexpr uint32_t kValuesAt = kKeysAt + kKeys * kPitch;
-  static constexpr uint32_t kBytes = kValuesAt + kKeys * kPitch;
+  static constexpr uint32_t kWorkAt = kValuesAt + kKeys * kPitch;
+  static constexpr uint32_t kBytes = kWorkAt + kWorkBytes;
 };
 
 __device__ uint32_t ThisWarp() { return threadIdx.x / kWarp; }
@@ -148,6 +150,42 @@ __device__ bool FindTile(const AttentionArgs& args, QueryTile* tile) {
   return true;
 }
 
+// The keys of which a warp's rows see some, and those that all of them see.
+struct WarpView {
+  uint32_t some_begin = 0;
+  uint32_t some_end = 0;
+  uint32_t all_begin = 0;
+  uint32_t all_end = 0;
+};
+
+__device__ WarpView FindView(const QueryTile& tile, uint32_t window) {
+  const uint32_t first = tile.first + ThisWarp() * kWarpRows;
+  if (first >= tile.end) return {};
+  const uint32_t first_position = tile.Position(first);
+  const uint32_t last_position = tile.Position(min(first + kWarpRows, tile.end) - 1);
+  return {.some_begin = FirstSeen(first_position, window),
+          .some_end = last_position + 1,
+          .all_begin = FirstSeen(last_position, window),
+          .all_end = first_position + 1};
+}
+
+// In shared memory, for there are hardly registers enough.
+struct Work {
+  QueryTile tile;
+  WarpView views[kWarps];
+};
+static_assert(sizeof(Work) <= kWorkBytes);
+
+// False: there is none.
+__device__ bool FindWork(const AttentionArgs& args, Work* work) {
+  QueryTile tile;
+  if (!FindTile(args, &tile)) return false;
+  if (ThisLane() == 0) work->views[ThisWarp()] = FindView(tile, args.window);
+  if (threadIdx.x == 0) work->tile = tile;
+  __syncthreads();
+  return true;
+}
+
 // ---- Copies into shared memory -----------------------------------------------------------------
 
 template <uint32_t kDim>
@@ -189,13 +227,15 @@ __device__ void StartRows(const std::byte* rows, const QueryTile& tile, uint32_t
   using L = Layout<kDim>;
   static_assert(kWarpKeys * L::kRowChunks % kWarp == 0);
   const uint32_t first = ThisWarp() * kWarpKeys;
+  const uint32_t begin = tile.key_begin;
+  const uint32_t end = tile.key_end;
 #pragma unroll
   for (uint32_t i = 0; i < kWarpKeys * L::kRowChunks; i += kWarp) {
     const uint32_t row = (i + ThisLane()) / L::kRowChunks;
     const uint32_t chunk = (i + ThisLane()) % L::kRowChunks;
     const uint32_t position = key + first + row;
     StartCopy(shared + (first + row) * L::kPitch + chunk * kChunk, rows + (i + ThisLane()) * kChunk,
-              position >= tile.key_begin && position < tile.key_end);
+              position >= begin && position < end);
   }
 }
 
@@ -213,13 +253,20 @@ struct Softmax {
   float sum[kRowTiles][2];
 };
 
+// Where the lane's row is of four matrices that are 16 rows by two chunks: first the upper and the
+// lower left one, then the right ones.
+template <uint32_t kDim>
+__device__ uint32_t LaneOffset() {
+  return ThisLane() % 16 * Layout<kDim>::kPitch + ThisLane() / 16 * kChunk;
+}
+
 // scores += q K^T.
 template <typename T, uint32_t kDim>
 __device__ void AddScores(uint32_t queries, uint32_t keys, Scores& scores) {
   constexpr uint32_t kPitch = Layout<kDim>::kPitch;
-  const uint32_t lane = ThisLane();
-  queries += (ThisWarp() * kWarpRows + lane % 16) * kPitch + lane / 16 * kChunk;
-  keys += (lane / 16 * 8 + lane % 8) * kPitch + lane / 8 % 2 * kChunk;
+  const uint32_t lane_offset = LaneOffset<kDim>();
+  queries += ThisWarp() * kWarpRows * kPitch + lane_offset;
+  keys += lane_offset;
 #pragma unroll
   for (uint32_t dim = 0; dim < kDim; dim += 16) {
     uint32_t a[kRowTiles][4];
@@ -233,8 +280,8 @@ __device__ void AddScores(uint32_t queries, uint32_t keys, Scores& scores) {
       LoadMatrices(b, keys + n * 8 * kPitch + dim * 2);
 #pragma unroll
       for (uint32_t m = 0; m < kRowTiles; ++m) {
-        MultiplyAdd(scores[m][n], a[m], b[0], b[1], T{});
-        MultiplyAdd(scores[m][n + 1], a[m], b[2], b[3], T{});
+        MultiplyAdd(scores[m][n], a[m], b[0], b[2], T{});
+        MultiplyAdd(scores[m][n + 1], a[m], b[1], b[3], T{});
       }
     }
   }
@@ -308,7 +355,7 @@ __device__ void UpdateSoftmax(float factor, Scores& scores, Softmax& softmax,
 template <typename T, uint32_t kDim>
 __device__ void AddValues(uint32_t values, const Scores& scores, Outputs<kDim>& outputs) {
   constexpr uint32_t kPitch = Layout<kDim>::kPitch;
-  values += ThisLane() % 16 * kPitch + ThisLane() / 16 * kChunk;
+  values += LaneOffset<kDim>();
 #pragma unroll
   for (uint32_t n = 0; n < kKeys / 8; n += 2) {
     uint32_t a[kRowTiles][4];
@@ -369,25 +416,6 @@ __device__ void WriteOutputs(const AttentionArgs& args, const QueryTile& tile, s
 
 // ---- The kernel --------------------------------------------------------------------------------
 
-// The keys of which a warp's rows see some, and those that all of them see.
-struct WarpView {
-  uint32_t some_begin = 0;
-  uint32_t some_end = 0;
-  uint32_t all_begin = 0;
-  uint32_t all_end = 0;
-};
-
-__device__ WarpView FindView(const QueryTile& tile, uint32_t window) {
-  const uint32_t first = tile.first + ThisWarp() * kWarpRows;
-  if (first >= tile.end) return {};
-  const uint32_t first_position = tile.Position(first);
-  const uint32_t last_position = tile.Position(min(first + kWarpRows, tile.end) - 1);
-  return {.some_begin = FirstSeen(first_position, window),
-          .some_end = last_position + 1,
-          .all_begin = FirstSeen(last_position, window),
-          .all_end = first_position + 1};
-}
-
 template <typename T, uint32_t kDim, bool kCapped>
 __global__ void __launch_bounds__(kThreads, kDim <= 64 ? 3 : 2)
     PrefillKernel(const __grid_constant__ AttentionArgs args) {
@@ -395,8 +423,10 @@ __global__ void __launch_bounds__(kThreads, kDim <= 64 ? 3 : 2)
   extern __shared__ __align__(128) std::byte shared[];
   LetNextStart();
   WaitForPrevious();
-  QueryTile tile;
-  if (!FindTile(args, &tile)) return;
+  Work& work = *reinterpret_cast<Work*>(shared + L::kWorkAt);
+  if (!FindWork(args, &work)) return;
+  const QueryTile& tile = work.tile;
+  const WarpView& view = work.views[ThisWarp()];
 
   const uint32_t queries = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
   const uint32_t keys = queries + L::kKeysAt;
@@ -404,7 +434,6 @@ __global__ void __launch_bounds__(kThreads, kDim <= 64 ? 3 : 2)
   const size_t value_offset =
       static_cast<size_t>(args.pages.kv_heads) * args.pages.block_tokens * L::kRowBytes;
   const float factor = kLog2E * (kCapped ? args.soft_cap : args.scale);
-  const WarpView view = FindView(tile, args.window);
 
   uint32_t key = tile.key_begin / kKeys * kKeys;
   const std::byte* rows = WarpRows<kDim>(args.pages, WarpBlock(args, tile, key), key);
@@ -419,7 +448,8 @@ __global__ void __launch_bounds__(kThreads, kDim <= 64 ? 3 : 2)
   }
 
   for (; key < tile.key_end; key += kKeys) {
-    const bool seen = key < view.some_end && key + kKeys > view.some_begin;
+    const bool seen =
+        __any_sync(0xffffffffu, key < view.some_end && key + kKeys > view.some_begin);
     const uint32_t next_block = WarpBlock(args, tile, key + kKeys);
     Scores scores = {};
     WaitForCopies();
