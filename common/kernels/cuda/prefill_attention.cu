@@ -335,14 +335,14 @@ __device__ void UpdateSoftmax(float factor, Scores& scores, Softmax& softmax,
     const float keep = Exp2((softmax.max[m][i % 2] - base) * factor);
     softmax.max[m][i % 2] = max;
     const float shift = base * factor;
-    float sum = 0.0f;
+    float& sum = softmax.sum[m][i % 2];
+    sum *= keep;
 #pragma unroll
     for (uint32_t n = 0; n < kKeys / 8; ++n) {
       scores[m][n][at] = Exp2(fmaf(scores[m][n][at], factor, -shift));
       scores[m][n][at + 1] = Exp2(fmaf(scores[m][n][at + 1], factor, -shift));
       sum += scores[m][n][at] + scores[m][n][at + 1];
     }
-    softmax.sum[m][i % 2] = fmaf(softmax.sum[m][i % 2], keep, sum);
 #pragma unroll
     for (uint32_t d = 0; d < kDim / 8; ++d) {
       outputs[m][d][at] *= keep;
@@ -417,7 +417,7 @@ __device__ void WriteOutputs(const AttentionArgs& args, const QueryTile& tile, s
 // ---- The kernel --------------------------------------------------------------------------------
 
 template <typename T, uint32_t kDim, bool kCapped>
-__global__ void __launch_bounds__(kThreads, kDim <= 64 ? 3 : 2)
+__global__ void __launch_bounds__(kThreads, 2)
     PrefillKernel(const __grid_constant__ AttentionArgs args) {
   using L = Layout<kDim>;
   extern __shared__ __align__(128) std::byte shared[];
@@ -448,8 +448,7 @@ __global__ void __launch_bounds__(kThreads, kDim <= 64 ? 3 : 2)
   }
 
   for (; key < tile.key_end; key += kKeys) {
-    const bool seen =
-        __any_sync(0xffffffffu, key < view.some_end && key + kKeys > view.some_begin);
+    const bool seen = __any_sync(0xffffffffu, key < view.some_end && key + kKeys > view.some_begin);
     const uint32_t next_block = WarpBlock(args, tile, key + kKeys);
     Scores scores = {};
     WaitForCopies();
