@@ -1,0 +1,526 @@
+// Attention of many rows: FlashAttention-2 (Dao, 2023) on the tensor cores' mma.sync, over a paged
+// KV cache, for every GPU since Ampere.
+//
+// A block of threads computes a tile of 128 rows of q: a row is one query head of one token, and
+// all query heads of a KV head are together, so that its keys are read once for all of them. It
+// walks through the keys that the rows see in tiles of 64, aligned at multiples of 64 of the
+// absolute position. A tile of which a row sees nothing leaves that row exactly as it was: what
+// comes out for a token does not depend on how its prompt was cut into chunks.
+//
+// K and V have one buffer each: V of a tile arrives while the scores are computed, K of the next
+// one during the softmax and the sum over V. Two blocks of threads on a multiprocessor fill each
+// other's gaps.
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+
+#include "common/kernels/cuda/device_code.cuh"
+#include "common/kernels/cuda/launch.h"
+
+namespace baton::cuda {
+namespace {
+
+constexpr uint32_t kWarps = 4;
+constexpr uint32_t kThreads = kWarps * kWarp;
+constexpr uint32_t kRows = 128;  // Of q, in a tile.
+constexpr uint32_t kKeys = 64;   // In a tile.
+// One mma takes 16 rows. A warp has two times that, and so reads K and V half as often.
+constexpr uint32_t kMmaRows = 16;
+constexpr uint32_t kRowTiles = kRows / kWarps / kMmaRows;
+constexpr uint32_t kWarpRows = kRowTiles * kMmaRows;
+// What one warp copies of a tile of keys. All of them are in one block of the cache.
+constexpr uint32_t kWarpKeys = kKeys / kWarps;
+constexpr uint32_t kChunk = 16;  // Bytes, of one copy.
+constexpr uint32_t kWorkBytes = 128;
+constexpr float kLog2E = 1.4426950408889634f;
+
+// The shared memory: the rows of q, later of the output; K; V; what is computed.
+template <uint32_t kDim>
+struct Layout {
+  static constexpr uint32_t kRowBytes = kDim * 2;
+  static constexpr uint32_t kRowChunks = kRowBytes / kChunk;
+  // An odd number of chunks: eight rows of a column of chunks lie in different banks.
+  static constexpr uint32_t kPitch = kRowBytes + kChunk;
+  static_assert(kPitch / kChunk % 2 == 1);
+  static constexpr uint32_t kKeysAt = kRows * kPitch;
+  static constexpr uint32_t kValuesAt = kKeysAt + kKeys * kPitch;
+  static constexpr uint32_t kWorkAt = kValuesAt + kKeys * kPitch;
+  static constexpr uint32_t kBytes = kWorkAt + kWorkBytes;
+};
+
+__device__ uint32_t ThisWarp() { return threadIdx.x / kWarp; }
+__device__ uint32_t ThisLane() { return threadIdx.x % kWarp; }
+
+// ---- Instructions ----------------------------------------------------------------------------
+
+// Copies a chunk to shared memory in the background; writes zeros and reads nothing if not `valid`.
+__device__ void StartCopy(uint32_t shared, const std::byte* global, bool valid) {
+  const uint32_t bytes = valid ? kChunk : 0;
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global),
+               "r"(bytes)
+               : "memory");
+}
+
+// Until this thread's copies are complete.
+__device__ void WaitForCopies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
+// Four matrices of 8 x 8 numbers; lane i gives the address of row i % 8 of matrix i / 8.
+__device__ void LoadMatrices(uint32_t (&to)[4], uint32_t shared) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "r"(shared));
+}
+
+__device__ void LoadTransposed(uint32_t (&to)[4], uint32_t shared) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "r"(shared));
+}
+
+// sum [16, 8] += a [16, 16] b [16, 8].
+__device__ void MultiplyAdd(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
+                            __nv_bfloat16 /*type*/) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+__device__ void MultiplyAdd(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
+                            __half /*type*/) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// Two numbers in a register, the first in the lower half.
+__device__ uint32_t Pack(float first, float second, __nv_bfloat16 /*type*/) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(first, second);
+  return reinterpret_cast<const uint32_t&>(pair);
+}
+
+__device__ uint32_t Pack(float first, float second, __half /*type*/) {
+  const __half2 pair = __floats2half2_rn(first, second);
+  return reinterpret_cast<const uint32_t&>(pair);
+}
+
+__device__ float Exp2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// Exact to about 2^-22 of 1, other than the instruction tanh.approx.
+__device__ float Tanh(float x) { return 1.0f - __fdividef(2.0f, 1.0f + Exp2(2.0f * kLog2E * x)); }
+
+// ---- What a block of threads computes ---------------------------------------------------------
+
+__device__ uint32_t FirstSeen(uint32_t position, uint32_t window) {
+  return window == 0 || position < window ? 0 : position - window + 1;
+}
+
+// Rows [first, end) of a sequence; row i is query head i % group of token i / group.
+struct QueryTile {
+  DeviceSequence sequence;
+  uint32_t group = 0;  // Query heads of a KV head.
+  uint32_t first = 0;
+  uint32_t end = 0;
+  // Positions that any of the rows sees.
+  uint32_t key_begin = 0;
+  uint32_t key_end = 0;
+
+  __device__ uint32_t Position(uint32_t row) const { return sequence.position + row / group; }
+  // Of a row of q or the output, in numbers.
+  __device__ size_t Offset(const AttentionArgs& args, uint32_t row) const {
+    const size_t token = sequence.row + row / group;
+    return (token * args.heads + blockIdx.x * group + row % group) * args.pages.head_dim;
+  }
+};
+
+// The tiles of the last tokens see the most and start first. False: there is no such tile.
+__device__ bool FindTile(const AttentionArgs& args, QueryTile* tile) {
+  tile->sequence = args.table.sequences[blockIdx.z];
+  tile->group = args.heads / args.pages.kv_heads;
+  tile->first = (gridDim.y - 1 - blockIdx.y) * kRows;
+  tile->end = min(tile->sequence.count * tile->group, tile->first + kRows);
+  if (tile->first >= tile->end) return false;
+  tile->key_begin = FirstSeen(tile->Position(tile->first), args.window);
+  tile->key_end = tile->Position(tile->end - 1) + 1;
+  return true;
+}
+
+// The keys of which a warp's rows see some, and those that all of them see.
+struct WarpView {
+  uint32_t some_begin = 0;
+  uint32_t some_end = 0;
+  uint32_t all_begin = 0;
+  uint32_t all_end = 0;
+};
+
+__device__ WarpView FindView(const QueryTile& tile, uint32_t window) {
+  const uint32_t first = tile.first + ThisWarp() * kWarpRows;
+  if (first >= tile.end) return {};
+  const uint32_t first_position = tile.Position(first);
+  const uint32_t last_position = tile.Position(min(first + kWarpRows, tile.end) - 1);
+  return {.some_begin = FirstSeen(first_position, window),
+          .some_end = last_position + 1,
+          .all_begin = FirstSeen(last_position, window),
+          .all_end = first_position + 1};
+}
+
+// In shared memory, for there are hardly registers enough.
+struct Work {
+  QueryTile tile;
+  WarpView views[kWarps];
+};
+static_assert(sizeof(Work) <= kWorkBytes);
+
+// False: there is none.
+__device__ bool FindWork(const AttentionArgs& args, Work* work) {
+  QueryTile tile;
+  if (!FindTile(args, &tile)) return false;
+  if (ThisLane() == 0) work->views[ThisWarp()] = FindView(tile, args.window);
+  if (threadIdx.x == 0) work->tile = tile;
+  __syncthreads();
+  return true;
+}
+
+// ---- Copies into shared memory -----------------------------------------------------------------
+
+template <uint32_t kDim>
+__device__ void StartQueries(const AttentionArgs& args, const QueryTile& tile, uint32_t shared) {
+  using L = Layout<kDim>;
+  static_assert(kRows * L::kRowChunks % kThreads == 0);
+#pragma unroll 4
+  for (uint32_t i = threadIdx.x; i < kRows * L::kRowChunks; i += kThreads) {
+    const uint32_t row = i / L::kRowChunks;
+    const uint32_t chunk = i % L::kRowChunks;
+    const bool valid = tile.first + row < tile.end;
+    const size_t offset = tile.Offset(args, valid ? tile.first + row : tile.first);
+    StartCopy(shared + row * L::kPitch + chunk * kChunk,
+              static_cast<const std::byte*>(args.q) + offset * 2 + chunk * kChunk, valid);
+  }
+}
+
+// The block that holds this warp's keys of the tile at `key`. Entries of the table for what no row
+// sees may be anything and are not read.
+__device__ uint32_t WarpBlock(const AttentionArgs& args, const QueryTile& tile, uint32_t key) {
+  const uint32_t first = key + ThisWarp() * kWarpKeys;
+  if (first >= tile.key_end || first + kWarpKeys <= tile.key_begin) return 0;
+  return args.table.block_table[tile.sequence.blocks + first / args.pages.block_tokens];
+}
+
+// K of this warp's keys of the tile at `key`.
+template <uint32_t kDim>
+__device__ const std::byte* WarpRows(const DevicePages& pages, uint32_t block, uint32_t key) {
+  const uint32_t token = (key + ThisWarp() * kWarpKeys) % pages.block_tokens;
+  return pages.data + block * pages.block_bytes +
+         static_cast<size_t>(blockIdx.x * pages.block_tokens + token) * Layout<kDim>::kRowBytes;
+}
+
+// Copies K or V of this warp's keys of the tile at `key`. Those that no row sees become zeros:
+// their probability is 0, but 0 times what is in memory there might be NaN.
+template <uint32_t kDim>
+__device__ void StartRows(const std::byte* rows, const QueryTile& tile, uint32_t key,
+                          uint32_t shared) {
+  using L = Layout<kDim>;
+  static_assert(kWarpKeys * L::kRowChunks % kWarp == 0);
+  const uint32_t first = ThisWarp() * kWarpKeys;
+  const uint32_t begin = tile.key_begin;
+  const uint32_t end = tile.key_end;
+#pragma unroll
+  for (uint32_t i = 0; i < kWarpKeys * L::kRowChunks; i += kWarp) {
+    const uint32_t row = (i + ThisLane()) / L::kRowChunks;
+    const uint32_t chunk = (i + ThisLane()) % L::kRowChunks;
+    const uint32_t position = key + first + row;
+    StartCopy(shared + (first + row) * L::kPitch + chunk * kChunk, rows + (i + ThisLane()) * kChunk,
+              position >= begin && position < end);
+  }
+}
+
+// ---- Arithmetic of a warp ----------------------------------------------------------------------
+//
+// A thread holds of each 16 x 8 result of an mma the columns 2 * (lane % 4) and the next, of row
+// lane / 4 in [0] and [1] and of row lane / 4 + 8 in [2] and [3].
+
+using Scores = float[kRowTiles][kKeys / 8][4];
+template <uint32_t kDim>
+using Outputs = float[kRowTiles][kDim / 8][4];
+// Of the thread's rows: the highest score until now, and this thread's part of the sum.
+struct Softmax {
+  float max[kRowTiles][2];
+  float sum[kRowTiles][2];
+};
+
+// Where the lane's row is of four matrices that are 16 rows by two chunks: first the upper and the
+// lower left one, then the right ones.
+template <uint32_t kDim>
+__device__ uint32_t LaneOffset() {
+  return ThisLane() % 16 * Layout<kDim>::kPitch + ThisLane() / 16 * kChunk;
+}
+
+// scores += q K^T.
+template <typename T, uint32_t kDim>
+__device__ void AddScores(uint32_t queries, uint32_t keys, Scores& scores) {
+  constexpr uint32_t kPitch = Layout<kDim>::kPitch;
+  const uint32_t lane_offset = LaneOffset<kDim>();
+  queries += ThisWarp() * kWarpRows * kPitch + lane_offset;
+  keys += lane_offset;
+#pragma unroll
+  for (uint32_t dim = 0; dim < kDim; dim += 16) {
+    uint32_t a[kRowTiles][4];
+#pragma unroll
+    for (uint32_t m = 0; m < kRowTiles; ++m) {
+      LoadMatrices(a[m], queries + m * kMmaRows * kPitch + dim * 2);
+    }
+#pragma unroll
+    for (uint32_t n = 0; n < kKeys / 8; n += 2) {
+      uint32_t b[4];
+      LoadMatrices(b, keys + n * 8 * kPitch + dim * 2);
+#pragma unroll
+      for (uint32_t m = 0; m < kRowTiles; ++m) {
+        MultiplyAdd(scores[m][n], a[m], b[0], b[2], T{});
+        MultiplyAdd(scores[m][n + 1], a[m], b[1], b[3], T{});
+      }
+    }
+  }
+}
+
+__device__ void CapScores(float factor, Scores& scores) {
+#pragma unroll
+  for (uint32_t i = 0; i < kRowTiles * kKeys / 8 * 4; ++i) {
+    float& score = scores[i / (kKeys / 8 * 4)][i / 4 % (kKeys / 8)][i % 4];
+    score = Tanh(factor * score);
+  }
+}
+
+// Scores of the keys that a row does not see become -inf.
+__device__ void MaskScores(const QueryTile& tile, uint32_t window, uint32_t key, Scores& scores) {
+  const uint32_t row = tile.first + ThisWarp() * kWarpRows + ThisLane() / 4;
+  const int32_t column = key + ThisLane() % 4 * 2;  // Of the thread's first score.
+#pragma unroll
+  for (uint32_t i = 0; i < kRowTiles * 2; ++i) {
+    const uint32_t position = tile.Position(row + i * 8);
+    const int32_t end = static_cast<int32_t>(position) - column;
+    const int32_t begin = static_cast<int32_t>(FirstSeen(position, window)) - column;
+#pragma unroll
+    for (int32_t n = 0; n < kKeys; n += 8) {
+      float(&score)[4] = scores[i / 2][n / 8];
+      if (n < begin || n > end) score[i % 2 * 2] = -INFINITY;
+      if (n + 1 < begin || n + 1 > end) score[i % 2 * 2 + 1] = -INFINITY;
+    }
+  }
+}
+
+// Scores, in units of `factor` of a logarithm to base 2, become probabilities relative to the
+// highest until now; what was summed until now is brought to that as well.
+template <uint32_t kDim>
+__device__ void UpdateSoftmax(float factor, Scores& scores, Softmax& softmax,
+                              Outputs<kDim>& outputs) {
+#pragma unroll
+  for (uint32_t i = 0; i < kRowTiles * 2; ++i) {
+    const uint32_t m = i / 2;
+    const uint32_t at = i % 2 * 2;
+    float max = softmax.max[m][i % 2];
+#pragma unroll
+    for (uint32_t n = 0; n < kKeys / 8; ++n) {
+      max = fmaxf(max, fmaxf(scores[m][n][at], scores[m][n][at + 1]));
+    }
+    max = fmaxf(max, __shfl_xor_sync(0xffffffffu, max, 1));
+    max = fmaxf(max, __shfl_xor_sync(0xffffffffu, max, 2));
+    // A row that has seen nothing yet: anything finite will do.
+    const float base = max == -INFINITY ? 0.0f : max;
+    // Exactly 1 if the maximum is what it was.
+    const float keep = Exp2((softmax.max[m][i % 2] - base) * factor);
+    softmax.max[m][i % 2] = max;
+    const float shift = base * factor;
+    float& sum = softmax.sum[m][i % 2];
+    sum *= keep;
+#pragma unroll
+    for (uint32_t n = 0; n < kKeys / 8; ++n) {
+      scores[m][n][at] = Exp2(fmaf(scores[m][n][at], factor, -shift));
+      scores[m][n][at + 1] = Exp2(fmaf(scores[m][n][at + 1], factor, -shift));
+      sum += scores[m][n][at] + scores[m][n][at + 1];
+    }
+#pragma unroll
+    for (uint32_t d = 0; d < kDim / 8; ++d) {
+      outputs[m][d][at] *= keep;
+      outputs[m][d][at + 1] *= keep;
+    }
+  }
+}
+
+// outputs += probabilities V. Two results of the mma before are one operand of this one.
+template <typename T, uint32_t kDim>
+__device__ void AddValues(uint32_t values, const Scores& scores, Outputs<kDim>& outputs) {
+  constexpr uint32_t kPitch = Layout<kDim>::kPitch;
+  values += LaneOffset<kDim>();
+#pragma unroll
+  for (uint32_t n = 0; n < kKeys / 8; n += 2) {
+    uint32_t a[kRowTiles][4];
+#pragma unroll
+    for (uint32_t m = 0; m < kRowTiles; ++m) {
+      a[m][0] = Pack(scores[m][n][0], scores[m][n][1], T{});
+      a[m][1] = Pack(scores[m][n][2], scores[m][n][3], T{});
+      a[m][2] = Pack(scores[m][n + 1][0], scores[m][n + 1][1], T{});
+      a[m][3] = Pack(scores[m][n + 1][2], scores[m][n + 1][3], T{});
+    }
+#pragma unroll
+    for (uint32_t d = 0; d < kDim / 8; d += 2) {
+      uint32_t b[4];
+      LoadTransposed(b, values + n * 8 * kPitch + d * 16);
+#pragma unroll
+      for (uint32_t m = 0; m < kRowTiles; ++m) {
+        MultiplyAdd(outputs[m][d], a[m], b[0], b[1], T{});
+        MultiplyAdd(outputs[m][d + 1], a[m], b[2], b[3], T{});
+      }
+    }
+  }
+}
+
+// Divides by the sums and writes the warp's rows, through its own rows of q in shared memory, for
+// whole chunks to go out.
+template <typename T, uint32_t kDim>
+__device__ void WriteOutputs(const AttentionArgs& args, const QueryTile& tile, std::byte* shared,
+                             const Softmax& softmax, const Outputs<kDim>& outputs) {
+  using L = Layout<kDim>;
+  shared += ThisWarp() * kWarpRows * L::kPitch;
+  __syncwarp();
+#pragma unroll
+  for (uint32_t i = 0; i < kRowTiles * 2; ++i) {
+    float sum = softmax.sum[i / 2][i % 2];
+    sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+    sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+    const float factor = 1.0f / sum;
+    std::byte* const row = shared + (i * 8 + ThisLane() / 4) * L::kPitch + ThisLane() % 4 * 4;
+#pragma unroll
+    for (uint32_t d = 0; d < kDim / 8; ++d) {
+      const float(&output)[4] = outputs[i / 2][d];
+      *reinterpret_cast<uint32_t*>(row + d * 16) =
+          Pack(output[i % 2 * 2] * factor, output[i % 2 * 2 + 1] * factor, T{});
+    }
+  }
+  __syncwarp();
+  for (uint32_t i = ThisLane(); i < kWarpRows * L::kRowChunks; i += kWarp) {
+    const uint32_t row = i / L::kRowChunks;
+    const uint32_t chunk = i % L::kRowChunks;
+    const uint32_t tile_row = tile.first + ThisWarp() * kWarpRows + row;
+    if (tile_row >= tile.end) break;
+    std::byte* const to =
+        static_cast<std::byte*>(args.out) + tile.Offset(args, tile_row) * 2 + chunk * kChunk;
+    *reinterpret_cast<uint4*>(to) =
+        *reinterpret_cast<const uint4*>(shared + row * L::kPitch + chunk * kChunk);
+  }
+}
+
+// ---- The kernel --------------------------------------------------------------------------------
+
+template <typename T, uint32_t kDim, bool kCapped>
+__global__ void __launch_bounds__(kThreads, 2)
+    PrefillKernel(const __grid_constant__ AttentionArgs args) {
+  using L = Layout<kDim>;
+  extern __shared__ __align__(128) std::byte shared[];
+  LetNextStart();
+  WaitForPrevious();
+  Work& work = *reinterpret_cast<Work*>(shared + L::kWorkAt);
+  if (!FindWork(args, &work)) return;
+  const QueryTile& tile = work.tile;
+  const WarpView& view = work.views[ThisWarp()];
+
+  const uint32_t queries = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  const uint32_t keys = queries + L::kKeysAt;
+  const uint32_t values = queries + L::kValuesAt;
+  const size_t value_offset =
+      static_cast<size_t>(args.pages.kv_heads) * args.pages.block_tokens * L::kRowBytes;
+  const float factor = kLog2E * (kCapped ? args.soft_cap : args.scale);
+
+  uint32_t key = tile.key_begin / kKeys * kKeys;
+  const std::byte* rows = WarpRows<kDim>(args.pages, WarpBlock(args, tile, key), key);
+  StartQueries<kDim>(args, tile, queries);
+  StartRows<kDim>(rows, tile, key, keys);
+  Outputs<kDim> outputs = {};
+  Softmax softmax;
+#pragma unroll
+  for (uint32_t i = 0; i < kRowTiles * 2; ++i) {
+    softmax.max[i / 2][i % 2] = -INFINITY;
+    softmax.sum[i / 2][i % 2] = 0.0f;
+  }
+
+  for (; key < tile.key_end; key += kKeys) {
+    const bool seen = __any_sync(0xffffffffu, key < view.some_end && key + kKeys > view.some_begin);
+    const uint32_t next_block = WarpBlock(args, tile, key + kKeys);
+    Scores scores = {};
+    WaitForCopies();
+    __syncthreads();  // K is there; V of the tile before is no longer read.
+    StartRows<kDim>(rows + value_offset, tile, key, values);
+    if (seen) AddScores<T, kDim>(queries, keys, scores);
+    WaitForCopies();
+    __syncthreads();  // V is there; K is no longer read.
+    if (key + kKeys < tile.key_end) {
+      rows = WarpRows<kDim>(args.pages, next_block, key + kKeys);
+      StartRows<kDim>(rows, tile, key + kKeys, keys);
+    }
+    if (!seen) continue;
+    if (kCapped) CapScores(args.scale / args.soft_cap, scores);
+    if (key < view.all_begin || key + kKeys > view.all_end) {
+      MaskScores(tile, args.window, key, scores);
+    }
+    UpdateSoftmax<kDim>(factor, scores, softmax, outputs);
+    AddValues<T, kDim>(values, scores, outputs);
+  }
+  WriteOutputs<T, kDim>(args, tile, shared, softmax, outputs);
+}
+
+template <typename T, uint32_t kDim, bool kCapped>
+cudaError_t StartPrefill(const Launch& launch, const AttentionArgs& args) {
+  const auto kernel = PrefillKernel<T, kDim, kCapped>;
+  static const cudaError_t prepared = cudaFuncSetAttribute(
+      kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Layout<kDim>::kBytes);
+  if (prepared != cudaSuccess) return prepared;
+  const uint32_t rows_max = args.table.count_max * (args.heads / args.pages.kv_heads);
+  const dim3 grid(args.pages.kv_heads, (rows_max + kRows - 1) / kRows, args.table.count);
+  return StartKernel(kernel, grid, dim3(kThreads), Layout<kDim>::kBytes, launch, args);
+}
+
+template <typename T>
+cudaError_t StartOfType(const Launch& launch, const AttentionArgs& args) {
+  const bool capped = args.soft_cap > 0.0f;
+  switch (args.pages.head_dim) {
+    case 64:
+      return capped ? StartPrefill<T, 64, true>(launch, args)
+                    : StartPrefill<T, 64, false>(launch, args);
+    case 96:
+      return capped ? StartPrefill<T, 96, true>(launch, args)
+                    : StartPrefill<T, 96, false>(launch, args);
+    case 128:
+      return capped ? StartPrefill<T, 128, true>(launch, args)
+                    : StartPrefill<T, 128, false>(launch, args);
+    default:
+      return cudaErrorInvalidValue;
+  }
+}
+
+bool IsAligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % kChunk == 0; }
+
+}  // namespace
+
+bool PrefillAttentionFits(const AttentionArgs& args) {
+  const DevicePages& pages = args.pages;
+  const bool types_fit =
+      (args.type == DType::kBF16 || args.type == DType::kF16) && pages.dtype == args.type;
+  const bool dim_fits = pages.head_dim == 64 || pages.head_dim == 96 || pages.head_dim == 128;
+  // A warp's keys are in one block, and every row begins at a whole chunk.
+  const bool pages_fit = pages.block_tokens % kWarpKeys == 0 && pages.block_bytes % kChunk == 0;
+  const bool aligned = IsAligned(args.q) && IsAligned(args.out) && IsAligned(pages.data);
+  // The softmax takes the highest score before it is scaled.
+  return types_fit && dim_fits && pages_fit && aligned && args.scale > 0.0f;
+}
+
+cudaError_t PrefillAttention(const Launch& launch, const AttentionArgs& args) {
+  if (args.table.count == 0 || args.table.count_max == 0) return cudaSuccess;
+  return args.type == DType::kBF16 ? StartOfType<__nv_bfloat16>(launch, args)
+                                   : StartOfType<__half>(launch, args);
+}
+
+}  // namespace baton::cuda
