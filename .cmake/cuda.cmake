@@ -17,8 +17,10 @@ if(CUDAToolkit_FOUND AND NOT BATON_CUDA STREQUAL "OFF")
   set(CMAKE_CUDA_HOST_COMPILER ${CMAKE_CXX_COMPILER})
   set(CMAKE_CUDA_COMPILER_LAUNCHER ${CMAKE_CXX_COMPILER_LAUNCHER})
   enable_language(CUDA)
-  # CMake 3.25 knows no C++20 for CUDA.
-  string(APPEND CMAKE_CUDA_FLAGS " -std=c++20 --expt-relaxed-constexpr -lineinfo -Xptxas=-warn-spills")
+  # CMake 3.25 does not know how this compiler is told.
+  set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)
+  set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION -std=c++20)
+  string(APPEND CMAKE_CUDA_FLAGS " --expt-relaxed-constexpr -lineinfo")
   message(STATUS "CUDA ${CUDAToolkit_VERSION}: building the CUDA module for ${BATON_CUDA_ARCHITECTURES}")
 else()
   set(BATON_CUDA_FOUND FALSE)

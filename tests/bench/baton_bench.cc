@@ -35,15 +35,21 @@ ABSL_FLAG(std::string, kv_dtype, "bf16", "f32, bf16 or int8.");
 ABSL_FLAG(std::string, threads, "1", "Comma-separated: one table for each.");
 ABSL_FLAG(std::string, tests, "pp512,tg64,tg64@2048,tg32x4,tg32x16",
           "Comma-separated: ppN or tgN, then @DEPTH, xBATCH if wanted.");
+ABSL_FLAG(std::string, device, "cpu", "Where to compute: cpu, cuda or cuda:INDEX.");
+ABSL_FLAG(uint32_t, chunk_tokens, 512, "Most prompt tokens that are computed in one step.");
+ABSL_FLAG(double, limit_gb, 0,
+          "GB/s that the device can read, as cuda_bench measures; on a CPU it is measured here.");
+ABSL_FLAG(double, limit_tflop, 0, "TFLOP/s that the device can compute, likewise.");
 ABSL_FLAG(uint32_t, repeat, 3, "Runs of each test; the median is shown.");
 
 namespace baton {
 namespace {
 
 constexpr uint32_t kBlockTokens = 16;
-constexpr uint32_t kChunkTokens = 512;
 // A byte of which several make about 0.05 in float32 as in bfloat16.
 constexpr int kSmallNumber = 0x3d;
+
+uint32_t ChunkTokens() { return std::max(1u, absl::GetFlag(FLAGS_chunk_tokens)); }
 
 struct BenchTest {
   std::string name;
@@ -134,7 +140,8 @@ class Bench {
                              .weights = absl::GetFlag(FLAGS_weights),
                              .activation_bytes = absl::GetFlag(FLAGS_activation_bytes),
                              .threads = threads,
-                             .batch_tokens_max = kChunkTokens}));
+
+                             .batch_tokens_max = std::max(batch_max, ChunkTokens())}));
     const ModelConfig& config = bench.model_->config();
     BATON_ASSIGN_OR_RETURN(const DType kv, ParseDType(absl::GetFlag(FLAGS_kv_dtype)));
     const uint32_t blocks = (tokens_max + kBlockTokens - 1) / kBlockTokens;
@@ -145,8 +152,9 @@ class Bench {
                                                           .block_tokens = kBlockTokens,
                                                           .dtype = kv},
                                                          blocks * batch_max));
-    // Memory that nobody has written is one page of zeros, read from the processor's cache.
-    for (uint32_t block = 0; block < blocks * batch_max; ++block) {
+    // On a CPU memory that nobody has written is one page of zeros, read from the cache.
+    const bool host = device.kind() == DeviceKind::kCpu;
+    for (uint32_t block = 0; host && block < blocks * batch_max; ++block) {
       std::memset(bench.arena_->BlockData(BlockId{block}), kSmallNumber,
                   bench.arena_->layout().block_bytes());
     }
@@ -166,8 +174,8 @@ class Bench {
     const Instant start = Now();
     if (test.prompt) {
       for (uint32_t sequence = 0; sequence < test.batch; ++sequence) {
-        for (uint32_t done = 0; done < test.tokens; done += kChunkTokens) {
-          const uint32_t count = std::min(kChunkTokens, test.tokens - done);
+        for (uint32_t done = 0; done < test.tokens; done += ChunkTokens()) {
+          const uint32_t count = std::min(ChunkTokens(), test.tokens - done);
           BATON_RETURN_IF_ERROR(
               Step(sequence, 1, test.depth + done, count, done + count == test.tokens));
         }
@@ -214,6 +222,11 @@ class Bench {
                       .blocks = blocks_[first + i],
                       .logit_count = logits ? 1u : 0u});
     }
+    if (model_->samples_tokens()) {
+      const std::vector<SampleRow> samples(logits ? batch : 0);
+      std::vector<TokenId> chosen(samples.size());
+      return model_->ForwardAndSample(rows, *arena_, samples, {}, chosen, nullptr);
+    }
     logits_.resize(logits ? size_t{batch} * model_->config().vocab_size : 0);
     return model_->Forward(rows, *arena_, logits_, nullptr);
   }
@@ -226,6 +239,12 @@ class Bench {
   bool quantized_ = false;
 };
 
+MachineLimits LimitsOf(const Device& device, uint32_t threads) {
+  if (device.kind() == DeviceKind::kCpu) return MeasureMachine(threads);
+  return {.read_bytes_per_second = absl::GetFlag(FLAGS_limit_gb) * 1e9,
+          .float_operations_per_second = absl::GetFlag(FLAGS_limit_tflop) * 1e12};
+}
+
 absl::Status RunTable(Device& device, const std::string& directory,
                       const std::vector<BenchTest>& tests, uint32_t threads) {
   uint32_t tokens_max = 1;
@@ -236,11 +255,11 @@ absl::Status RunTable(Device& device, const std::string& directory,
   }
   BATON_ASSIGN_OR_RETURN(Bench bench,
                          Bench::Create(device, directory, threads, tokens_max, batch_max));
-  const MachineLimits limits = MeasureMachine(threads);
+  const MachineLimits limits = LimitsOf(device, threads);
   std::printf(
-      "threads %u: reads %.1f GB/s, multiply-add of float32 %.0f Gop/s, of bytes %.0f Gop/s\n",
-      threads, limits.read_bytes_per_second / 1e9, limits.float_operations_per_second / 1e9,
-      limits.byte_operations_per_second / 1e9);
+      "%s, threads %u: reads %.1f GB/s, multiply-add of float32 %.0f Gop/s, of bytes %.0f Gop/s\n",
+      device.name().c_str(), threads, limits.read_bytes_per_second / 1e9,
+      limits.float_operations_per_second / 1e9, limits.byte_operations_per_second / 1e9);
   const double operations_limit = bench.quantized() && limits.byte_operations_per_second > 0
                                       ? limits.byte_operations_per_second
                                       : limits.float_operations_per_second;
@@ -282,7 +301,8 @@ absl::Status RunAll() {
         random, RandomModel::Create({.shape = absl::GetFlag(FLAGS_shape), .form = form}));
     directory = random->path();
   }
-  BATON_ASSIGN_OR_RETURN(const std::unique_ptr<Device> device, OpenDevice("cpu"));
+  BATON_ASSIGN_OR_RETURN(const std::unique_ptr<Device> device,
+                         OpenDevice(absl::GetFlag(FLAGS_device)));
   for (const absl::string_view text : absl::StrSplit(absl::GetFlag(FLAGS_threads), ',')) {
     uint32_t threads = 0;
     if (!absl::SimpleAtoi(text, &threads) || threads == 0) {

@@ -10,6 +10,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <memory>
@@ -72,6 +73,14 @@ void ExpectInt8RowsNear(const std::vector<std::byte>& ours, const std::vector<st
   }
 }
 
+struct AttentionShape {
+  uint32_t heads = 8;
+  uint32_t kv_heads = 2;
+  uint32_t head_dim = 128;
+  uint32_t block_tokens = 16;
+  AttentionOptions options = {};
+};
+
 // One operation on both devices: tensors of the CPU are float32, those of the GPU of `type`.
 class CudaKernelsTest : public testing::TestWithParam<DType> {
  protected:
@@ -112,6 +121,71 @@ class CudaKernelsTest : public testing::TestWithParam<DType> {
   }
   void ExpectTwins(const Both& both, float relative, float absolute) {
     ExpectNear(Read(both.ours), both.values, relative, absolute);
+  }
+
+  // Sequences of one token and of many, at several positions, over one cache.
+  void ExpectSameAttention(const AttentionShape& shape, DType cache_type) {
+    SCOPED_TRACE(testing::Message() << shape.heads << "/" << shape.kv_heads << " heads of "
+                                    << shape.head_dim << ", cache " << DTypeName(cache_type));
+    constexpr uint32_t kCounts[] = {1, 1, 130, 1, 5, 1, 64};
+    constexpr uint32_t kPositions[] = {0, 17, 0, 1000, 300, 3000, 15};
+    const uint32_t blocks_each = (3072 + shape.block_tokens - 1) / shape.block_tokens;
+    std::vector<BlockId> ids;
+    for (uint32_t i = 0; i < 7 * blocks_each; ++i) ids.push_back(BlockId{i});
+    std::shuffle(ids.begin(), ids.end(), std::mt19937(5));
+    std::vector<SequenceRows> rows;
+    uint32_t next = 0;
+    for (uint32_t i = 0; i < 7; ++i) {
+      const auto blocks = std::span<const BlockId>(ids).subspan(i * blocks_each, blocks_each);
+      rows.push_back(
+          {.row = next, .count = kCounts[i], .position = kPositions[i], .blocks = blocks});
+      next += kCounts[i];
+    }
+    const size_t block_bytes =
+        2 * shape.kv_heads * shape.block_tokens * KvRowBytes(cache_type, shape.head_dim);
+    std::vector<std::byte> cache(ids.size() * block_bytes);
+    KvPages pages = {.data = cache.data(),
+                     .block_bytes = block_bytes,
+                     .dtype = cache_type,
+                     .kv_heads = shape.kv_heads,
+                     .head_dim = shape.head_dim,
+                     .block_tokens = shape.block_tokens};
+    FillCache(rows, pages);
+    const DeviceMemory copy = gpu_->Allocate(cache.size()).value();
+    ASSERT_TRUE(gpu_->CopyFromHost(copy.data(), cache.data(), cache.size()).ok());
+    const Both q = Activations(next, shape.heads * shape.head_dim, 40);
+    const Both out = Activations(next, shape.heads * shape.head_dim, 41);
+    AttentionOptions options = shape.options;
+    options.scale = 1.0f / std::sqrt(static_cast<float>(shape.head_dim));
+    const auto heads = [&](const TensorView& view) {
+      return view.Reshaped({next, shape.heads, shape.head_dim});
+    };
+
+    Attention(*twin_, heads(q.twin), pages, rows_of(rows), options, heads(out.twin));
+    pages.data = copy.data();
+    Attention(*ours_, heads(q.ours), pages, rows_of(rows), options, heads(out.ours));
+
+    ExpectTwins(out, 2 * Rounding(type()), 4 * Rounding(type()) + 2e-6f);
+  }
+  static std::span<const SequenceRows> rows_of(const std::vector<SequenceRows>& rows) {
+    return rows;
+  }
+  // K and V of all positions of all sequences; behind their ends NaN.
+  void FillCache(const std::vector<SequenceRows>& rows, const KvPages& pages) {
+    for (const SequenceRows& sequence : rows) {
+      const uint32_t end = sequence.position + sequence.count;
+      for (BlockId block : sequence.blocks) {
+        std::memset(pages.data + Raw(block) * pages.block_bytes, 0xff, pages.block_bytes);
+      }
+      Floats k = Random(size_t{end} * pages.kv_heads * pages.head_dim, 50 + end);
+      Floats v = Random(size_t{end} * pages.kv_heads * pages.head_dim, 51 + end);
+      const SequenceRows whole = {.row = 0, .count = end, .position = 0, .blocks = sequence.blocks};
+      const auto view = [&](Floats& values) {
+        return TensorView(reinterpret_cast<std::byte*>(values.data()), DType::kF32,
+                          DeviceKind::kCpu, {end, pages.kv_heads, pages.head_dim});
+      };
+      baton::WriteKv(*twin_, view(k), view(v), std::span(&whole, 1), pages);
+    }
   }
 
   std::unique_ptr<CudaDevice> gpu_;
@@ -325,6 +399,30 @@ TEST_P(CudaKernelsTest, LinearOfFewAndManyRows) {
       ExpectTwins(out, 3 * Rounding(type()),
                   8 * Rounding(type()) * magnitude * 0x1p-3f + widened + quantized +
                       root * 0x1p-20f * magnitude);
+    }
+  }
+}
+
+;
+
+// The GPU rounds weights of the softmax to the type of activations (a relative error of each term,
+// so of the sum at most as much, as all have one sign but V), and the result.
+TEST_P(CudaKernelsTest, AttentionOfSingleTokensAndChunks) {
+  const AttentionShape shapes[] = {
+      {},
+      {.heads = 8, .kv_heads = 8, .head_dim = 64},
+      {.heads = 8, .kv_heads = 1, .head_dim = 128, .block_tokens = 64},
+      {.heads = 32, .kv_heads = 2, .head_dim = 64, .block_tokens = 32},
+      {.heads = 6, .kv_heads = 3, .head_dim = 40},  // Only AttentionAny takes it.
+      {.heads = 4, .kv_heads = 2, .head_dim = 256, .block_tokens = 4},
+      {.options = {.window = 100}},
+      {.head_dim = 64, .options = {.soft_cap = 5.0f}},
+  };
+  for (const AttentionShape& shape : shapes) {
+    for (DType cache_type : {type(), DType::kI8}) {
+      // The CPU has no float16 cache.
+      if (cache_type == DType::kF16) continue;
+      ExpectSameAttention(shape, cache_type);
     }
   }
 }

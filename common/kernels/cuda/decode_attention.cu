@@ -1,0 +1,484 @@
+// Flash decoding (Dao et al., 2023): attention of few query rows over a long paged cache, bound by
+// the memory that K and V are read from.
+//
+// A sequence's cache is cut into splits, each for one block of threads; a second kernel merges them.
+// All query heads of a KV head are rows of one tile of 16, so that K and V are read once. The
+// products run on tensor cores (mma.sync m16n8k16) whose operands come straight from global memory
+// in loads of 16 bytes: a sum does not change when its terms are taken in another order, so a
+// thread may take eight neighbouring elements where the instruction's layout wants them apart.
+//
+// In a warp, g = lane / 4 and c = lane % 4. For a tile of 16 tokens:
+//   K   thread loads elements 32 j + 8 c .. + 7 of tokens g and 8 + g; they are the terms of steps
+//       2 j and 2 j + 1. Q is loaded in the same way.
+//   V   thread loads elements 64 h + 8 g .. + 7 of tokens 2 c, 2 c + 1, 2 c + 8 and 2 c + 9, and
+//       pairs the tokens. Column g of output tile (h, j) is element 64 h + 8 g + j.
+#include <algorithm>
+#include <type_traits>
+
+#include "common/kernels/cuda/device_code.cuh"
+
+namespace baton::cuda {
+namespace {
+
+constexpr uint32_t kWarps = 4;
+constexpr uint32_t kTile = 16;     // Tokens that a warp takes at a time.
+constexpr uint32_t kRowsMax = 16;  // Query rows of a KV head.
+constexpr uint32_t kSplitsMax = 128;
+// A split has a tile for each warp at least.
+constexpr uint32_t kSplitTilesMin = kWarps;
+// Blocks of threads for each multiprocessor: about twice what runs at once, so that the last ones
+// find work to share.
+constexpr uint32_t kBlocksWanted = 6;
+constexpr float kLog2E = 1.4426950408889634f;
+
+struct Geometry {
+  uint32_t group = 0;   // Query heads of a KV head.
+  uint32_t rows = 0;    // count_max * group
+  uint32_t splits = 0;
+};
+
+__device__ uint32_t PackPair(float low, float high, __nv_bfloat16) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+  return reinterpret_cast<const uint32_t&>(pair);
+}
+__device__ uint32_t PackPair(float low, float high, __half) {
+  const __half2 pair = __floats2half2_rn(low, high);
+  return reinterpret_cast<const uint32_t&>(pair);
+}
+
+// Eight elements of a row, as pairs of T.
+template <typename T, typename Kv>
+struct Eight {
+  // `from` is constant for the kernel; nothing of it is needed twice.
+  static __device__ uint4 Load(const std::byte* row, uint32_t element) {
+    uint4 value;
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+                 : "l"(row + element * sizeof(T)));
+    return value;
+  }
+};
+template <typename T>
+struct Eight<T, int8_t> {
+  static __device__ uint32_t Pair(uint32_t bytes, uint32_t first) {
+    const auto low = static_cast<int8_t>(bytes >> (8 * first));
+    const auto high = static_cast<int8_t>(bytes >> (8 * first + 8));
+    return PackPair(static_cast<float>(low), static_cast<float>(high), T{});
+  }
+  // Rows have 4 bytes more than elements: only words are aligned.
+  static __device__ uint4 Load(const std::byte* row, uint32_t element) {
+    const auto* const words = reinterpret_cast<const uint32_t*>(row + element);
+    const uint32_t first = __ldg(words);
+    const uint32_t second = __ldg(words + 1);
+    return make_uint4(Pair(first, 0), Pair(first, 2), Pair(second, 0), Pair(second, 2));
+  }
+};
+
+// d += a b, a [16, 16], b [16, 8]. kWide false: rows 8 to 15 are zero and not kept.
+template <bool kWide, typename T>
+__device__ void Multiply(const uint32_t (&a)[4], uint32_t b0, uint32_t b1, float (&d)[4]) {
+  const float c2 = kWide ? d[2] : 0.0f;
+  const float c3 = kWide ? d[3] : 0.0f;
+  if constexpr (sizeof(T) == 2 && std::is_same_v<T, __nv_bfloat16>) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9}, {%10, %11, %12, %13};"
+        : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(d[0]), "f"(d[1]),
+          "f"(c2), "f"(c3));
+  } else {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9}, {%10, %11, %12, %13};"
+        : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(d[0]), "f"(d[1]),
+          "f"(c2), "f"(c3));
+  }
+}
+
+__device__ uint32_t& Word(uint4& four, uint32_t i) {
+  return i == 0 ? four.x : i == 1 ? four.y : i == 2 ? four.z : four.w;
+}
+
+// What a warp knows of its rows: of row g, and with kWide of row g + 8.
+template <uint32_t kDim, bool kWide>
+struct Running {
+  float maximum[2] = {-INFINITY, -INFINITY};
+  float sum[2] = {0.0f, 0.0f};  // Of this thread's tokens.
+  float output[kDim / 8][4] = {};
+};
+
+// Tokens of a sequence that a row sees, and where they lie.
+struct Task {
+  DeviceSequence sequence;
+  const uint32_t* blocks = nullptr;
+  uint32_t kv_head = 0;
+  uint32_t tile_begin = 0;
+  uint32_t tile_end = 0;
+};
+
+template <typename T, typename Kv, uint32_t kDim, bool kWide>
+class Decoder {
+ public:
+  static constexpr uint32_t kSteps = kDim / 32;   // Loads of K for a token.
+  static constexpr uint32_t kHalves = kDim / 64;  // Loads of V for a token.
+  static constexpr uint32_t kHigh = kWide ? 2 : 1;
+  static constexpr uint32_t kRowBytes = kDim * sizeof(Kv) + (sizeof(Kv) == 1 ? sizeof(float) : 0);
+
+  __device__ Decoder(const AttentionArgs& args, const Geometry& geometry, const Task& task)
+      : args_(args), geometry_(geometry), task_(task) {}
+
+  __device__ void LoadQ() {
+#pragma unroll
+    for (uint32_t high = 0; high < kHigh; ++high) {
+      const uint32_t row = group_lane() + 8 * high;
+      const uint32_t token = row / geometry_.group;
+      const uint32_t head = task_.kv_head * geometry_.group + row % geometry_.group;
+      const bool exists = token < task_.sequence.count && row < geometry_.rows;
+      const T* const from =
+          static_cast<const T*>(args_.q) +
+          (static_cast<size_t>(task_.sequence.row + token) * args_.heads + head) * kDim;
+#pragma unroll
+      for (uint32_t j = 0; j < kSteps; ++j) {
+        q_[high][j] = exists ? *reinterpret_cast<const uint4*>(from + 32 * j + 8 * column_lane())
+                             : make_uint4(0, 0, 0, 0);
+      }
+      // A row that does not exist sees nothing.
+      last_[high] = exists ? task_.sequence.position + token : 0;
+      first_[high] = args_.window == 0 || last_[high] < args_.window
+                         ? 0
+                         : last_[high] - args_.window + 1;
+    }
+  }
+
+  __device__ void Run(uint32_t warp, Running<kDim, kWide>& running) const {
+    uint32_t tile = task_.tile_begin + warp;
+    uint32_t block = tile < task_.tile_end ? BlockOf(tile) : 0;
+    while (tile < task_.tile_end) {
+      const uint32_t next = tile + kWarps;
+      const uint32_t next_block = next < task_.tile_end ? BlockOf(next) : 0;
+      TakeTile(tile, block, running);
+      tile = next;
+      block = next_block;
+    }
+  }
+
+ private:
+  __device__ static uint32_t group_lane() { return threadIdx.x % kWarp / 4; }
+  __device__ static uint32_t column_lane() { return threadIdx.x % 4; }
+  __device__ uint32_t BlockOf(uint32_t tile) const {
+    return __ldg(task_.blocks + tile * kTile / args_.pages.block_tokens);
+  }
+
+  __device__ void TakeTile(uint32_t tile, uint32_t block, Running<kDim, kWide>& running) const {
+    const uint32_t g = group_lane();
+    const uint32_t c = column_lane();
+    const uint32_t first_token = tile * kTile;
+    const uint32_t end = task_.sequence.position + task_.sequence.count;
+    const DevicePages& pages = args_.pages;
+    const std::byte* const k = pages.data + block * pages.block_bytes +
+                               (static_cast<size_t>(task_.kv_head) * pages.block_tokens +
+                                first_token % pages.block_tokens) *
+                                   kRowBytes;
+    const std::byte* const v =
+        k + static_cast<size_t>(pages.kv_heads) * pages.block_tokens * kRowBytes;
+    // All loads first. What lies behind the end is not a number, perhaps.
+    const uint4 zero = make_uint4(0, 0, 0, 0);
+    uint4 keys[2][kSteps];
+    uint4 values[4][kHalves];
+#pragma unroll
+    for (uint32_t i = 0; i < 2; ++i) {
+      const uint32_t token = 8 * i + g;
+#pragma unroll
+      for (uint32_t j = 0; j < kSteps; ++j) {
+        keys[i][j] = first_token + token < end
+                         ? Eight<T, Kv>::Load(k + token * kRowBytes, 32 * j + 8 * c)
+                         : zero;
+      }
+    }
+    float key_scales[4];
+    float value_scales[4];
+#pragma unroll
+    for (uint32_t i = 0; i < 4; ++i) {
+      const uint32_t token = TokenOf(i);
+      const bool exists = first_token + token < end;
+#pragma unroll
+      for (uint32_t h = 0; h < kHalves; ++h) {
+        values[i][h] =
+            exists ? Eight<T, Kv>::Load(v + token * kRowBytes, 64 * h + 8 * g) : zero;
+      }
+      if constexpr (sizeof(Kv) == 1) {
+        key_scales[i] = exists ? ScaleOf(k + token * kRowBytes) : 0.0f;
+        value_scales[i] = exists ? ScaleOf(v + token * kRowBytes) : 0.0f;
+      }
+    }
+    float scores[2][4] = {};
+#pragma unroll
+    for (uint32_t i = 0; i < 2; ++i) {
+#pragma unroll
+      for (uint32_t j = 0; j < kSteps; ++j) {
+        const uint4& low = q_[0][j];
+        const uint4& high = q_[kHigh - 1][j];
+        const uint32_t even[4] = {low.x, kWide ? high.x : 0, low.y, kWide ? high.y : 0};
+        const uint32_t odd[4] = {low.z, kWide ? high.z : 0, low.w, kWide ? high.w : 0};
+        Multiply<kWide, T>(even, keys[i][j].x, keys[i][j].y, scores[i]);
+        Multiply<kWide, T>(odd, keys[i][j].z, keys[i][j].w, scores[i]);
+      }
+    }
+    uint32_t weights[4] = {0, 0, 0, 0};
+#pragma unroll
+    for (uint32_t high = 0; high < kHigh; ++high) {
+      float row[4] = {scores[0][2 * high], scores[0][2 * high + 1], scores[1][2 * high],
+                      scores[1][2 * high + 1]};
+      Weigh(first_token, high, key_scales, row, running);
+      if constexpr (sizeof(Kv) == 1) {
+#pragma unroll
+        for (uint32_t i = 0; i < 4; ++i) row[i] *= value_scales[i];
+      }
+      weights[high] = PackPair(row[0], row[1], T{});
+      weights[2 + high] = PackPair(row[2], row[3], T{});
+    }
+#pragma unroll
+    for (uint32_t h = 0; h < kHalves; ++h) {
+#pragma unroll
+      for (uint32_t j = 0; j < 8; ++j) {
+        const uint32_t select = j % 2 == 0 ? 0x5410 : 0x7632;
+        const uint32_t b0 = __byte_perm(Word(values[0][h], j / 2), Word(values[1][h], j / 2), select);
+        const uint32_t b1 = __byte_perm(Word(values[2][h], j / 2), Word(values[3][h], j / 2), select);
+        Multiply<kWide, T>(weights, b0, b1, running.output[8 * h + j]);
+      }
+    }
+  }
+
+  // The tokens of a thread's scores and values, in the tile.
+  __device__ static uint32_t TokenOf(uint32_t i) { return 2 * column_lane() + i % 2 + i / 2 * 8; }
+  __device__ static float ScaleOf(const std::byte* row) {
+    return __ldg(reinterpret_cast<const float*>(row + kDim));
+  }
+
+  // Scores of one row become weights, by powers of two; what was summed is scaled to the new maximum.
+  __device__ void Weigh(uint32_t first_token, uint32_t high, const float (&key_scales)[4],
+                        float (&row)[4], Running<kDim, kWide>& running) const {
+    float highest = running.maximum[high];
+#pragma unroll
+    for (uint32_t i = 0; i < 4; ++i) {
+      float score = row[i] * args_.scale;
+      if constexpr (sizeof(Kv) == 1) score *= key_scales[i];
+      if (args_.soft_cap > 0.0f) score = args_.soft_cap * tanhf(score / args_.soft_cap);
+      const uint32_t token = first_token + TokenOf(i);
+      const bool seen = token >= first_[high] && token <= last_[high];
+      row[i] = seen ? score * kLog2E : -INFINITY;
+      highest = fmaxf(highest, row[i]);
+    }
+    highest = fmaxf(highest, __shfl_xor_sync(0xffffffffu, highest, 1));
+    highest = fmaxf(highest, __shfl_xor_sync(0xffffffffu, highest, 2));
+    // Nothing seen yet: differences of infinities would not be numbers.
+    const float base = highest == -INFINITY ? 0.0f : highest;
+    const float kept = exp2f(running.maximum[high] - base);
+    running.maximum[high] = highest;
+    running.sum[high] *= kept;
+#pragma unroll
+    for (uint32_t i = 0; i < 4; ++i) {
+      row[i] = exp2f(row[i] - base);
+      running.sum[high] += row[i];
+    }
+#pragma unroll
+    for (uint32_t t = 0; t < kDim / 8; ++t) {
+      running.output[t][2 * high] *= kept;
+      running.output[t][2 * high + 1] *= kept;
+    }
+  }
+
+  const AttentionArgs& args_;
+  const Geometry& geometry_;
+  const Task& task_;
+  uint4 q_[kHigh][kSteps];
+  uint32_t first_[kHigh];
+  uint32_t last_[kHigh];
+};
+
+// What the warps of a block, or the splits of a sequence, have found for a row.
+struct Part {
+  float maximum;
+  float sum;
+};
+
+// Where the parts of (sequence, KV head, split) begin, counted in rows.
+__device__ size_t PartOf(const AttentionArgs& args, const Geometry& geometry, uint32_t sequence,
+                         uint32_t kv_head, uint32_t split) {
+  return ((static_cast<size_t>(sequence) * args.pages.kv_heads + kv_head) * geometry.splits +
+          split) *
+         geometry.rows;
+}
+
+__device__ size_t OutOffset(const AttentionArgs& args, const Geometry& geometry,
+                            const DeviceSequence& sequence, uint32_t kv_head, uint32_t row) {
+  const uint32_t head = kv_head * geometry.group + row % geometry.group;
+  return (static_cast<size_t>(sequence.row + row / geometry.group) * args.heads + head) *
+         args.pages.head_dim;
+}
+
+template <typename T, typename Kv, uint32_t kDim, bool kWide>
+__global__ void __launch_bounds__(kWarps * kWarp, kWide || sizeof(Kv) == 1 ? 2 : 3)
+    DecodeKernel(AttentionArgs args, Geometry geometry, Part* parts, float* part_outputs) {
+  constexpr uint32_t kRows = kWide ? 16 : 8;
+  __shared__ Part found[kWarps][kRows];
+  __shared__ float outputs[kWarps][kRows][kDim];
+  WaitForPrevious();
+  LetNextStart();
+  const uint32_t split = blockIdx.x;
+  Task task = {.sequence = args.table.sequences[blockIdx.z], .kv_head = blockIdx.y};
+  if (task.sequence.count == 0) return;
+  task.blocks = args.table.block_table + task.sequence.blocks;
+  const uint32_t position = task.sequence.position;
+  const uint32_t first =
+      args.window == 0 || position < args.window ? 0 : position - args.window + 1;
+  const uint32_t tile_begin = first / kTile;
+  const uint32_t tile_end = (position + task.sequence.count + kTile - 1) / kTile;
+  const uint32_t share = (tile_end - tile_begin + geometry.splits - 1) / geometry.splits;
+  task.tile_begin = min(tile_end, tile_begin + split * share);
+  task.tile_end = min(tile_end, task.tile_begin + share);
+
+  Running<kDim, kWide> running;
+  Decoder<T, Kv, kDim, kWide> decoder(args, geometry, task);
+  decoder.LoadQ();
+  const uint32_t warp = threadIdx.x / kWarp;
+  decoder.Run(warp, running);
+
+  const uint32_t g = threadIdx.x % kWarp / 4;
+  const uint32_t c = threadIdx.x % 4;
+#pragma unroll
+  for (uint32_t high = 0; high < (kWide ? 2 : 1); ++high) {
+    float sum = running.sum[high];
+    sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+    sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+    if (c == 0) found[warp][g + 8 * high] = {running.maximum[high], sum};
+#pragma unroll
+    for (uint32_t t = 0; t < kDim / 8; ++t) {
+      float* const row = outputs[warp][g + 8 * high] + t / 8 * 64 + t % 8;
+      row[16 * c] = running.output[t][2 * high];
+      row[16 * c + 8] = running.output[t][2 * high + 1];
+    }
+  }
+  __syncthreads();
+  const uint32_t rows = min(task.sequence.count * geometry.group, geometry.rows);
+  const size_t part = PartOf(args, geometry, blockIdx.z, blockIdx.y, split);
+  for (uint32_t i = threadIdx.x; i < rows * kDim; i += blockDim.x) {
+    const uint32_t row = i / kDim;
+    const uint32_t element = i % kDim;
+    float highest = -INFINITY;
+#pragma unroll
+    for (uint32_t w = 0; w < kWarps; ++w) highest = fmaxf(highest, found[w][row].maximum);
+    float sum = 0.0f;
+    float value = 0.0f;
+#pragma unroll
+    for (uint32_t w = 0; w < kWarps; ++w) {
+      if (found[w][row].maximum == -INFINITY) continue;
+      const float factor = exp2f(found[w][row].maximum - highest);
+      sum += found[w][row].sum * factor;
+      value += outputs[w][row][element] * factor;
+    }
+    if (geometry.splits == 1) {
+      static_cast<T*>(args.out)[OutOffset(args, geometry, task.sequence, blockIdx.y, row) +
+                                element] = FromFloat<T>(value / sum);
+      continue;
+    }
+    part_outputs[(part + row) * kDim + element] = value;
+    if (element == 0) parts[part + row] = {highest, sum};
+  }
+}
+
+// One block for a row of a sequence and KV head; a thread for each element.
+template <typename T>
+__global__ void MergeKernel(AttentionArgs args, Geometry geometry, const Part* parts,
+                            const float* part_outputs) {
+  WaitForPrevious();
+  LetNextStart();
+  const uint32_t row = blockIdx.x;
+  const DeviceSequence sequence = args.table.sequences[blockIdx.z];
+  if (row >= sequence.count * geometry.group) return;
+  const uint32_t dim = args.pages.head_dim;
+  const size_t first = PartOf(args, geometry, blockIdx.z, blockIdx.y, 0) + row;
+  float highest = -INFINITY;
+  for (uint32_t split = 0; split < geometry.splits; ++split) {
+    highest = fmaxf(highest, parts[first + split * geometry.rows].maximum);
+  }
+  float sum = 0.0f;
+  float value = 0.0f;
+  for (uint32_t split = 0; split < geometry.splits; ++split) {
+    const size_t part = first + split * geometry.rows;
+    if (parts[part].maximum == -INFINITY) continue;
+    const float factor = exp2f(parts[part].maximum - highest);
+    sum += parts[part].sum * factor;
+    value += part_outputs[part * dim + threadIdx.x] * factor;
+  }
+  static_cast<T*>(args.out)[OutOffset(args, geometry, sequence, blockIdx.y, row) + threadIdx.x] =
+      FromFloat<T>(value / sum);
+}
+
+Geometry GeometryOf(const Launch& launch, const AttentionArgs& args) {
+  Geometry geometry;
+  geometry.group = args.heads / args.pages.kv_heads;
+  geometry.rows = args.table.count_max * geometry.group;
+  const uint32_t blocks = std::max(1u, args.table.count * args.pages.kv_heads);
+  const uint32_t wanted =
+      (kBlocksWanted * static_cast<uint32_t>(launch.multiprocessors) + blocks - 1) / blocks;
+  const uint32_t seen = args.window == 0 ? args.table.end_max
+                                         : std::min(args.table.end_max, args.window + kTile);
+  const uint32_t tiles = (seen + kTile - 1) / kTile;
+  geometry.splits =
+      std::clamp(std::min(wanted, tiles / kSplitTilesMin), 1u, kSplitsMax);
+  return geometry;
+}
+
+size_t PartCount(const AttentionArgs& args, const Geometry& geometry) {
+  return size_t{args.table.count} * args.pages.kv_heads * geometry.splits * geometry.rows;
+}
+
+template <typename T, typename Kv, uint32_t kDim>
+cudaError_t Start(const Launch& launch, const AttentionArgs& args) {
+  const Geometry geometry = GeometryOf(launch, args);
+  const size_t count = PartCount(args, geometry);
+  auto* const parts = static_cast<Part*>(args.scratch);
+  auto* const outputs = reinterpret_cast<float*>(parts + count);
+  const dim3 grid(geometry.splits, args.pages.kv_heads, args.table.count);
+  const auto kernel =
+      geometry.rows > 8 ? DecodeKernel<T, Kv, kDim, true> : DecodeKernel<T, Kv, kDim, false>;
+  const cudaError_t error =
+      StartKernel(kernel, grid, dim3(kWarps * kWarp), 0, launch, args, geometry, parts, outputs);
+  if (error != cudaSuccess || geometry.splits == 1) return error;
+  return StartKernel(MergeKernel<T>, dim3(geometry.rows, args.pages.kv_heads, args.table.count),
+                     dim3(kDim), 0, launch, args, geometry, parts, outputs);
+}
+
+template <typename T>
+cudaError_t StartOf(const Launch& launch, const AttentionArgs& args) {
+  const bool wide = args.pages.head_dim == 128;
+  if (args.pages.dtype == DType::kI8) {
+    return wide ? Start<T, int8_t, 128>(launch, args) : Start<T, int8_t, 64>(launch, args);
+  }
+  return wide ? Start<T, T, 128>(launch, args) : Start<T, T, 64>(launch, args);
+}
+
+}  // namespace
+
+bool DecodeAttentionFits(const AttentionArgs& args) {
+  const bool halves = args.type == DType::kBF16 || args.type == DType::kF16;
+  const bool kv = args.pages.dtype == args.type || args.pages.dtype == DType::kI8;
+  const bool dim = args.pages.head_dim == 64 || args.pages.head_dim == 128;
+  return halves && kv && dim && args.pages.block_tokens % kTile == 0 &&
+         args.table.count_max * (args.heads / args.pages.kv_heads) <= kRowsMax;
+}
+
+size_t DecodeAttentionScratchBytes(const Launch& launch, const AttentionArgs& args) {
+  const Geometry geometry = GeometryOf(launch, args);
+  if (geometry.splits == 1) return 0;
+  return PartCount(args, geometry) * (sizeof(Part) + args.pages.head_dim * sizeof(float));
+}
+
+cudaError_t DecodeAttention(const Launch& launch, const AttentionArgs& args) {
+  if (args.table.count == 0 || args.table.count_max == 0) return cudaSuccess;
+  if (args.scratch_bytes < DecodeAttentionScratchBytes(launch, args)) return cudaErrorInvalidValue;
+  return args.type == DType::kBF16 ? StartOf<__nv_bfloat16>(launch, args)
+                                   : StartOf<__half>(launch, args);
+}
+
+}  // namespace baton::cuda

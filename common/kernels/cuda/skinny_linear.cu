@@ -1,0 +1,341 @@
+// x weight^T for few rows of x: as fast as the weights can be read.
+//
+// A block of threads computes 16 or 32 outputs for all rows of x. Its eight warps take chunks of
+// 128 bytes of the weights' rows in turn and are summed at the end, in order. The products run on
+// tensor cores (mma.sync m16n8k16): weights are the 16 rows, rows of x the 8 columns. Operands come
+// straight from memory in loads of 16 bytes: a sum does not change when its terms are taken in
+// another order, so a thread (g = lane / 4, c = lane % 4) may take neighbouring elements of row g
+// where the instruction's layout wants them apart, if it does so on both sides.
+//
+// Weights do not depend on earlier kernels: the first are on their way before the wait. What an
+// output becomes depends on its inputs alone, not on the number of rows.
+#include <algorithm>
+#include <type_traits>
+
+#include "common/kernels/cuda/device_code.cuh"
+
+namespace baton::cuda {
+namespace {
+
+constexpr uint32_t kWarps = 8;
+constexpr uint32_t kChunkBytes = 128;  // Of each row of the weights, that a warp takes at a time.
+constexpr uint32_t kRowsMax = 64;
+constexpr uint32_t kTileOutputs = 16;
+constexpr uint32_t kColumnStride = 20;  // Floats; so that 32 lanes meet 32 banks.
+
+struct Outputs {
+  SkinnyOutput outputs[kSkinnyOutputsMax];
+  uint32_t first_block[kSkinnyOutputsMax + 1];  // Of each; those that are not there have none.
+};
+
+__device__ uint4 LoadWeights(const std::byte* from) {
+  uint4 value;
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+               : "l"(from));
+  return value;
+}
+
+// d += a b, a [16, 16], b [16, 8].
+template <typename T>
+__device__ void Multiply(const uint32_t (&a)[4], uint32_t b0, uint32_t b1, float (&d)[4]) {
+  if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  } else {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  }
+}
+
+// Four numbers of 8 bits as two pairs of T, exactly.
+__device__ uint2 Widen(uint32_t bytes, __half) {
+  // 1024 + u, for u in [0, 256), has u in its last bits.
+  const uint32_t biased = bytes ^ 0x80808080u;
+  const __half2 offset = __half2half2(__float2half_rn(1152.0f));
+  uint32_t low = __byte_perm(biased, 0x64646464u, 0x4140);
+  uint32_t high = __byte_perm(biased, 0x64646464u, 0x4342);
+  const __half2 first = __hsub2(reinterpret_cast<__half2&>(low), offset);
+  const __half2 second = __hsub2(reinterpret_cast<__half2&>(high), offset);
+  return make_uint2(reinterpret_cast<const uint32_t&>(first),
+                    reinterpret_cast<const uint32_t&>(second));
+}
+__device__ uint2 Widen(uint32_t bytes, __nv_bfloat16) {
+  // 2^23 + u has u in its last bits.
+  const uint32_t biased = bytes ^ 0x80808080u;
+  float numbers[4];
+#pragma unroll
+  for (uint32_t i = 0; i < 4; ++i) {
+    numbers[i] = __uint_as_float(__byte_perm(biased, 0x4b000000u, 0x7440 + i)) - 8388736.0f;
+  }
+  const __nv_bfloat162 first = __floats2bfloat162_rn(numbers[0], numbers[1]);
+  const __nv_bfloat162 second = __floats2bfloat162_rn(numbers[2], numbers[3]);
+  return make_uint2(reinterpret_cast<const uint32_t&>(first),
+                    reinterpret_cast<const uint32_t&>(second));
+}
+
+__device__ uint32_t Word(const uint4& four, uint32_t i) {
+  return i == 0 ? four.x : i == 1 ? four.y : i == 2 ? four.z : four.w;
+}
+
+// Weights of four k for rows g and g + 8, as the instruction wants them: word `i` of 16 bytes for
+// int8, words 2 i and 2 i + 1 for T.
+template <typename T, typename W>
+__device__ void Operand(const uint4& low, const uint4& high, uint32_t i, uint32_t (&a)[4]) {
+  if constexpr (sizeof(W) == 1) {
+    const uint2 first = Widen(Word(low, i), T{});
+    const uint2 second = Widen(Word(high, i), T{});
+    a[0] = first.x, a[1] = second.x, a[2] = first.y, a[3] = second.y;
+  } else {
+    a[0] = Word(low, 2 * i), a[1] = Word(high, 2 * i);
+    a[2] = Word(low, 2 * i + 1), a[3] = Word(high, 2 * i + 1);
+  }
+}
+
+template <typename T, typename W, uint32_t kColumnTiles>
+struct Shape {
+  static constexpr uint32_t kTiles = kColumnTiles == 1 ? 1 : 2;  // Of outputs.
+  static constexpr uint32_t kStages = kColumnTiles == 1 ? 4 : 2;
+  static constexpr uint32_t kChunk = kChunkBytes / sizeof(W);  // Elements.
+  static constexpr uint32_t kLoadElements = 16 / sizeof(W);    // Of one load of weights.
+  static constexpr uint32_t kLoadSteps = kLoadElements / 4;    // Instructions that it serves.
+  static constexpr uint32_t kXLoads = kLoadElements * sizeof(T) / 16;
+  static constexpr uint32_t kBlockOutputs = kTiles * kTileOutputs;
+};
+
+template <typename T, typename W, uint32_t kColumnTiles>
+class Warp {
+ public:
+  using S = Shape<T, W, kColumnTiles>;
+
+  __device__ Warp(const W* weight, uint32_t outputs, uint32_t first_output, const T* x,
+                  uint32_t rows, uint32_t inputs)
+      : chunks_(inputs / S::kChunk), next_(threadIdx.x / kWarp) {
+    const uint32_t g = threadIdx.x % kWarp / 4;
+    const uint32_t c = threadIdx.x % 4;
+#pragma unroll
+    for (uint32_t i = 0; i < 2 * S::kTiles; ++i) {
+      const uint32_t output = min(first_output + 8 * i + g, outputs - 1);
+      weights_[i] = reinterpret_cast<const std::byte*>(weight + static_cast<size_t>(output) * inputs) +
+                    16 * c;
+    }
+#pragma unroll
+    for (uint32_t i = 0; i < kColumnTiles; ++i) {
+      const uint32_t row = min(8 * i + g, rows - 1);
+      x_[i] = x + static_cast<size_t>(row) * inputs + c * S::kLoadElements;
+    }
+  }
+
+  // The first weights.
+  __device__ void Begin() {
+#pragma unroll
+    for (uint32_t stage = 0; stage < S::kStages; ++stage) Load(stage, next_ + stage * kWarps);
+  }
+
+  __device__ void Run() {
+    while (next_ < chunks_) {
+#pragma unroll
+      for (uint32_t stage = 0; stage < S::kStages; ++stage) {
+        if (next_ < chunks_) {
+          Take(stage, next_);
+          Load(stage, next_ + S::kStages * kWarps);
+          next_ += kWarps;
+        }
+      }
+    }
+  }
+
+  float sums[S::kTiles][kColumnTiles][4] = {};
+
+ private:
+  __device__ void Load(uint32_t stage, uint32_t chunk) {
+    if (chunk >= chunks_) return;
+#pragma unroll
+    for (uint32_t i = 0; i < 2 * S::kTiles; ++i) {
+#pragma unroll
+      for (uint32_t j = 0; j < 2; ++j) {
+        stages_[stage][i][j] =
+            LoadWeights(weights_[i] + static_cast<size_t>(chunk) * kChunkBytes + 64 * j);
+      }
+    }
+  }
+
+  __device__ void Take(uint32_t stage, uint32_t chunk) {
+#pragma unroll
+    for (uint32_t j = 0; j < 2; ++j) {
+      uint4 x[kColumnTiles][S::kXLoads];
+#pragma unroll
+      for (uint32_t column = 0; column < kColumnTiles; ++column) {
+        const T* const from = x_[column] + static_cast<size_t>(chunk) * S::kChunk +
+                              j * 4 * S::kLoadElements;
+#pragma unroll
+        for (uint32_t i = 0; i < S::kXLoads; ++i) {
+          x[column][i] = reinterpret_cast<const uint4*>(from)[i];
+        }
+      }
+#pragma unroll
+      for (uint32_t step = 0; step < S::kLoadSteps; ++step) {
+#pragma unroll
+        for (uint32_t tile = 0; tile < S::kTiles; ++tile) {
+          uint32_t a[4];
+          Operand<T, W>(stages_[stage][2 * tile][j], stages_[stage][2 * tile + 1][j], step, a);
+#pragma unroll
+          for (uint32_t column = 0; column < kColumnTiles; ++column) {
+            Multiply<T>(a, Word(x[column][step / 2], step % 2 * 2),
+                        Word(x[column][step / 2], step % 2 * 2 + 1), sums[tile][column]);
+          }
+        }
+      }
+    }
+  }
+
+  const uint32_t chunks_;
+  uint32_t next_;
+  const std::byte* weights_[2 * S::kTiles];
+  const T* x_[kColumnTiles];
+  uint4 stages_[S::kStages][2 * S::kTiles][2];
+};
+
+template <typename T, typename W, uint32_t kColumnTiles, typename Out>
+__global__ void __launch_bounds__(kWarps * kWarp, kColumnTiles == 1 ? 2 : 1)
+    SkinnyKernel(Outputs outputs, const T* x, uint32_t rows, uint32_t inputs) {
+  using S = Shape<T, W, kColumnTiles>;
+  __shared__ float shared[kWarps][kColumnTiles * 8][kColumnStride];
+  uint32_t index = 0;
+  while (blockIdx.x >= outputs.first_block[index + 1]) ++index;
+  const SkinnyOutput output = outputs.outputs[index];
+  const uint32_t first_output = (blockIdx.x - outputs.first_block[index]) * S::kBlockOutputs;
+  Warp<T, W, kColumnTiles> warp(static_cast<const W*>(output.weight), output.outputs, first_output,
+                                x, rows, inputs);
+  LetNextStart();
+  warp.Begin();
+  WaitForPrevious();
+  warp.Run();
+  const uint32_t g = threadIdx.x % kWarp / 4;
+  const uint32_t c = threadIdx.x % 4;
+#pragma unroll
+  for (uint32_t tile = 0; tile < S::kTiles; ++tile) {
+    __syncthreads();
+#pragma unroll
+    for (uint32_t column = 0; column < kColumnTiles; ++column) {
+      float(&to)[kColumnTiles * 8][kColumnStride] = shared[threadIdx.x / kWarp];
+      to[8 * column + 2 * c][g] = warp.sums[tile][column][0];
+      to[8 * column + 2 * c + 1][g] = warp.sums[tile][column][1];
+      to[8 * column + 2 * c][g + 8] = warp.sums[tile][column][2];
+      to[8 * column + 2 * c + 1][g + 8] = warp.sums[tile][column][3];
+    }
+    __syncthreads();
+    for (uint32_t i = threadIdx.x; i < rows * kTileOutputs; i += blockDim.x) {
+      const uint32_t row = i / kTileOutputs;
+      const uint32_t column = first_output + tile * kTileOutputs + i % kTileOutputs;
+      if (column >= output.outputs) continue;
+      float sum = 0.0f;
+#pragma unroll
+      for (uint32_t w = 0; w < kWarps; ++w) sum += shared[w][row][i % kTileOutputs];
+      if constexpr (sizeof(W) == 1) sum *= output.scales[column];
+      if (output.bias != nullptr) sum += output.bias[column];
+      static_cast<Out*>(output.out)[static_cast<size_t>(row) * output.outputs + column] =
+          FromFloat<Out>(sum);
+    }
+  }
+}
+
+template <typename T, typename W, uint32_t kColumnTiles, typename Out>
+cudaError_t Start(const Launch& launch, const T* x, uint32_t rows, uint32_t inputs,
+                  const SkinnyOutput* wanted, uint32_t count) {
+  Outputs outputs = {};
+  uint32_t blocks = 0;
+  for (uint32_t i = 0; i < kSkinnyOutputsMax; ++i) {
+    outputs.first_block[i] = blocks;
+    if (i >= count) continue;
+    outputs.outputs[i] = wanted[i];
+    constexpr uint32_t kEach = Shape<T, W, kColumnTiles>::kBlockOutputs;
+    blocks += (wanted[i].outputs + kEach - 1) / kEach;
+  }
+  outputs.first_block[kSkinnyOutputsMax] = blocks;
+  if (blocks == 0) return cudaSuccess;
+  return StartKernel(SkinnyKernel<T, W, kColumnTiles, Out>, dim3(blocks), dim3(kWarps * kWarp), 0,
+                     launch, outputs, x, rows, inputs);
+}
+
+template <typename T, typename W, typename Out>
+cudaError_t StartOf(const Launch& launch, const T* x, uint32_t rows, uint32_t inputs,
+                    const SkinnyOutput* outputs, uint32_t count) {
+  if (rows <= 8) return Start<T, W, 1, Out>(launch, x, rows, inputs, outputs, count);
+  if (rows <= 16) return Start<T, W, 2, Out>(launch, x, rows, inputs, outputs, count);
+  if (rows <= 32) return Start<T, W, 4, Out>(launch, x, rows, inputs, outputs, count);
+  return Start<T, W, 8, Out>(launch, x, rows, inputs, outputs, count);
+}
+
+template <typename T>
+cudaError_t StartFor(const Launch& launch, const void* x, uint32_t rows, uint32_t inputs,
+                     DType weight_type, const SkinnyOutput* outputs, uint32_t count,
+                     DType out_type) {
+  const auto* const from = static_cast<const T*>(x);
+  if (weight_type == DType::kI8) {
+    return out_type == DType::kF32
+               ? StartOf<T, int8_t, float>(launch, from, rows, inputs, outputs, count)
+               : StartOf<T, int8_t, T>(launch, from, rows, inputs, outputs, count);
+  }
+  return out_type == DType::kF32 ? StartOf<T, T, float>(launch, from, rows, inputs, outputs, count)
+                                 : StartOf<T, T, T>(launch, from, rows, inputs, outputs, count);
+}
+
+// One block for a row.
+template <typename T>
+__global__ void DequantizeKernel(const int8_t* weight, const float* scales, uint32_t inputs,
+                                 T* out) {
+  WaitForPrevious();
+  LetNextStart();
+  const size_t row = static_cast<size_t>(blockIdx.x) * inputs;
+  const float scale = scales[blockIdx.x];
+  for (uint32_t i = threadIdx.x * 4; i < inputs; i += blockDim.x * 4) {
+    const char4 numbers = *reinterpret_cast<const char4*>(weight + row + i);
+    out[row + i] = FromFloat<T>(static_cast<float>(numbers.x) * scale);
+    out[row + i + 1] = FromFloat<T>(static_cast<float>(numbers.y) * scale);
+    out[row + i + 2] = FromFloat<T>(static_cast<float>(numbers.z) * scale);
+    out[row + i + 3] = FromFloat<T>(static_cast<float>(numbers.w) * scale);
+  }
+}
+
+}  // namespace
+
+bool SkinnyLinearFits(DType x_type, DType weight_type, uint32_t rows, uint32_t inputs) {
+  const bool types = (x_type == DType::kBF16 || x_type == DType::kF16) &&
+                     (weight_type == x_type || weight_type == DType::kI8);
+  // Whole chunks.
+  return types && rows > 0 && rows <= kRowsMax && inputs > 0 &&
+         inputs * DTypeBytes(weight_type) % kChunkBytes == 0;
+}
+
+cudaError_t SkinnyLinear(const Launch& launch, const void* x, DType x_type, uint32_t rows,
+                         uint32_t inputs, DType weight_type, const SkinnyOutput* outputs,
+                         uint32_t output_count, DType out_type) {
+  if (!SkinnyLinearFits(x_type, weight_type, rows, inputs) || output_count > kSkinnyOutputsMax ||
+      (out_type != x_type && out_type != DType::kF32)) {
+    return cudaErrorInvalidValue;
+  }
+  return x_type == DType::kBF16
+             ? StartFor<__nv_bfloat16>(launch, x, rows, inputs, weight_type, outputs, output_count,
+                                       out_type)
+             : StartFor<__half>(launch, x, rows, inputs, weight_type, outputs, output_count,
+                                out_type);
+}
+
+// `inputs` is a multiple of 4.
+cudaError_t Dequantize(const Launch& launch, const int8_t* weight, const float* scales,
+                       uint32_t outputs, uint32_t inputs, void* out, DType out_type) {
+  if (outputs == 0) return cudaSuccess;
+  if (inputs % 4 != 0) return cudaErrorInvalidValue;
+  return WithActivationType(out_type, [&](auto sample) {
+    using T = decltype(sample);
+    return StartKernel(DequantizeKernel<T>, dim3(outputs), dim3(256), 0, launch, weight, scales,
+                       inputs, static_cast<T*>(out));
+  });
+}
+
+}  // namespace baton::cuda
