@@ -97,7 +97,6 @@ void BenchRope(const Runner& runner, const RandomMemory& memory, const Limits& l
                uint32_t rows) {
   const std::string name = "rope_write_kv/" + std::to_string(rows);
   if (!runner.Wanted(name)) return;
-  if (RopeWriteKv == nullptr) return runner.LeftOut(name, "not linked");
   const uint32_t half = kHeadDim / 2;
   std::vector<float> cosines(size_t{rows} * half);
   std::vector<float> sines(cosines.size());
@@ -141,28 +140,19 @@ void BenchNorms(const Runner& runner, const RandomMemory& memory, const Limits& 
   const auto x = [&](size_t i) { return memory.floats.at<float>((i % sets) * bytes); };
   const auto y = [&](size_t i) { return memory.activations.at((i % sets) * bytes / 2); };
   const auto out = [&](size_t i) { return memory.out.at((i % sets) * bytes / 2); };
-  if (RmsNorm == nullptr) {
-    runner.LeftOut(norm, "not linked");
-  } else {
-    runner.Report(norm, sets, {count * 6, Unit::kBytes, limits.copy_bytes}, [&](size_t i) {
-      return RmsNorm(runner.launch(), x(i), DType::kF32, weight, 1e-5f, rows, kHidden, out(i),
-                     DType::kBF16);
-    });
-  }
-  if (AddRmsNorm == nullptr) {
-    runner.LeftOut(add_norm, "not linked");
-  } else {
-    runner.Report(add_norm, sets, {count * 12, Unit::kBytes, limits.copy_bytes}, [&](size_t i) {
-      return AddRmsNorm(runner.launch(), y(i), DType::kBF16, x(i), weight, 1e-5f, rows, kHidden,
-                        out(i));
-    });
-  }
+  runner.Report(norm, sets, {count * 6, Unit::kBytes, limits.copy_bytes}, [&](size_t i) {
+    return RmsNorm(runner.launch(), x(i), DType::kF32, weight, 1e-5f, rows, kHidden, out(i),
+                   DType::kBF16);
+  });
+  runner.Report(add_norm, sets, {count * 12, Unit::kBytes, limits.copy_bytes}, [&](size_t i) {
+    return AddRmsNorm(runner.launch(), y(i), DType::kBF16, x(i), weight, 1e-5f, rows, kHidden,
+                      out(i));
+  });
 }
 
 void BenchSiluMul(const Runner& runner, const RandomMemory& memory, const Limits& limits,
                   uint32_t rows) {
   const std::string name = "silu_mul/" + std::to_string(rows);
-  if (SiluMul == nullptr) return runner.LeftOut(name, "not linked");
   const size_t count = size_t{rows} * kIntermediate;
   const size_t sets = Runner::SetsFor(4 * count, memory.activations.bytes());
   runner.Report(name, sets, {6.0 * static_cast<double>(count), Unit::kBytes, limits.copy_bytes},
@@ -180,9 +170,6 @@ void BenchSample(const Runner& runner, const RandomMemory& memory, uint32_t rows
                  const SampleRow& how, const char* how_name) {
   const std::string name = "sample/" + std::to_string(rows) + "/" + how_name;
   if (!runner.Wanted(name)) return;
-  if (SampleTokens == nullptr || SampleScratchBytes == nullptr) {
-    return runner.LeftOut(name, "not linked");
-  }
   const DeviceMemory samples(std::vector<SampleRow>(rows, how));
   const DeviceMemory edits(std::vector<LogitEdit>(1));
   const DeviceMemory tokens(rows * sizeof(int32_t));

@@ -114,10 +114,6 @@ void BenchDecode(const Runner& runner, const RandomMemory& memory, const Limits&
   const std::string name = std::string("decode/") + (kv_type == DType::kI8 ? "int8" : "bf16") +
                            "/" + std::to_string(batch) + "x" + std::to_string(context);
   if (!runner.Wanted(name)) return;
-  if (DecodeAttention == nullptr || DecodeAttentionFits == nullptr ||
-      DecodeAttentionScratchBytes == nullptr) {
-    return runner.LeftOut(name, "not linked");
-  }
   const DevicePages pages = PagesIn(kv, kv_type);
   const Sequences sequences(batch, 1, context - 1, pages, kv.bytes());
   if (sequences.sets() == 0) return runner.LeftOut(name, "too little memory is set aside");
@@ -149,7 +145,6 @@ void BenchPrefill(const Runner& runner, const RandomMemory& memory, const Limits
                   decltype(PrefillAttention)* attention, const PrefillShape& shape) {
   const std::string name = std::string(group) + "/" + shape.name;
   if (!runner.Wanted(name)) return;
-  if (attention == nullptr) return runner.LeftOut(name, "not linked");
   const DevicePages pages = PagesIn(memory.weights, DType::kBF16);
   const Sequences sequences(shape.sequences, shape.count, shape.position, pages,
                             memory.weights.bytes());

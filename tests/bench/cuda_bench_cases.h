@@ -1,4 +1,4 @@
-// What cuda_bench measures, in groups. A kernel that is not linked in is left out.
+// What cuda_bench measures, in groups.
 #ifndef BATON_TESTS_BENCH_CUDA_BENCH_CASES_H_
 #define BATON_TESTS_BENCH_CUDA_BENCH_CASES_H_
 
@@ -9,27 +9,6 @@
 #include "tests/bench/cuda_bench_runner.h"
 
 namespace baton::cuda {
-
-// Null where nothing defines it. The linker takes nothing out of an archive for these: the kernels'
-// objects are given to it by themselves.
-#define BATON_MAY_BE_MISSING(function) extern decltype(function) function __attribute__((weak))
-BATON_MAY_BE_MISSING(RmsNorm);
-BATON_MAY_BE_MISSING(AddRmsNorm);
-BATON_MAY_BE_MISSING(RopeWriteKv);
-BATON_MAY_BE_MISSING(SiluMul);
-BATON_MAY_BE_MISSING(SkinnyLinearFits);
-BATON_MAY_BE_MISSING(SkinnyLinear);
-BATON_MAY_BE_MISSING(Dequantize);
-BATON_MAY_BE_MISSING(DecodeAttentionFits);
-BATON_MAY_BE_MISSING(DecodeAttentionScratchBytes);
-BATON_MAY_BE_MISSING(DecodeAttention);
-BATON_MAY_BE_MISSING(PrefillAttentionFits);
-BATON_MAY_BE_MISSING(PrefillAttention);
-BATON_MAY_BE_MISSING(PrefillAttentionSm90Fits);
-BATON_MAY_BE_MISSING(PrefillAttentionSm90);
-BATON_MAY_BE_MISSING(SampleScratchBytes);
-BATON_MAY_BE_MISSING(SampleTokens);
-#undef BATON_MAY_BE_MISSING
 
 // The shape of Llama 3.1 8B.
 constexpr uint32_t kHidden = 4096;

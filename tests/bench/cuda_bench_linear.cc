@@ -123,9 +123,6 @@ void BenchSkinny(const Runner& runner, const RandomMemory& memory, const Limits&
                            (weight_type == DType::kI8 ? "int8" : "bf16") + "/" +
                            std::to_string(rows);
   if (!runner.Wanted(name)) return;
-  if (SkinnyLinear == nullptr || SkinnyLinearFits == nullptr) {
-    return runner.LeftOut(name, "not linked");
-  }
   if (!SkinnyLinearFits(DType::kBF16, weight_type, rows, shape.inputs)) {
     return runner.LeftOut(name, "does not fit");
   }
@@ -164,7 +161,6 @@ void BenchBlas(const Runner& runner, const RandomMemory& memory, const Limits& l
 void BenchDequantize(const Runner& runner, const RandomMemory& memory, const Limits& limits,
                      const DeviceMemory& weights) {
   const std::string name = "dequantize/14336x4096";
-  if (Dequantize == nullptr) return runner.LeftOut(name, "not linked");
   const size_t count = size_t{kIntermediate} * kHidden;
   const size_t sets = Runner::SetsFor(count, weights.bytes());
   runner.Report(name, sets, {count * 3.0, Unit::kBytes, limits.copy_bytes}, [&](size_t i) {

@@ -76,8 +76,8 @@ void BenchAttention(benchmark::State& state, DType dtype, uint32_t count) {
   Floats q = Random(size_t{count} * kHeads * kHeadDim, 1);
   Floats out(q.size());
   for ([[maybe_unused]] auto step : state) {
-    Attention(*context, View(q, {count, kHeads, kHeadDim}), pages, std::span(&last, 1), {.scale = 0.125f},
-              View(out, {count, kHeads, kHeadDim}));
+    Attention(*context, View(q, {count, kHeads, kHeadDim}), pages, std::span(&last, 1),
+              {.scale = 0.125f}, View(out, {count, kHeads, kHeadDim}));
   }
   const double seen = depth - (count - 1) / 2.0;  // By a query, in the mean.
   PerSecond(state, "operations", 4.0 * count * kHeads * kHeadDim * seen);
