@@ -124,6 +124,7 @@ std::shared_ptr<const void> CudaState::Place(std::span<const SequenceRows> seque
     if (end_max == 0) all.end_max = std::max(all.end_max, sequence.position + sequence.count);
   }
   all.rows = static_cast<uint32_t>(row_sequence.size());
+  all.blocks_end = static_cast<uint32_t>(block_table.size());
   const auto bring = [this](const auto& numbers) {
     return Place(numbers.data(), numbers.size() * sizeof(numbers[0]));
   };
@@ -141,6 +142,9 @@ std::shared_ptr<const void> CudaState::Place(std::span<const SequenceRows> seque
   table->chunks.row_sequence = nullptr;
   table->chunks.sequences += table->singles.count;
   table->chunks.count -= table->singles.count;
+  table->singles.blocks_end =
+      table->chunks.count > 0 ? placed[table->singles.count].blocks : all.blocks_end;
+  table->chunks.blocks_begin = table->singles.blocks_end;
   return table;
 }
 

@@ -103,8 +103,7 @@ __global__ void ShortRmsNormKernel(const X* x, const float* weight, float epsilo
   }
   const float factor = rsqrtf(WarpSum(sum) / static_cast<float>(n) + epsilon);
   for (uint32_t i = lane; i < n; i += kWarp) {
-    out[static_cast<size_t>(row) * n + i] =
-        FromFloat<Out>(weight[i] * (ToFloat(from[i]) * factor));
+    out[static_cast<size_t>(row) * n + i] = FromFloat<Out>(weight[i] * (ToFloat(from[i]) * factor));
   }
 }
 
@@ -187,8 +186,8 @@ __device__ float RotatedElement(const T* head, uint32_t i, const float* cosines,
   const uint32_t pair = i < half ? i : i - half;
   const float other = ToFloat(head[i < half ? i + half : pair]);
   // What Rope rounds to T, the cache rounds from T: the same bits as two operations one by one.
-  const float rotated = i < half ? x * cosines[pair] - other * sines[pair]
-                                 : x * cosines[pair] + other * sines[pair];
+  const float rotated =
+      i < half ? x * cosines[pair] - other * sines[pair] : x * cosines[pair] + other * sines[pair];
   return ToFloat(FromFloat<T>(rotated));
 }
 
@@ -207,53 +206,84 @@ __device__ void StoreInt8Row(const float* values, uint32_t n, std::byte* to) {
   if (lane < sizeof(float)) to[n + lane] = reinterpret_cast<const std::byte*>(&scale)[lane];
 }
 
-constexpr uint32_t kKvWarps = 4;
+constexpr uint32_t kHeadWarps = 4;
 
-// One warp for each (row, K or V, head). `shared` holds head_dim floats per warp for int8 rows.
+// One warp for each head of a row: first those of q, which are rotated in place, then K and V,
+// which go to the cache. `shared` holds head_dim floats per warp for int8 rows.
 template <typename T>
-__global__ void WriteKvKernel(const float* cosines, const float* sines, uint32_t half, const T* k,
-                              const T* v, SequenceTable table, DevicePages pages,
-                              size_t row_bytes) {
+class HeadWarp {
+ public:
+  __device__ HeadWarp(const float* cosines, const float* sines, uint32_t half, uint32_t head_dim)
+      : cosine_(cosines + static_cast<size_t>(blockIdx.x) * half),
+        sine_(sines + static_cast<size_t>(blockIdx.x) * half),
+        half_(half),
+        n_(head_dim) {}
+
+  __device__ void Rotate(T* head) const {
+    for (uint32_t pair = threadIdx.x % kWarp; pair < half_; pair += kWarp) {
+      const float a = ToFloat(head[pair]);
+      const float b = ToFloat(head[pair + half_]);
+      head[pair] = FromFloat<T>(a * cosine_[pair] - b * sine_[pair]);
+      head[pair + half_] = FromFloat<T>(b * cosine_[pair] + a * sine_[pair]);
+    }
+  }
+
+  __device__ void Store(const T* head, bool value, DType type, float* shared, std::byte* to) const {
+    for (uint32_t i = threadIdx.x % kWarp; i < n_; i += kWarp) {
+      const float x = RotatedElement(head, i, cosine_, sine_, value ? 0 : half_);
+      switch (type) {
+        case DType::kF32:
+          StoreKv<float>(to, i, x);
+          break;
+        case DType::kF16:
+          StoreKv<__half>(to, i, x);
+          break;
+        case DType::kBF16:
+          StoreKv<__nv_bfloat16>(to, i, x);
+          break;
+        case DType::kI8:
+          shared[i] = x;
+          break;
+      }
+    }
+    if (type != DType::kI8) return;
+    __syncwarp();
+    StoreInt8Row(shared, n_, to);
+  }
+
+ private:
+  const float* const cosine_;
+  const float* const sine_;
+  const uint32_t half_;
+  const uint32_t n_;
+};
+
+template <typename T>
+__global__ void RopeWriteKvKernel(const float* cosines, const float* sines, uint32_t half,
+                                  uint32_t heads, T* q, const T* k, const T* v, SequenceTable table,
+                                  DevicePages pages, size_t row_bytes) {
   extern __shared__ float shared[];
   WaitForPrevious();
   LetNextStart();
-  const uint32_t warp = threadIdx.x / kWarp;
-  const uint32_t lane = threadIdx.x % kWarp;
-  const uint32_t row = blockIdx.x;
-  const uint32_t plane = blockIdx.y * kKvWarps + warp;
-  const uint32_t index = table.row_sequence[row];
-  if (index == kNoSequence || plane >= 2 * pages.kv_heads) return;
-  const DeviceSequence sequence = table.sequences[index];
-  const bool value = plane >= pages.kv_heads;
-  const uint32_t head = value ? plane - pages.kv_heads : plane;
   const uint32_t n = pages.head_dim;
-  const T* const from = (value ? v : k) + (static_cast<size_t>(row) * pages.kv_heads + head) * n;
-  std::byte* const to =
-      pages.data + KvRowOffset(pages, row_bytes, table.block_table + sequence.blocks, value, head,
-                               sequence.position + row - sequence.row);
-  const uint32_t turned = value ? 0 : half;
-  const float* const cosine = cosines + static_cast<size_t>(row) * half;
-  const float* const sine = sines + static_cast<size_t>(row) * half;
-  for (uint32_t i = lane; i < n; i += kWarp) {
-    const float x = RotatedElement(from, i, cosine, sine, turned);
-    switch (pages.dtype) {
-      case DType::kF32:
-        StoreKv<float>(to, i, x);
-        break;
-      case DType::kF16:
-        StoreKv<__half>(to, i, x);
-        break;
-      case DType::kBF16:
-        StoreKv<__nv_bfloat16>(to, i, x);
-        break;
-      case DType::kI8:
-        shared[warp * n + i] = x;
-        break;
-    }
+  const uint32_t row = blockIdx.x;
+  const uint32_t warp = threadIdx.x / kWarp;
+  const uint32_t plane = blockIdx.y * kHeadWarps + warp;
+  const HeadWarp<T> work(cosines, sines, half, n);
+  if (plane < heads) {
+    work.Rotate(q + (static_cast<size_t>(row) * heads + plane) * n);
+    return;
   }
-  if (pages.dtype != DType::kI8) return;
-  __syncwarp();
-  StoreInt8Row(shared + warp * n, n, to);
+  const uint32_t kv_plane = plane - heads;
+  const uint32_t index = table.row_sequence[row];
+  if (index == kNoSequence || kv_plane >= 2 * pages.kv_heads) return;
+  const DeviceSequence sequence = table.sequences[index];
+  const bool value = kv_plane >= pages.kv_heads;
+  const uint32_t head = value ? kv_plane - pages.kv_heads : kv_plane;
+  const size_t offset = KvRowOffset(pages, row_bytes, table.block_table + sequence.blocks, value,
+                                    head, sequence.position + row - sequence.row);
+  work.Store((value ? v : k) + (static_cast<size_t>(row) * pages.kv_heads + head) * n, value,
+             pages.dtype, shared + warp * n, pages.data + offset);
 }
 
 __device__ float Silu(float x) { return x / (1.0f + __expf(-x)); }
@@ -288,7 +318,8 @@ __global__ void SoftCapKernel(float cap, size_t count, float* x) {
   WaitForPrevious();
   LetNextStart();
   const size_t step = static_cast<size_t>(gridDim.x) * blockDim.x;
-  for (size_t i = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step) {
+  for (size_t i = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count;
+       i += step) {
     x[i] = tanhf(x[i] / cap) * cap;
   }
 }
@@ -297,7 +328,8 @@ __global__ void ScaleKernel(float factor, size_t count, float* x) {
   WaitForPrevious();
   LetNextStart();
   const size_t step = static_cast<size_t>(gridDim.x) * blockDim.x;
-  for (size_t i = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step) {
+  for (size_t i = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count;
+       i += step) {
     x[i] *= factor;
   }
 }
@@ -307,7 +339,8 @@ __global__ void AddKernel(const T* y, size_t count, float* x) {
   WaitForPrevious();
   LetNextStart();
   const size_t step = static_cast<size_t>(gridDim.x) * blockDim.x;
-  for (size_t i = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step) {
+  for (size_t i = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count;
+       i += step) {
     x[i] += ToFloat(y[i]);
   }
 }
@@ -400,8 +433,8 @@ cudaError_t StartGate(const Launch& launch, const void* gate, const void* up, si
 
 }  // namespace
 
-cudaError_t Embedding(const Launch& launch, const void* table, DType table_type,
-                      const int32_t* ids, uint32_t rows, uint32_t n, float* out) {
+cudaError_t Embedding(const Launch& launch, const void* table, DType table_type, const int32_t* ids,
+                      uint32_t rows, uint32_t n, float* out) {
   if (rows == 0) return cudaSuccess;
   return WithActivationType(table_type, [&](auto sample) {
     using T = decltype(sample);
@@ -470,19 +503,16 @@ cudaError_t RopeWriteKv(const Launch& launch, const float* cosines, const float*
                         uint32_t half, uint32_t heads, void* q, const void* k, const void* v,
                         DType type, const SequenceTable& table, const DevicePages& pages) {
   if (table.rows == 0) return cudaSuccess;
-  const cudaError_t error =
-      Rope(launch, cosines, sines, half, table.rows, heads, pages.head_dim, q, type);
-  if (error != cudaSuccess) return error;
   return WithActivationType(type, [&](auto sample) {
     using T = decltype(sample);
-    const uint32_t planes = (2 * pages.kv_heads + kKvWarps - 1) / kKvWarps;
+    const uint32_t planes = (heads + 2 * pages.kv_heads + kHeadWarps - 1) / kHeadWarps;
     const size_t row_bytes =
         pages.head_dim * DTypeBytes(pages.dtype) + (pages.dtype == DType::kI8 ? sizeof(float) : 0);
     const size_t shared =
-        pages.dtype == DType::kI8 ? size_t{kKvWarps} * pages.head_dim * sizeof(float) : 0;
-    return StartKernel(WriteKvKernel<T>, dim3(table.rows, planes), dim3(kKvWarps * kWarp), shared,
-                       launch, cosines, sines, half, static_cast<const T*>(k),
-                       static_cast<const T*>(v), table, pages, row_bytes);
+        pages.dtype == DType::kI8 ? size_t{kHeadWarps} * pages.head_dim * sizeof(float) : 0;
+    return StartKernel(RopeWriteKvKernel<T>, dim3(table.rows, planes), dim3(kHeadWarps * kWarp),
+                       shared, launch, cosines, sines, half, heads, static_cast<T*>(q),
+                       static_cast<const T*>(k), static_cast<const T*>(v), table, pages, row_bytes);
   });
 }
 

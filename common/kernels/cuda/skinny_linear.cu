@@ -120,8 +120,9 @@ class Warp {
 #pragma unroll
     for (uint32_t i = 0; i < 2 * S::kTiles; ++i) {
       const uint32_t output = min(first_output + 8 * i + g, outputs - 1);
-      weights_[i] = reinterpret_cast<const std::byte*>(weight + static_cast<size_t>(output) * inputs) +
-                    16 * c;
+      weights_[i] =
+          reinterpret_cast<const std::byte*>(weight + static_cast<size_t>(output) * inputs) +
+          16 * c;
     }
 #pragma unroll
     for (uint32_t i = 0; i < kColumnTiles; ++i) {
@@ -170,8 +171,8 @@ class Warp {
       uint4 x[kColumnTiles][S::kXLoads];
 #pragma unroll
       for (uint32_t column = 0; column < kColumnTiles; ++column) {
-        const T* const from = x_[column] + static_cast<size_t>(chunk) * S::kChunk +
-                              j * 4 * S::kLoadElements;
+        const T* const from =
+            x_[column] + static_cast<size_t>(chunk) * S::kChunk + j * 4 * S::kLoadElements;
 #pragma unroll
         for (uint32_t i = 0; i < S::kXLoads; ++i) {
           x[column][i] = reinterpret_cast<const uint4*>(from)[i];
@@ -201,7 +202,7 @@ class Warp {
 };
 
 template <typename T, typename W, uint32_t kColumnTiles, typename Out>
-__global__ void __launch_bounds__(kWarps * kWarp, kColumnTiles == 1 ? 2 : 1)
+__global__ void __launch_bounds__(kWarps* kWarp, kColumnTiles == 1 ? 2 : 1)
     SkinnyKernel(Outputs outputs, const T* x, uint32_t rows, uint32_t inputs) {
   using S = Shape<T, W, kColumnTiles>;
   __shared__ float shared[kWarps][kColumnTiles * 8][kColumnStride];
@@ -319,11 +320,10 @@ cudaError_t SkinnyLinear(const Launch& launch, const void* x, DType x_type, uint
       (out_type != x_type && out_type != DType::kF32)) {
     return cudaErrorInvalidValue;
   }
-  return x_type == DType::kBF16
-             ? StartFor<__nv_bfloat16>(launch, x, rows, inputs, weight_type, outputs, output_count,
-                                       out_type)
-             : StartFor<__half>(launch, x, rows, inputs, weight_type, outputs, output_count,
-                                out_type);
+  return x_type == DType::kBF16 ? StartFor<__nv_bfloat16>(launch, x, rows, inputs, weight_type,
+                                                          outputs, output_count, out_type)
+                                : StartFor<__half>(launch, x, rows, inputs, weight_type, outputs,
+                                                   output_count, out_type);
 }
 
 // `inputs` is a multiple of 4.
