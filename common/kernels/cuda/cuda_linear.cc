@@ -1,8 +1,9 @@
 #include "common/kernels/cuda/cuda_linear.h"
 
 #include <algorithm>
-#include <memory>
-#include <type_traits>
+#include <cmath>
+#include <cstdint>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "common/kernels/cuda/cuda_packing.h"
@@ -17,6 +18,10 @@ constexpr size_t kWidenedBytesMax = size_t{128} << 20;
 // cuBLASLt, or faster (cuda_bench on an H100: 64 rows take it 1.4 times as long). Of int8 it has
 // none.
 constexpr uint32_t kSkinnyRowsMax = 16;
+// Of products of up to so many rows the fastest way is measured, of so many, in so many runs each.
+constexpr uint32_t kTimedRowsMax = 256;
+constexpr int kProposalsMax = 8;
+constexpr int kTimedRuns = 5;
 // Different products that cuBLASLt's choice is kept for.
 constexpr size_t kAlgorithmsMax = 4096;
 
@@ -35,15 +40,19 @@ cudaDataType_t CudaType(DType type) {
 }
 
 struct Product {
-  const void* x = nullptr;       // [rows, inputs] of `type`
-  const void* weight = nullptr;  // [outputs, inputs] of `type`
-  void* out = nullptr;           // [rows, stride], the first `outputs` of each row
+  const void* x = nullptr;            // [rows, inputs] of `type`
+  const std::byte* weight = nullptr;  // [outputs, inputs] of `type`
+  std::byte* out = nullptr;           // [rows, stride], the first `outputs` of each row
   uint32_t rows = 0;
   uint32_t outputs = 0;
   uint32_t inputs = 0;
   uint32_t stride = 0;
   DType type = DType::kF32;
   DType out_type = DType::kF32;
+  // More than 1: the same with other weights, so many elements further each, and other results.
+  uint32_t count = 1;
+  int64_t weight_step = 0;
+  int64_t out_step = 0;
 };
 
 // cuBLASLt's descriptions of a product. It thinks in columns: out^T = weight x^T, where weight^T is
@@ -61,6 +70,10 @@ class ProductDescription {
     Keep(cublasLtMatrixLayoutCreate(&x_, type, product.inputs, product.rows, product.inputs));
     Keep(cublasLtMatrixLayoutCreate(&out_, CudaType(product.out_type), product.outputs,
                                     product.rows, product.stride));
+    if (product.count == 1) return;
+    Repeat(weight_, product.count, product.weight_step);
+    Repeat(x_, product.count, 0);
+    Repeat(out_, product.count, product.out_step);
   }
   ~ProductDescription() {
     if (out_ != nullptr) cublasLtMatrixLayoutDestroy(out_);
@@ -74,22 +87,23 @@ class ProductDescription {
   // The first that failed.
   cublasStatus_t status() const { return status_; }
 
-  cublasStatus_t Choose(CudaState& state, cublasLtMatmulAlgo_t* algorithm) const {
+  // Up to kProposalsMax ways to compute it, the one that it thinks best first.
+  cublasStatus_t Propose(CudaState& state, std::vector<cublasLtMatmulAlgo_t>* algorithms) const {
     cublasLtMatmulPreference_t preference = nullptr;
     cublasStatus_t status = cublasLtMatmulPreferenceCreate(&preference);
     if (status != CUBLAS_STATUS_SUCCESS) return status;
     const size_t workspace = state.workspace_bytes();
     status = cublasLtMatmulPreferenceSetAttribute(
         preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace, sizeof(workspace));
-    cublasLtMatmulHeuristicResult_t result{};
+    cublasLtMatmulHeuristicResult_t results[kProposalsMax] = {};
     int found = 0;
     if (status == CUBLAS_STATUS_SUCCESS) {
       status = cublasLtMatmulAlgoGetHeuristic(state.cublas(), operation_, weight_, x_, out_, out_,
-                                              preference, 1, &result, &found);
+                                              preference, kProposalsMax, results, &found);
     }
     cublasLtMatmulPreferenceDestroy(preference);
     if (status == CUBLAS_STATUS_SUCCESS && found == 0) status = CUBLAS_STATUS_NOT_SUPPORTED;
-    *algorithm = result.algo;
+    for (int i = 0; i < found; ++i) algorithms->push_back(results[i].algo);
     return status;
   }
 
@@ -103,6 +117,13 @@ class ProductDescription {
   }
 
  private:
+  void Repeat(cublasLtMatrixLayout_t layout, uint32_t count, int64_t step) {
+    const auto batch = static_cast<int32_t>(count);
+    Keep(cublasLtMatrixLayoutSetAttribute(layout, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &batch,
+                                          sizeof(batch)));
+    Keep(cublasLtMatrixLayoutSetAttribute(layout, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET,
+                                          &step, sizeof(step)));
+  }
   void Keep(cublasStatus_t status) {
     if (status_ == CUBLAS_STATUS_SUCCESS) status_ = status;
   }
@@ -114,15 +135,57 @@ class ProductDescription {
   cublasLtMatrixLayout_t out_ = nullptr;
 };
 
+// Milliseconds of a few runs one after the other; infinite if the way does not work.
+float TimeOf(CudaState& state, const Product& product, const ProductDescription& description,
+             const cublasLtMatmulAlgo_t& algorithm) {
+  const cudaStream_t stream = state.launch().stream;
+  cudaEvent_t begin = nullptr;
+  cudaEvent_t end = nullptr;
+  state.Check(cudaEventCreate(&begin), "creating an event");
+  state.Check(cudaEventCreate(&end), "creating an event");
+  bool works = true;
+  for (int run = 0; run <= kTimedRuns && works; ++run) {
+    // The first does not count.
+    if (run == 1) state.Check(cudaEventRecord(begin, stream), "timing a product");
+    works = description.Run(state, product, algorithm) == CUBLAS_STATUS_SUCCESS;
+  }
+  state.Check(cudaEventRecord(end, stream), "timing a product");
+  state.Check(cudaEventSynchronize(end), "timing a product");
+  float milliseconds = 0.0f;
+  if (works) state.Check(cudaEventElapsedTime(&milliseconds, begin, end), "timing a product");
+  cudaEventDestroy(begin);
+  cudaEventDestroy(end);
+  return works ? milliseconds : INFINITY;
+}
+
+// For products of decode steps, of which there are few and which take long to read their weights,
+// what is fastest is measured: what cuBLASLt thinks best may take a quarter longer.
+cublasStatus_t Choose(CudaState& state, const Product& product,
+                      const ProductDescription& description, cublasLtMatmulAlgo_t* algorithm) {
+  std::vector<cublasLtMatmulAlgo_t> proposals;
+  const cublasStatus_t status = description.Propose(state, &proposals);
+  if (status != CUBLAS_STATUS_SUCCESS) return status;
+  *algorithm = proposals[0];
+  if (product.rows > kTimedRowsMax || state.recording()) return status;
+  float best = INFINITY;
+  for (const cublasLtMatmulAlgo_t& proposal : proposals) {
+    const float time = TimeOf(state, product, description, proposal);
+    if (time >= best) continue;
+    best = time;
+    *algorithm = proposal;
+  }
+  return status;
+}
+
 cublasStatus_t Multiply(CudaState& state, const Product& product) {
   const ProductDescription description(product);
   if (description.status() != CUBLAS_STATUS_SUCCESS) return description.status();
-  const CudaState::ProductKey key(product.outputs, product.rows, product.inputs, product.type,
-                                  product.out_type);
+  const CudaState::ProductKey key(product.outputs, product.rows, product.inputs, product.count,
+                                  product.type, product.out_type);
   auto found = state.algorithms().find(key);
   if (found == state.algorithms().end()) {
     cublasLtMatmulAlgo_t algorithm{};
-    const cublasStatus_t status = description.Choose(state, &algorithm);
+    const cublasStatus_t status = Choose(state, product, description, &algorithm);
     if (status != CUBLAS_STATUS_SUCCESS) return status;
     if (state.algorithms().size() >= kAlgorithmsMax) state.algorithms().clear();
     found = state.algorithms().emplace(key, algorithm).first;
@@ -144,7 +207,7 @@ void RunWidened(CudaState& state, const LinearOutput& output, Product product) {
   const size_t row_bytes = weight.inputs() * DTypeBytes(product.type);
   const auto piece =
       static_cast<uint32_t>(std::clamp<size_t>(kWidenedBytesMax / row_bytes, 1, weight.outputs()));
-  void* const widened = state.Scratch(piece * row_bytes);
+  auto* const widened = static_cast<std::byte*>(state.Scratch(piece * row_bytes));
   if (widened == nullptr) return;
   const auto* numbers = reinterpret_cast<const int8_t*>(weight.data());
   const auto* scales = reinterpret_cast<const float*>(
@@ -160,26 +223,51 @@ void RunWidened(CudaState& state, const LinearOutput& output, Product product) {
   }
 }
 
-void RunLarge(CudaState& state, const ConstTensorView& x, const LinearOutput& output) {
+Product ProductOf(const ConstTensorView& x, const LinearOutput& output) {
   const PackedWeight& weight = *output.weight;
-  const Product product = {.x = x.data(),
-                           .weight = weight.data(),
-                           .out = output.out.data(),
-                           .rows = static_cast<uint32_t>(x.dim(0)),
-                           .outputs = static_cast<uint32_t>(weight.outputs()),
-                           .inputs = static_cast<uint32_t>(weight.inputs()),
-                           .stride = static_cast<uint32_t>(weight.outputs()),
-                           .type = x.dtype(),
-                           .out_type = output.out.dtype()};
-  if (weight.format().form == WeightForm::kInt8) {
-    RunWidened(state, output, product);
+  return {.x = x.data(),
+          .weight = weight.data(),
+          .out = output.out.data(),
+          .rows = static_cast<uint32_t>(x.dim(0)),
+          .outputs = static_cast<uint32_t>(weight.outputs()),
+          .inputs = static_cast<uint32_t>(weight.inputs()),
+          .stride = static_cast<uint32_t>(weight.outputs()),
+          .type = x.dtype(),
+          .out_type = output.out.dtype()};
+}
+
+// Whether a product with the second's weights can be the repetition of one with the first's.
+bool IsRepetition(const LinearOutput& first, const LinearOutput& second) {
+  return first.weight->format().form == second.weight->format().form &&
+         first.weight->outputs() == second.weight->outputs() &&
+         first.out.dtype() == second.out.dtype();
+}
+
+// The first of the outputs, and with it the second if that is alike. Returns how many.
+size_t RunLarge(CudaState& state, const ConstTensorView& x, std::span<const LinearOutput> outputs) {
+  Product product = ProductOf(x, outputs[0]);
+  size_t count = 1;
+  if (outputs[0].weight->format().form == WeightForm::kInt8) {
+    RunWidened(state, outputs[0], product);
   } else {
+    if (outputs.size() > 1 && IsRepetition(outputs[0], outputs[1])) {
+      const Product second = ProductOf(x, outputs[1]);
+      product.count = 2;
+      product.weight_step =
+          (second.weight - product.weight) / static_cast<int64_t>(DTypeBytes(product.type));
+      product.out_step =
+          (second.out - product.out) / static_cast<int64_t>(DTypeBytes(product.out_type));
+      count = 2;
+    }
     RunProduct(state, product);
   }
-  if (output.bias.empty()) return;
-  state.Check(AddBias(state.launch(), output.bias.f32(), product.rows, product.outputs,
-                      output.out.data(), product.out_type),
-              "adding a bias");
+  for (const LinearOutput& output : outputs.first(count)) {
+    if (output.bias.empty()) continue;
+    state.Check(AddBias(state.launch(), output.bias.f32(), product.rows, product.outputs,
+                        output.out.data(), product.out_type),
+                "adding a bias");
+  }
+  return count;
 }
 
 DType WeightType(const PackedWeight& weight, DType activations) {
@@ -207,8 +295,7 @@ void RunGroup(CudaState& state, const ConstTensorView& x, std::span<const Linear
     const DType out_type = outputs[0].out.dtype();
     const bool few = rows <= kSkinnyRowsMax || weight_type == DType::kI8;
     if (!few || !SkinnyLinearFits(x.dtype(), weight_type, rows, inputs)) {
-      RunLarge(state, x, outputs[0]);
-      outputs = outputs.subspan(1);
+      outputs = outputs.subspan(RunLarge(state, x, outputs));
       continue;
     }
     SkinnyOutput alike[kSkinnyOutputsMax];

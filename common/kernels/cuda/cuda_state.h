@@ -63,8 +63,11 @@ class CudaState final : public KernelState {
   void* workspace() const { return workspace_.data(); }
   size_t workspace_bytes() const { return workspace_.bytes(); }
 
-  // cuBLASLt's choice for a product, by (outputs, rows, inputs, type, type of the result).
-  using ProductKey = std::tuple<uint32_t, uint32_t, uint32_t, DType, DType>;
+  // A step is being recorded: nothing may be measured or waited for.
+  bool recording() const { return recording_; }
+  // cuBLASLt's choice for a product, by (outputs, rows, inputs, how many, type, type of the
+  // result).
+  using ProductKey = std::tuple<uint32_t, uint32_t, uint32_t, uint32_t, DType, DType>;
   std::map<ProductKey, cublasLtMatmulAlgo_t>& algorithms() { return algorithms_; }
 
  private:

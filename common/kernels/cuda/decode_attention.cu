@@ -27,9 +27,9 @@ constexpr uint32_t kSplitsMax = 128;
 // A split has a tile for each warp at least.
 constexpr uint32_t kSplitTilesMin = kWarps;
 // Blocks of threads for each multiprocessor where sequences are few; they run at once. Where there
-// are many, each is cut in two at least, so that the last ones find work to share.
+// are many, long ones are cut in two, so that the last find work to share.
 constexpr uint32_t kBlocksWanted = 2;
-constexpr uint32_t kSplitsMin = 2;
+constexpr uint32_t kLongTiles = 128;
 constexpr uint32_t kMergeGroups = 4;
 constexpr float kLog2E = 1.4426950408889634f;
 
@@ -419,15 +419,32 @@ __global__ void __launch_bounds__(kWarps* kWarp, kWide || sizeof(Kv) == 1 ? 2 : 
   }
 }
 
-// The sum of `values` over the groups of a block, for each element; valid in the first group.
-template <uint32_t kDim>
-__device__ float SumOfGroups(float value, float (&shared)[kMergeGroups][kDim]) {
-  shared[threadIdx.y][threadIdx.x] = value;
-  __syncthreads();
+// What each split's output is multiplied with in the end, by the first warp of a block.
+__device__ void FindFactors(const Part* parts, uint32_t stride, uint32_t splits, float* factors) {
+  constexpr uint32_t kEach = kSplitsMax / kWarp;
+  Part found[kEach];
+  float highest = -INFINITY;
+#pragma unroll
+  for (uint32_t i = 0; i < kEach; ++i) {
+    const uint32_t split = i * kWarp + threadIdx.x;
+    found[i] = split < splits ? parts[split * stride] : Part{-INFINITY, 0.0f};
+    highest = fmaxf(highest, found[i].maximum);
+  }
+  highest = WarpMax(highest);
   float sum = 0.0f;
 #pragma unroll
-  for (uint32_t group = 0; group < kMergeGroups; ++group) sum += shared[group][threadIdx.x];
-  return sum;
+  for (uint32_t i = 0; i < kEach; ++i) {
+    // What found nothing counts nothing.
+    const bool some = found[i].maximum != -INFINITY;
+    found[i].maximum = some ? exp2f(found[i].maximum - highest) : 0.0f;
+    if (some) sum += found[i].sum * found[i].maximum;
+  }
+  sum = WarpSum(sum);
+#pragma unroll
+  for (uint32_t i = 0; i < kEach; ++i) {
+    const uint32_t split = i * kWarp + threadIdx.x;
+    if (split < splits) factors[split] = found[i].maximum / sum;
+  }
 }
 
 // One block for a row of a sequence and KV head: a thread for each element, in groups that take
@@ -437,7 +454,6 @@ __global__ void __launch_bounds__(kDim* kMergeGroups)
     MergeKernel(AttentionArgs args, Geometry geometry, const Part* parts,
                 const float* part_outputs) {
   __shared__ float factors[kSplitsMax];
-  __shared__ float sums[kSplitsMax];
   __shared__ float values[kMergeGroups][kDim];
   WaitForPrevious();
   LetNextStart();
@@ -445,33 +461,25 @@ __global__ void __launch_bounds__(kDim* kMergeGroups)
   const DeviceSequence sequence = args.table.sequences[blockIdx.z];
   if (row >= sequence.count * geometry.group) return;
   const size_t first = PartOf(args, geometry, blockIdx.z, blockIdx.y, 0) + row;
-  const uint32_t thread = threadIdx.y * kDim + threadIdx.x;
-  for (uint32_t split = thread; split < geometry.splits; split += blockDim.x * blockDim.y) {
-    const Part part = parts[first + split * geometry.rows];
-    factors[split] = part.maximum;
-    sums[split] = part.sum;
+  if (threadIdx.y == 0 && threadIdx.x < kWarp) {
+    FindFactors(parts + first, geometry.rows, geometry.splits, factors);
   }
   __syncthreads();
-  float highest = -INFINITY;
-  for (uint32_t split = 0; split < geometry.splits; ++split) {
-    highest = fmaxf(highest, factors[split]);
-  }
   float value = 0.0f;
 #pragma unroll 4
   for (uint32_t split = threadIdx.y; split < geometry.splits; split += kMergeGroups) {
     // What found nothing has written nothing.
-    if (factors[split] == -INFINITY) continue;
-    value += part_outputs[(first + split * geometry.rows) * kDim + threadIdx.x] *
-             exp2f(factors[split] - highest);
+    if (factors[split] == 0.0f) continue;
+    value += part_outputs[(first + split * geometry.rows) * kDim + threadIdx.x] * factors[split];
   }
-  value = SumOfGroups<kDim>(value, values);
+  values[threadIdx.y][threadIdx.x] = value;
+  __syncthreads();
   if (threadIdx.y > 0) return;
   float sum = 0.0f;
-  for (uint32_t split = 0; split < geometry.splits; ++split) {
-    if (factors[split] != -INFINITY) sum += sums[split] * exp2f(factors[split] - highest);
-  }
+#pragma unroll
+  for (uint32_t group = 0; group < kMergeGroups; ++group) sum += values[group][threadIdx.x];
   static_cast<T*>(args.out)[OutOffset(args, geometry, sequence, blockIdx.y, row) + threadIdx.x] =
-      FromFloat<T>(value / sum);
+      FromFloat<T>(sum);
 }
 
 Geometry GeometryOf(const Launch& launch, const AttentionArgs& args) {
@@ -479,12 +487,13 @@ Geometry GeometryOf(const Launch& launch, const AttentionArgs& args) {
   geometry.group = args.heads / args.pages.kv_heads;
   geometry.rows = args.table.count_max * geometry.group;
   const uint32_t blocks = std::max(1u, args.table.count * args.pages.kv_heads);
-  const uint32_t wanted = std::max(
-      kSplitsMin,
-      (kBlocksWanted * static_cast<uint32_t>(launch.multiprocessors) + blocks - 1) / blocks);
+  const uint32_t room = kBlocksWanted * static_cast<uint32_t>(launch.multiprocessors);
   const uint32_t seen =
       args.window == 0 ? args.table.end_max : std::min(args.table.end_max, args.window + kTile);
   const uint32_t tiles = (seen + kTile - 1) / kTile;
+  const uint32_t wanted = blocks < room         ? (room + blocks - 1) / blocks
+                          : tiles >= kLongTiles ? 2u
+                                                : 1u;
   geometry.splits = std::clamp(std::min(wanted, tiles / kSplitTilesMin), 1u, kSplitsMax);
   return geometry;
 }

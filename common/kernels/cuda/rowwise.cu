@@ -171,26 +171,6 @@ __global__ void RopeKernel(const float* cosines, const float* sines, uint32_t ha
   }
 }
 
-// Where a row of K or V goes in the cache, and in what type.
-template <typename Cache>
-__device__ void StoreKv(std::byte* row, uint32_t i, float value) {
-  reinterpret_cast<Cache*>(row)[i] = FromFloat<Cache>(value);
-}
-
-// A row of K rotated, or of V as it is: element i.
-template <typename T>
-__device__ float RotatedElement(const T* head, uint32_t i, const float* cosines, const float* sines,
-                                uint32_t half) {
-  const float x = ToFloat(head[i]);
-  if (i >= 2 * half) return x;
-  const uint32_t pair = i < half ? i : i - half;
-  const float other = ToFloat(head[i < half ? i + half : pair]);
-  // What Rope rounds to T, the cache rounds from T: the same bits as two operations one by one.
-  const float rotated =
-      i < half ? x * cosines[pair] - other * sines[pair] : x * cosines[pair] + other * sines[pair];
-  return ToFloat(FromFloat<T>(rotated));
-}
-
 // An int8 row: numbers and the scale that they are multiplied with, as QuantizeOp on the CPU. One
 // warp.
 __device__ void StoreInt8Row(const float* values, uint32_t n, std::byte* to) {
@@ -208,9 +188,23 @@ __device__ void StoreInt8Row(const float* values, uint32_t n, std::byte* to) {
 
 constexpr uint32_t kHeadWarps = 4;
 
-// One warp for each head of a row: first those of q, which are rotated in place, then K and V,
-// which go to the cache. `shared` holds head_dim floats per warp for int8 rows.
-template <typename T>
+// Elements i.. of a row of the cache that is not int8.
+template <uint32_t kCount>
+__device__ void StoreKv(const float (&x)[kCount], DType type, std::byte* row, uint32_t i) {
+  switch (type) {
+    case DType::kF32:
+      return StoreFloats<kCount>(x, reinterpret_cast<float*>(row) + i);
+    case DType::kF16:
+      return StoreFloats<kCount>(x, reinterpret_cast<__half*>(row) + i);
+    case DType::kBF16:
+      return StoreFloats<kCount>(x, reinterpret_cast<__nv_bfloat16*>(row) + i);
+    case DType::kI8:
+      return;
+  }
+}
+
+// One head of a row, taken by one warp, kCount elements at a time by each lane.
+template <uint32_t kCount, typename T>
 class HeadWarp {
  public:
   __device__ HeadWarp(const float* cosines, const float* sines, uint32_t half, uint32_t head_dim)
@@ -219,34 +213,46 @@ class HeadWarp {
         half_(half),
         n_(head_dim) {}
 
-  __device__ void Rotate(T* head) const {
-    for (uint32_t pair = threadIdx.x % kWarp; pair < half_; pair += kWarp) {
-      const float a = ToFloat(head[pair]);
-      const float b = ToFloat(head[pair + half_]);
-      head[pair] = FromFloat<T>(a * cosine_[pair] - b * sine_[pair]);
-      head[pair + half_] = FromFloat<T>(b * cosine_[pair] + a * sine_[pair]);
+  // Calls store(i, elements) with all elements of a head, of which the first are rotated. They are
+  // rounded to T: what the cache gets is what q and k would have been.
+  template <typename Store>
+  __device__ void Rotate(const T* head, uint32_t half, const Store& store) const {
+    const uint32_t lane = threadIdx.x % kWarp;
+    for (uint32_t pair = lane * kCount; pair < half; pair += kWarp * kCount) {
+      float a[kCount], b[kCount], cosine[kCount], sine[kCount];
+      LoadFloats<kCount>(head + pair, a);
+      LoadFloats<kCount>(head + pair + half, b);
+      LoadFloats<kCount>(cosine_ + pair, cosine);
+      LoadFloats<kCount>(sine_ + pair, sine);
+#pragma unroll
+      for (uint32_t j = 0; j < kCount; ++j) {
+        const float first = a[j] * cosine[j] - b[j] * sine[j];
+        const float second = b[j] * cosine[j] + a[j] * sine[j];
+        a[j] = ToFloat(FromFloat<T>(first));
+        b[j] = ToFloat(FromFloat<T>(second));
+      }
+      store(pair, a);
+      store(pair + half, b);
+    }
+    for (uint32_t i = 2 * half + lane * kCount; i < n_; i += kWarp * kCount) {
+      float x[kCount];
+      LoadFloats<kCount>(head + i, x);
+      store(i, x);
     }
   }
 
-  __device__ void Store(const T* head, bool value, DType type, float* shared, std::byte* to) const {
-    for (uint32_t i = threadIdx.x % kWarp; i < n_; i += kWarp) {
-      const float x = RotatedElement(head, i, cosine_, sine_, value ? 0 : half_);
-      switch (type) {
-        case DType::kF32:
-          StoreKv<float>(to, i, x);
-          break;
-        case DType::kF16:
-          StoreKv<__half>(to, i, x);
-          break;
-        case DType::kBF16:
-          StoreKv<__nv_bfloat16>(to, i, x);
-          break;
-        case DType::kI8:
-          shared[i] = x;
-          break;
-      }
+  __device__ void RotateInPlace(T* head) const {
+    Rotate(head, half_, [&](uint32_t i, const float(&x)[kCount]) { StoreFloats(x, head + i); });
+  }
+
+  // `shared` holds a head, for int8.
+  __device__ void Write(const T* head, bool value, DType type, float* shared, std::byte* to) const {
+    const uint32_t half = value ? 0 : half_;
+    if (type != DType::kI8) {
+      Rotate(head, half, [&](uint32_t i, const float(&x)[kCount]) { StoreKv(x, type, to, i); });
+      return;
     }
-    if (type != DType::kI8) return;
+    Rotate(head, half, [&](uint32_t i, const float(&x)[kCount]) { StoreFloats(x, shared + i); });
     __syncwarp();
     StoreInt8Row(shared, n_, to);
   }
@@ -258,7 +264,9 @@ class HeadWarp {
   const uint32_t n_;
 };
 
-template <typename T>
+// One warp for each head of a row: first those of q, which are rotated in place, then K and V,
+// which go to the cache.
+template <uint32_t kCount, typename T>
 __global__ void RopeWriteKvKernel(const float* cosines, const float* sines, uint32_t half,
                                   uint32_t heads, T* q, const T* k, const T* v, SequenceTable table,
                                   DevicePages pages, size_t row_bytes) {
@@ -269,9 +277,9 @@ __global__ void RopeWriteKvKernel(const float* cosines, const float* sines, uint
   const uint32_t row = blockIdx.x;
   const uint32_t warp = threadIdx.x / kWarp;
   const uint32_t plane = blockIdx.y * kHeadWarps + warp;
-  const HeadWarp<T> work(cosines, sines, half, n);
+  const HeadWarp<kCount, T> work(cosines, sines, half, n);
   if (plane < heads) {
-    work.Rotate(q + (static_cast<size_t>(row) * heads + plane) * n);
+    work.RotateInPlace(q + (static_cast<size_t>(row) * heads + plane) * n);
     return;
   }
   const uint32_t kv_plane = plane - heads;
@@ -282,7 +290,7 @@ __global__ void RopeWriteKvKernel(const float* cosines, const float* sines, uint
   const uint32_t head = value ? kv_plane - pages.kv_heads : kv_plane;
   const size_t offset = KvRowOffset(pages, row_bytes, table.block_table + sequence.blocks, value,
                                     head, sequence.position + row - sequence.row);
-  work.Store((value ? v : k) + (static_cast<size_t>(row) * pages.kv_heads + head) * n, value,
+  work.Write((value ? v : k) + (static_cast<size_t>(row) * pages.kv_heads + head) * n, value,
              pages.dtype, shared + warp * n, pages.data + offset);
 }
 
@@ -510,9 +518,11 @@ cudaError_t RopeWriteKv(const Launch& launch, const float* cosines, const float*
         pages.head_dim * DTypeBytes(pages.dtype) + (pages.dtype == DType::kI8 ? sizeof(float) : 0);
     const size_t shared =
         pages.dtype == DType::kI8 ? size_t{kHeadWarps} * pages.head_dim * sizeof(float) : 0;
-    return StartKernel(RopeWriteKvKernel<T>, dim3(table.rows, planes), dim3(kHeadWarps * kWarp),
-                       shared, launch, cosines, sines, half, heads, static_cast<T*>(q),
-                       static_cast<const T*>(k), static_cast<const T*>(v), table, pages, row_bytes);
+    const bool twos = half % 2 == 0 && pages.head_dim % 2 == 0;
+    const auto kernel = twos ? RopeWriteKvKernel<2, T> : RopeWriteKvKernel<1, T>;
+    return StartKernel(kernel, dim3(table.rows, planes), dim3(kHeadWarps * kWarp), shared, launch,
+                       cosines, sines, half, heads, static_cast<T*>(q), static_cast<const T*>(k),
+                       static_cast<const T*>(v), table, pages, row_bytes);
   });
 }
 

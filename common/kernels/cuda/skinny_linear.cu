@@ -99,7 +99,7 @@ __device__ void Operand(const uint4& low, const uint4& high, uint32_t i, uint32_
 template <typename T, typename W, uint32_t kColumnTiles>
 struct Shape {
   static constexpr uint32_t kTiles = kColumnTiles == 1 ? 1 : 2;  // Of outputs.
-  static constexpr uint32_t kStages = kColumnTiles == 1 ? 4 : 2;
+  static constexpr uint32_t kStages = 2;
   static constexpr uint32_t kChunk = kChunkBytes / sizeof(W);  // Elements.
   static constexpr uint32_t kLoadElements = 16 / sizeof(W);    // Of one load of weights.
   static constexpr uint32_t kLoadSteps = kLoadElements / 4;    // Instructions that it serves.
@@ -202,7 +202,7 @@ class Warp {
 };
 
 template <typename T, typename W, uint32_t kColumnTiles, typename Out>
-__global__ void __launch_bounds__(kWarps* kWarp, kColumnTiles == 1 ? 2 : 1)
+__global__ void __launch_bounds__(kWarps* kWarp, kColumnTiles == 1 ? 3 : kColumnTiles == 2 ? 2 : 1)
     SkinnyKernel(Outputs outputs, const T* x, uint32_t rows, uint32_t inputs) {
   using S = Shape<T, W, kColumnTiles>;
   __shared__ float shared[kWarps][kColumnTiles * 8][kColumnStride];
