@@ -195,14 +195,14 @@ void CheckTypes(uint32_t inputs, const std::vector<uint32_t>& outputs) {
 TEST(SkinnyLinear, OneStepOfTheWeights) {
   SKIP_WITHOUT_GPU();
   for (const DType x_type : {DType::kBF16, DType::kF16}) {
-    Check({x_type, x_type, x_type, 32, {40, 1}, false});
-    Check({x_type, DType::kI8, DType::kF32, 64, {40, 1}, true});
+    Check({x_type, x_type, x_type, 64, {40, 1}, false});
+    Check({x_type, DType::kI8, DType::kF32, 128, {40, 1}, true});
   }
 }
 
 TEST(SkinnyLinear, FewInputs) {
   SKIP_WITHOUT_GPU();
-  CheckTypes(64, {1, 40, 1024, 17});
+  CheckTypes(128, {1, 40, 1024, 17});
 }
 
 TEST(SkinnyLinear, InputsThatDoNotFillEverySlice) {
@@ -223,7 +223,7 @@ TEST(SkinnyLinear, MoreInputsThanTheCacheHasRoomForEvenOfFewRows) {
 TEST(SkinnyLinear, ManyOutputs) {
   SKIP_WITHOUT_GPU();
   Check({DType::kBF16, DType::kBF16, DType::kF32, 64, {20000}, false});
-  Check({DType::kBF16, DType::kBF16, DType::kF32, 4128, {4096, 1000}, false});
+  Check({DType::kBF16, DType::kBF16, DType::kF32, 4160, {4096, 1000}, false});
 }
 
 TEST(SkinnyLinear, AnElementThatIsNotFiniteStaysInItsRow) {
@@ -249,19 +249,19 @@ TEST(SkinnyLinear, NothingToDoIsNoError) {
   const DeviceArray<std::byte> data(64);
   const SkinnyOutput none = {.weight = data.data(), .out = data.data(), .outputs = 0};
   ASSERT_CUDA(
-      SkinnyLinear(*Gpu(), data.data(), DType::kF16, 1, 32, DType::kF16, &none, 1, DType::kF16));
+      SkinnyLinear(*Gpu(), data.data(), DType::kF16, 1, 64, DType::kF16, &none, 1, DType::kF16));
   const SkinnyOutput one = {.weight = data.data(), .out = data.data(), .outputs = 1};
   ASSERT_CUDA(
-      SkinnyLinear(*Gpu(), data.data(), DType::kF16, 0, 32, DType::kF16, &one, 1, DType::kF16));
+      SkinnyLinear(*Gpu(), data.data(), DType::kF16, 0, 64, DType::kF16, &one, 1, DType::kF16));
   EXPECT_EQ(data.Read()[0], std::byte{0xff});
 }
 
 TEST(SkinnyLinear, FitsWhatItCanDo) {
-  EXPECT_TRUE(SkinnyLinearFits(DType::kBF16, DType::kBF16, 64, 96));
-  EXPECT_TRUE(SkinnyLinearFits(DType::kF16, DType::kI8, 1, 64));
-  EXPECT_FALSE(SkinnyLinearFits(DType::kBF16, DType::kBF16, 65, 96));
-  EXPECT_FALSE(SkinnyLinearFits(DType::kBF16, DType::kBF16, 1, 48));
-  EXPECT_FALSE(SkinnyLinearFits(DType::kBF16, DType::kI8, 1, 96));
+  EXPECT_TRUE(SkinnyLinearFits(DType::kBF16, DType::kBF16, 64, 192));
+  EXPECT_TRUE(SkinnyLinearFits(DType::kF16, DType::kI8, 1, 128));
+  EXPECT_FALSE(SkinnyLinearFits(DType::kBF16, DType::kBF16, 65, 192));
+  EXPECT_FALSE(SkinnyLinearFits(DType::kBF16, DType::kBF16, 1, 96));
+  EXPECT_FALSE(SkinnyLinearFits(DType::kBF16, DType::kI8, 1, 192));
   EXPECT_FALSE(SkinnyLinearFits(DType::kBF16, DType::kF16, 1, 64));
   EXPECT_FALSE(SkinnyLinearFits(DType::kF32, DType::kF32, 1, 64));
 }
