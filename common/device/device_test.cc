@@ -49,9 +49,11 @@ void MovesABatch(Device& device) {
   DeviceMemory memory = device.Allocate(100).value();
   DeviceMemory pinned = device.AllocatePinned(40).value();
   for (size_t i = 0; i < pinned.bytes(); ++i) pinned.data()[i] = static_cast<std::byte>(i + 1);
-  const std::vector<std::span<std::byte>> pieces = {
-      {memory.data() + 60, 10}, {memory.data() + 80, 10}, {memory.data(), 17}, {memory.data(), 0},
-      {memory.data() + 40, 3}};
+  const std::vector<std::span<std::byte>> pieces = {{memory.data() + 60, 10},
+                                                    {memory.data() + 80, 10},
+                                                    {memory.data(), 17},
+                                                    {memory.data(), 0},
+                                                    {memory.data() + 40, 3}};
 
   ASSERT_TRUE(device.Scatter(pieces, pinned.data()).ok());
   DeviceMemory back = device.AllocatePinned(40).value();

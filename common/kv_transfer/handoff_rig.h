@@ -48,8 +48,7 @@ struct ArenaRig {
   }
   void Fill(std::byte value) { Write(std::vector<std::byte>(bytes(), value)); }
   void Write(const std::vector<std::byte>& data) {
-    BATON_CHECK_OK(
-        device->CopyFromHost(arena->BlockData(BlockId{0}), data.data(), data.size()));
+    BATON_CHECK_OK(device->CopyFromHost(arena->BlockData(BlockId{0}), data.data(), data.size()));
   }
   std::vector<std::byte> Copy() const {
     std::vector<std::byte> data(bytes());

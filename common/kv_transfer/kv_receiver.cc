@@ -153,8 +153,10 @@ std::optional<Landing> KvReceiver::OnKv(const IncomingMessage& incoming) {
   Landing landing;
   landing.spans = staged->host;
   landing.landed = [this, key = EpochKey{message->name.lease, message->name.epoch},
-                    from = incoming.from, message = *message, staged = *std::move(staged)](
-                       const absl::Status& status) { OnLanded(key, from, message, staged, status); };
+                    from = incoming.from, message = *message,
+                    staged = *std::move(staged)](const absl::Status& status) {
+    OnLanded(key, from, message, staged, status);
+  };
   return landing;
 }
 

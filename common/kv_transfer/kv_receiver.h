@@ -5,7 +5,8 @@
 // that still takes bytes, rows inside [held, prompt) that nobody has claimed, the right size. What
 // matches no lease costs nothing and changes nothing. What finds no room on its way to the blocks
 // (see kv_staging.h) is postponed: it stays with its sender, whose window of bytes under way slows
-// it down. To refuse it would fail whole transfers just when the worker is busiest. See "D's lease" in ARCHITECTURE.md.
+// it down. To refuse it would fail whole transfers just when the worker is busiest. See "D's lease"
+// in ARCHITECTURE.md.
 //
 // Single-threaded, without a clock: the owner passes the time in, and polls the transport.
 #ifndef BATON_COMMON_KV_TRANSFER_KV_RECEIVER_H_

@@ -2,10 +2,10 @@
 // when the source blocks are read no more.
 //
 // A push is split into messages that are gathered straight from the blocks, or from a copy of them
-// (see kv_staging.h); to one peer only so many bytes are under way, the rest waits inside, in order.
-// So does what finds no room for its copy, and the peers take turns. The transfer ends once: acknowledged,
-// failed or aborted. Only when also every send has completed is it released: until then the
-// transport may read the blocks. See "P's transfer" in ARCHITECTURE.md.
+// (see kv_staging.h); to one peer only so many bytes are under way, the rest waits inside, in
+// order. So does what finds no room for its copy, and the peers take turns. The transfer ends once:
+// acknowledged, failed or aborted. Only when also every send has completed is it released: until
+// then the transport may read the blocks. See "P's transfer" in ARCHITECTURE.md.
 //
 // Single-threaded, without a clock: the owner passes the time in, and polls the transport.
 #ifndef BATON_COMMON_KV_TRANSFER_KV_SENDER_H_
@@ -145,7 +145,7 @@ class KvSender {
   Transfers transfers_;
   std::map<AnswerKey, TransferId> by_answer_;  // Of transfers that have not ended.
   std::map<PeerId, Peer> peers_;               // Those with something queued or in flight.
-  std::deque<PeerId> line_;  // Those whose next piece finds no room, in turn.
+  std::deque<PeerId> line_;                    // Those whose next piece finds no room, in turn.
   uint64_t in_flight_bytes_ = 0;
   Instant now_{};  // As last passed in: callbacks of the transport bring no time.
   Counters counters_;

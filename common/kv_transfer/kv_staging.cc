@@ -15,7 +15,9 @@ namespace {
 // Runs begin and end at multiples: copies like it, and fewer gaps are left.
 constexpr size_t kRunAlignment = 256;
 
-size_t RunBytes(size_t bytes) { return (bytes + kRunAlignment - 1) / kRunAlignment * kRunAlignment; }
+size_t RunBytes(size_t bytes) {
+  return (bytes + kRunAlignment - 1) / kRunAlignment * kRunAlignment;
+}
 
 }  // namespace
 
@@ -24,9 +26,9 @@ absl::StatusOr<std::unique_ptr<KvStaging>> KvStaging::Create(const KvArena& aren
   if (device.kind() == DeviceKind::kCpu) return absl::WrapUnique(new KvStaging(arena, {}));
   const size_t whole = bytes / kRunAlignment * kRunAlignment;
   if (whole < arena.layout().layer_bytes()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("staging of ", bytes, " bytes: one layer of one KV block has ",
-                     arena.layout().layer_bytes()));
+    return absl::InvalidArgumentError(absl::StrCat("staging of ", bytes,
+                                                   " bytes: one layer of one KV block has ",
+                                                   arena.layout().layer_bytes()));
   }
   BATON_ASSIGN_OR_RETURN(DeviceMemory pinned, device.AllocatePinned(whole));
   return absl::WrapUnique(new KvStaging(arena, std::move(pinned)));

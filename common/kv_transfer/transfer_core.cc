@@ -14,7 +14,8 @@ TransferCore::TransferCore(std::unique_ptr<Transport> transport, const TransferC
       clock_(std::move(clock)),
       staging_(std::move(staging)),
       transport_(std::move(transport)),
-      receiver_(*transport_, *staging_.receives, options.receiver, sink, [this] { TakeLeaseCommands(); }),
+      receiver_(*transport_, *staging_.receives, options.receiver, sink,
+                [this] { TakeLeaseCommands(); }),
       sender_(*transport_, *staging_.sends, options.sender, sink),
       prober_(*transport_, options.prober, sink, clock_) {
   transport_->OnPeerLost([this](PeerId peer, const absl::Status& status) {

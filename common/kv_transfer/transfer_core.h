@@ -72,8 +72,8 @@ class TransferCore {
   // Takes out what has been asked since the last call, in order.
   using TakeCommands = std::function<std::vector<TransferCommand>()>;
 
-  // The staging's arena outlives the core. `take_commands` and `clock` are called by the methods below, also
-  // from inside a callback of the transport.
+  // The staging's arena outlives the core. `take_commands` and `clock` are called by the methods
+  // below, also from inside a callback of the transport.
   TransferCore(std::unique_ptr<Transport> transport, const TransferCoreOptions& options,
                TransferStaging staging, const TransferEventSink& sink, TakeCommands take_commands,
                std::function<Instant()> clock);

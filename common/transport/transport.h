@@ -58,8 +58,8 @@ class Transport {
   static constexpr size_t kHeaderBytesMax = 1024;
 
   using Done = std::function<void(absl::Status)>;
-  // Called once per arriving message of a type, or more often if it is postponed. Nothing: refused; the payload does not move, and
-  // the sender sees its send completed all the same.
+  // Called once per arriving message of a type, or more often if it is postponed. Nothing: refused;
+  // the payload does not move, and the sender sees its send completed all the same.
   using Accept = std::function<std::optional<Landing>(const IncomingMessage&)>;
   // `peer` is gone: it died, does not answer, or was closed by ForceClose. Runs exactly once for
   // every PeerId that Connect() gave or a message came from. Its sends and receives complete too,

@@ -125,12 +125,12 @@ class CudaDevice final : public Device {
 
   absl::Status StartCopy(std::byte* to, size_t to_pitch, const std::byte* from, size_t from_pitch,
                          const Rows& rows, cudaMemcpyKind kind) const {
-    const cudaError_t error =
-        rows.count == 1 ? cudaMemcpyAsync(to, from, rows.width, kind, copies_)
-                        : cudaMemcpy2DAsync(to, to_pitch, from, from_pitch, rows.width, rows.count,
-                                            kind, copies_);
-    return CudaStatus(error, absl::StrCat(name_, ": copying ", rows.count, " pieces of ",
-                                          rows.width, " bytes"));
+    const cudaError_t error = rows.count == 1
+                                  ? cudaMemcpyAsync(to, from, rows.width, kind, copies_)
+                                  : cudaMemcpy2DAsync(to, to_pitch, from, from_pitch, rows.width,
+                                                      rows.count, kind, copies_);
+    return CudaStatus(
+        error, absl::StrCat(name_, ": copying ", rows.count, " pieces of ", rows.width, " bytes"));
   }
   // Waits also for copies that began before one failed: nothing is copied after this returns.
   absl::Status FinishCopies(const absl::Status& started) const {

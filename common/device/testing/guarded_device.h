@@ -36,8 +36,7 @@ class GuardedDevice final : public Device {
  private:
   class Opened;
   // REQUIRES: the bytes lie in one allocation of Allocate's.
-  void CheckInside(const std::byte* data, size_t bytes) const
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void CheckInside(const std::byte* data, size_t bytes) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Free(std::byte* data, size_t bytes, bool pinned) override;
 
   const std::unique_ptr<Device> host_;
