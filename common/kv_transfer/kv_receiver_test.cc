@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cstring>
 #include <string>
 
 #include "common/kv_transfer/handoff_rig.h"
@@ -138,13 +139,15 @@ TEST_P(KvReceiverTest, FullCoverageAndCommitFillTheLease) {
   EXPECT_EQ(acks_, 1);
   EXPECT_TRUE(Arrived(Grant()));
   // The held block, those of nobody, and the rows behind the prompt are as they were.
-  const std::vector<std::byte> untouched(SmallLayout().block_bytes(), std::byte{0xee});
+  const std::vector<std::byte> all = arena_.Copy();
+  const size_t block_bytes = SmallLayout().block_bytes();
+  const std::vector<std::byte> untouched(block_bytes, std::byte{0xee});
   for (const uint32_t block : {3u, 0u, 2u, 4u, 5u, 7u}) {
-    EXPECT_EQ(
-        std::memcmp(arena_.arena->BlockData(BlockId{block}), untouched.data(), untouched.size()), 0)
+    EXPECT_EQ(std::memcmp(all.data() + block * block_bytes, untouched.data(), block_bytes), 0)
         << block;
   }
-  EXPECT_EQ(*arena_.arena->RowData(BlockId{6}, 0, false, 0, 2), std::byte{0xee});
+  const std::vector<std::byte> row(SmallLayout().row_bytes(), std::byte{0xee});
+  EXPECT_EQ(RowOf(*arena_.arena, BlockId{6}, 0, false, 0, 2), row);
 }
 
 TEST_P(KvReceiverTest, ACommitThatOvertakesTheBytesWaitsForThem) {

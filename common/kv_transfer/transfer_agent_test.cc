@@ -275,6 +275,25 @@ TEST(TransferAgentUcxTest, TheOtherSideGoingFailsTransfers) {
   EXPECT_TRUE(probe->status.ok()) << probe->status;
 }
 
+TEST(TransferAgentUcxTest, SaysWhetherItStages) {
+  AgentRig host(SmallLayout(), 4), guarded(SmallLayout(), 4, {}, Memory::kGuarded);
+
+  EXPECT_STREQ(host.agent().staging(), "none");
+  EXPECT_EQ(host.agent().staging_bytes(), 0u);
+  EXPECT_STREQ(guarded.agent().staging(), "pinned");
+  EXPECT_EQ(guarded.agent().staging_bytes(), size_t{128} << 20);
+  EXPECT_NE(host.agent().transport_memory().find("host"), std::string::npos);
+}
+
+TEST(TransferAgentUcxTest, TooLittleStagingIsRefusedAtStart) {
+  ArenaRig guarded(SmallLayout(), 4, Memory::kGuarded);
+
+  EXPECT_EQ(TransferAgent::Create({.staging_bytes = 100}, *guarded.arena, [](TransferEvent) {})
+                .status()
+                .code(),
+            absl::StatusCode::kInvalidArgument);
+}
+
 TEST(TransferAgentUcxTest, StoppingEndsOpenLeases) {
   AgentRig d(SmallLayout(), 8);
   ASSERT_TRUE(d.agent().OpenLease(GrantOf(1, 1, Blocks({0, 1}), 0, 8)).ok());
