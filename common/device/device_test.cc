@@ -81,7 +81,9 @@ TEST(GuardedDeviceDeathTest, TheHostCannotTouchItsMemory) {
   GuardedDevice device;
   DeviceMemory memory = device.Allocate(64).value();
 
-  EXPECT_DEATH(memory.data()[0] = std::byte{1}, "");
+  // By a signal, or by whatever a sanitizer makes of it.
+  EXPECT_EXIT(
+      memory.data()[0] = std::byte{1}, [](int status) { return status != 0; }, "");
 }
 
 TEST(DeviceTest, UnknownNameIsRefusedWithTheChoices) {

@@ -9,9 +9,9 @@
 #include <tuple>
 #include <vector>
 
-#include "common/kv_transfer/handoff_rig.h"
 #include "common/kv_transfer/kv_receiver.h"
 #include "common/kv_transfer/kv_sender.h"
+#include "common/kv_transfer/testing/handoff_rig.h"
 #include "common/transport/faulty_transport.h"
 #include "common/transport/inproc_transport.h"
 

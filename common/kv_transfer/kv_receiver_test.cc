@@ -6,7 +6,7 @@
 #include <cstring>
 #include <string>
 
-#include "common/kv_transfer/handoff_rig.h"
+#include "common/kv_transfer/testing/handoff_rig.h"
 #include "common/transport/inproc_transport.h"
 #include "common/transport/polling.h"
 

@@ -6,8 +6,8 @@
 #include <random>
 #include <vector>
 
-#include "common/kv_transfer/handoff_rig.h"
 #include "common/kv_transfer/kv_pieces.h"
+#include "common/kv_transfer/testing/handoff_rig.h"
 
 namespace baton {
 namespace {

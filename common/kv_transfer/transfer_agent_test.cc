@@ -12,7 +12,7 @@
 
 #include "absl/synchronization/mutex.h"
 #include "common/base/bounded_queue.h"
-#include "common/kv_transfer/handoff_rig.h"
+#include "common/kv_transfer/testing/handoff_rig.h"
 #include "common/transport/ucx/peer_process.h"
 
 namespace baton {
@@ -288,10 +288,12 @@ TEST(TransferAgentUcxTest, SaysWhetherItStages) {
 TEST(TransferAgentUcxTest, TooLittleStagingIsRefusedAtStart) {
   ArenaRig guarded(SmallLayout(), 4, Memory::kGuarded);
 
-  EXPECT_EQ(TransferAgent::Create({.staging_bytes = 100}, *guarded.arena, [](TransferEvent) {})
-                .status()
-                .code(),
-            absl::StatusCode::kInvalidArgument);
+  TransferOptions options;
+  options.staging_bytes = 100;
+
+  EXPECT_EQ(
+      TransferAgent::Create(options, *guarded.arena, [](const TransferEvent&) {}).status().code(),
+      absl::StatusCode::kInvalidArgument);
 }
 
 TEST(TransferAgentUcxTest, StoppingEndsOpenLeases) {

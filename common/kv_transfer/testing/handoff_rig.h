@@ -1,6 +1,6 @@
 // What the tests of this folder share: small arenas with recognizable bytes, and recorded events.
-#ifndef BATON_COMMON_KV_TRANSFER_HANDOFF_RIG_H_
-#define BATON_COMMON_KV_TRANSFER_HANDOFF_RIG_H_
+#ifndef BATON_COMMON_KV_TRANSFER_TESTING_HANDOFF_RIG_H_
+#define BATON_COMMON_KV_TRANSFER_TESTING_HANDOFF_RIG_H_
 
 #include <memory>
 #include <random>
@@ -133,4 +133,4 @@ inline Ticket TicketFor(const LeaseGrant& grant, const KvLayout& layout,
 
 }  // namespace baton
 
-#endif  // BATON_COMMON_KV_TRANSFER_HANDOFF_RIG_H_
+#endif  // BATON_COMMON_KV_TRANSFER_TESTING_HANDOFF_RIG_H_
