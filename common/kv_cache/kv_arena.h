@@ -19,9 +19,12 @@ namespace baton {
 class KvArena {
  public:
   // kResourceExhausted when the device has not the memory.
+  // The device outlives the arena.
   static absl::StatusOr<std::unique_ptr<KvArena>> Create(Device& device, const KvLayout& layout,
                                                          uint32_t block_count);
 
+  // Where the blocks lie; if it is not the CPU, the host must not touch them.
+  Device& device() const { return device_; }
   const KvLayout& layout() const { return layout_; }
   uint32_t block_count() const { return block_count_; }
 
@@ -36,9 +39,10 @@ class KvArena {
   }
 
  private:
-  KvArena(const KvLayout& layout, uint32_t block_count, DeviceMemory memory)
-      : layout_(layout), block_count_(block_count), memory_(std::move(memory)) {}
+  KvArena(Device& device, const KvLayout& layout, uint32_t block_count, DeviceMemory memory)
+      : device_(device), layout_(layout), block_count_(block_count), memory_(std::move(memory)) {}
 
+  Device& device_;
   const KvLayout layout_;
   const uint32_t block_count_;
   const DeviceMemory memory_;
