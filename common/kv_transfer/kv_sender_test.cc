@@ -394,6 +394,42 @@ TEST_P(KvSenderRoomTest, PeersTakeTurns) {
   Settle();
 }
 
+class KvSenderBigRoomTest : public KvSenderTest {
+ protected:
+  KvSenderBigRoomTest() : KvSenderTest(KvSenderOptions{.message_bytes_max = 512}, 512) {}
+};
+INSTANTIATE_TEST_SUITE_P(Memories, KvSenderBigRoomTest, testing::Values(Memory::kGuarded),
+                         kMemoryNames);
+
+// Goal: a message that needs all the room is not overtaken for ever by those that need half.
+TEST_P(KvSenderBigRoomTest, SmallMessagesDoNotOvertakeABigOneForEver) {
+  const auto other = network_.Open("other");
+  size_t others = 0;
+  other->OnMessage(Type(HandoffType::kKv), [&](const IncomingMessage&) {
+    ++others;
+    return std::nullopt;
+  });
+  Begin(1);
+  for (uint32_t layer = 0; layer < 3; ++layer) {
+    for (uint32_t token = 4; token < 16; token += 4) {
+      sender_.Push(TransferId{1}, {layer, layer + 1}, {token, token + 4}, start_);
+    }
+  }
+  Ticket elsewhere = TicketOf(2);
+  elsewhere.address = other->address();
+  sender_.Begin(TransferId{2}, elsewhere, Blocks({0, 1, 2, 3, 4}), {}, start_);
+  sender_.Push(TransferId{2}, {0, 2}, {4, 8}, start_);
+
+  for (int i = 0; i < 20 && others == 0; ++i) {
+    for (Transport* transport : {p_.get(), d_.get(), other.get()}) transport->Poll();
+  }
+
+  EXPECT_EQ(others, 1u);
+  EXPECT_LE(kv_.size(), 4u) << "all nine, if they overtook";
+  for (int i = 0; i < 10; ++i) Settle();
+  EXPECT_EQ(kv_.size(), 9u);
+}
+
 TEST_P(KvSenderRoomTest, AnAbortLeavesTheLine) {
   const auto other = network_.Open("other");
   size_t others = 0;
