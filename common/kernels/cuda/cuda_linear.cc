@@ -49,10 +49,6 @@ struct Product {
   uint32_t stride = 0;
   DType type = DType::kF32;
   DType out_type = DType::kF32;
-  // More than 1: the same with other weights, so many elements further each, and other results.
-  uint32_t count = 1;
-  int64_t weight_step = 0;
-  int64_t out_step = 0;
 };
 
 // cuBLASLt's descriptions of a product. It thinks in columns: out^T = weight x^T, where weight^T is
@@ -70,10 +66,6 @@ class ProductDescription {
     Keep(cublasLtMatrixLayoutCreate(&x_, type, product.inputs, product.rows, product.inputs));
     Keep(cublasLtMatrixLayoutCreate(&out_, CudaType(product.out_type), product.outputs,
                                     product.rows, product.stride));
-    if (product.count == 1) return;
-    Repeat(weight_, product.count, product.weight_step);
-    Repeat(x_, product.count, 0);
-    Repeat(out_, product.count, product.out_step);
   }
   ~ProductDescription() {
     if (out_ != nullptr) cublasLtMatrixLayoutDestroy(out_);
@@ -117,13 +109,6 @@ class ProductDescription {
   }
 
  private:
-  void Repeat(cublasLtMatrixLayout_t layout, uint32_t count, int64_t step) {
-    const auto batch = static_cast<int32_t>(count);
-    Keep(cublasLtMatrixLayoutSetAttribute(layout, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &batch,
-                                          sizeof(batch)));
-    Keep(cublasLtMatrixLayoutSetAttribute(layout, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET,
-                                          &step, sizeof(step)));
-  }
   void Keep(cublasStatus_t status) {
     if (status_ == CUBLAS_STATUS_SUCCESS) status_ = status;
   }
@@ -180,8 +165,8 @@ cublasStatus_t Choose(CudaState& state, const Product& product,
 cublasStatus_t Multiply(CudaState& state, const Product& product) {
   const ProductDescription description(product);
   if (description.status() != CUBLAS_STATUS_SUCCESS) return description.status();
-  const CudaState::ProductKey key(product.outputs, product.rows, product.inputs, product.count,
-                                  product.type, product.out_type);
+  const CudaState::ProductKey key(product.outputs, product.rows, product.inputs, product.type,
+                                  product.out_type);
   auto found = state.algorithms().find(key);
   if (found == state.algorithms().end()) {
     cublasLtMatmulAlgo_t algorithm{};
@@ -236,38 +221,17 @@ Product ProductOf(const ConstTensorView& x, const LinearOutput& output) {
           .out_type = output.out.dtype()};
 }
 
-// Whether a product with the second's weights can be the repetition of one with the first's.
-bool IsRepetition(const LinearOutput& first, const LinearOutput& second) {
-  return first.weight->format().form == second.weight->format().form &&
-         first.weight->outputs() == second.weight->outputs() &&
-         first.out.dtype() == second.out.dtype();
-}
-
-// The first of the outputs, and with it the second if that is alike. Returns how many.
-size_t RunLarge(CudaState& state, const ConstTensorView& x, std::span<const LinearOutput> outputs) {
-  Product product = ProductOf(x, outputs[0]);
-  size_t count = 1;
-  if (outputs[0].weight->format().form == WeightForm::kInt8) {
-    RunWidened(state, outputs[0], product);
+void RunLarge(CudaState& state, const ConstTensorView& x, const LinearOutput& output) {
+  const Product product = ProductOf(x, output);
+  if (output.weight->format().form == WeightForm::kInt8) {
+    RunWidened(state, output, product);
   } else {
-    if (outputs.size() > 1 && IsRepetition(outputs[0], outputs[1])) {
-      const Product second = ProductOf(x, outputs[1]);
-      product.count = 2;
-      product.weight_step =
-          (second.weight - product.weight) / static_cast<int64_t>(DTypeBytes(product.type));
-      product.out_step =
-          (second.out - product.out) / static_cast<int64_t>(DTypeBytes(product.out_type));
-      count = 2;
-    }
     RunProduct(state, product);
   }
-  for (const LinearOutput& output : outputs.first(count)) {
-    if (output.bias.empty()) continue;
-    state.Check(AddBias(state.launch(), output.bias.f32(), product.rows, product.outputs,
-                        output.out.data(), product.out_type),
-                "adding a bias");
-  }
-  return count;
+  if (output.bias.empty()) return;
+  state.Check(AddBias(state.launch(), output.bias.f32(), product.rows, product.outputs,
+                      output.out.data(), product.out_type),
+              "adding a bias");
 }
 
 DType WeightType(const PackedWeight& weight, DType activations) {
@@ -295,7 +259,8 @@ void RunGroup(CudaState& state, const ConstTensorView& x, std::span<const Linear
     const DType out_type = outputs[0].out.dtype();
     const bool few = rows <= kSkinnyRowsMax || weight_type == DType::kI8;
     if (!few || !SkinnyLinearFits(x.dtype(), weight_type, rows, inputs)) {
-      outputs = outputs.subspan(RunLarge(state, x, outputs));
+      RunLarge(state, x, outputs[0]);
+      outputs = outputs.subspan(1);
       continue;
     }
     SkinnyOutput alike[kSkinnyOutputsMax];

@@ -67,7 +67,7 @@ class CudaState final : public KernelState {
   bool recording() const { return recording_; }
   // cuBLASLt's choice for a product, by (outputs, rows, inputs, how many, type, type of the
   // result).
-  using ProductKey = std::tuple<uint32_t, uint32_t, uint32_t, uint32_t, DType, DType>;
+  using ProductKey = std::tuple<uint32_t, uint32_t, uint32_t, DType, DType>;
   std::map<ProductKey, cublasLtMatmulAlgo_t>& algorithms() { return algorithms_; }
 
  private:
