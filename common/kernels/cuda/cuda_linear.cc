@@ -14,9 +14,9 @@ namespace {
 
 // Rows of int8 weights are widened in pieces of so many bytes at most.
 constexpr size_t kWidenedBytesMax = size_t{128} << 20;
-// Up to so many rows weights of the type of activations are read as fast by our own kernel as by
-// cuBLASLt, or faster (cuda_bench on an H100: 64 rows take it 1.4 times as long). Of int8 it has
-// none.
+// Up to so many rows our own kernel reads weights of the type of activations as fast as cuBLASLt or
+// faster, and overlaps with its neighbours (cuda_bench on an H100: 64 rows take it 1.4 times as
+// long). For int8 there is no other.
 constexpr uint32_t kSkinnyRowsMax = 16;
 // Of products of up to so many rows the fastest way is measured, of so many, in so many runs each.
 constexpr uint32_t kTimedRowsMax = 256;
@@ -84,7 +84,7 @@ class ProductDescription {
     cublasLtMatmulPreference_t preference = nullptr;
     cublasStatus_t status = cublasLtMatmulPreferenceCreate(&preference);
     if (status != CUBLAS_STATUS_SUCCESS) return status;
-    const size_t workspace = state.workspace_bytes();
+    const size_t workspace = state.lane(0).workspace_bytes;
     status = cublasLtMatmulPreferenceSetAttribute(
         preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace, sizeof(workspace));
     cublasLtMatmulHeuristicResult_t results[kProposalsMax] = {};
@@ -100,12 +100,12 @@ class ProductDescription {
   }
 
   cublasStatus_t Run(CudaState& state, const Product& product,
-                     const cublasLtMatmulAlgo_t& algorithm) const {
+                     const cublasLtMatmulAlgo_t& algorithm, const Lane& lane) const {
     const float one = 1.0f;
     const float zero = 0.0f;
     return cublasLtMatmul(state.cublas(), operation_, &one, product.weight, weight_, product.x, x_,
-                          &zero, product.out, out_, product.out, out_, &algorithm,
-                          state.workspace(), state.workspace_bytes(), state.launch().stream);
+                          &zero, product.out, out_, product.out, out_, &algorithm, lane.workspace,
+                          lane.workspace_bytes, lane.stream);
   }
 
  private:
@@ -132,7 +132,7 @@ float TimeOf(CudaState& state, const Product& product, const ProductDescription&
   for (int run = 0; run <= kTimedRuns && works; ++run) {
     // The first does not count.
     if (run == 1) state.Check(cudaEventRecord(begin, stream), "timing a product");
-    works = description.Run(state, product, algorithm) == CUBLAS_STATUS_SUCCESS;
+    works = description.Run(state, product, algorithm, state.lane(0)) == CUBLAS_STATUS_SUCCESS;
   }
   state.Check(cudaEventRecord(end, stream), "timing a product");
   state.Check(cudaEventSynchronize(end), "timing a product");
@@ -162,7 +162,7 @@ cublasStatus_t Choose(CudaState& state, const Product& product,
   return status;
 }
 
-cublasStatus_t Multiply(CudaState& state, const Product& product) {
+cublasStatus_t Multiply(CudaState& state, const Product& product, const Lane& lane) {
   const ProductDescription description(product);
   if (description.status() != CUBLAS_STATUS_SUCCESS) return description.status();
   const CudaState::ProductKey key(product.outputs, product.rows, product.inputs, product.type,
@@ -175,11 +175,11 @@ cublasStatus_t Multiply(CudaState& state, const Product& product) {
     if (state.algorithms().size() >= kAlgorithmsMax) state.algorithms().clear();
     found = state.algorithms().emplace(key, algorithm).first;
   }
-  return description.Run(state, product, found->second);
+  return description.Run(state, product, found->second, lane);
 }
 
-void RunProduct(CudaState& state, const Product& product) {
-  const cublasStatus_t status = Multiply(state, product);
+void RunProduct(CudaState& state, const Product& product, const Lane& lane) {
+  const cublasStatus_t status = Multiply(state, product, lane);
   if (status == CUBLAS_STATUS_SUCCESS) return;
   state.Check(absl::UnavailableError(absl::StrCat(
       state.device().name(), ": cuBLASLt on [", product.rows, ", ", product.inputs, "] x [",
@@ -204,7 +204,7 @@ void RunWidened(CudaState& state, const LinearOutput& output, Product product) {
     state.Check(Dequantize(state.launch(), numbers + begin * weight.inputs(), scales + begin,
                            product.outputs, product.inputs, widened, product.type),
                 "widening weights");
-    RunProduct(state, product);
+    RunProduct(state, product, state.lane(0));
   }
 }
 
@@ -221,17 +221,33 @@ Product ProductOf(const ConstTensorView& x, const LinearOutput& output) {
           .out_type = output.out.dtype()};
 }
 
-void RunLarge(CudaState& state, const ConstTensorView& x, const LinearOutput& output) {
-  const Product product = ProductOf(x, output);
-  if (output.weight->format().form == WeightForm::kInt8) {
-    RunWidened(state, output, product);
-  } else {
-    RunProduct(state, product);
-  }
+void AddBiasOf(CudaState& state, const LinearOutput& output) {
   if (output.bias.empty()) return;
-  state.Check(AddBias(state.launch(), output.bias.f32(), product.rows, product.outputs,
-                      output.out.data(), product.out_type),
-              "adding a bias");
+  state.Check(
+      AddBias(state.launch(), output.bias.f32(), static_cast<uint32_t>(output.out.dim(0)),
+              static_cast<uint32_t>(output.out.dim(1)), output.out.data(), output.out.dtype()),
+      "adding a bias");
+}
+
+// Products of the same x do not wait for each other.
+void RunLarge(CudaState& state, const ConstTensorView& x, std::span<const LinearOutput> outputs) {
+  const auto is_int8 = [](const LinearOutput& output) {
+    return output.weight->format().form == WeightForm::kInt8;
+  };
+  const auto lanes = static_cast<uint32_t>(std::min<size_t>(outputs.size(), CudaState::kLanes));
+  const bool apart = lanes > 1 && std::none_of(outputs.begin(), outputs.end(), is_int8);
+  if (apart) state.Fork(lanes);
+  uint32_t next = 0;
+  for (const LinearOutput& output : outputs) {
+    const Product product = ProductOf(x, output);
+    if (is_int8(output)) {
+      RunWidened(state, output, product);
+    } else {
+      RunProduct(state, product, state.lane(apart ? next++ % lanes : 0));
+    }
+  }
+  if (apart) state.Join(lanes);
+  for (const LinearOutput& output : outputs) AddBiasOf(state, output);
 }
 
 DType WeightType(const PackedWeight& weight, DType activations) {
@@ -254,15 +270,18 @@ SkinnyOutput SkinnyOf(const LinearOutput& output) {
 void RunGroup(CudaState& state, const ConstTensorView& x, std::span<const LinearOutput> outputs) {
   const auto rows = static_cast<uint32_t>(x.dim(0));
   const auto inputs = static_cast<uint32_t>(x.dim(1));
+  const auto fits = [&](const LinearOutput& output) {
+    const DType weight_type = WeightType(*output.weight, x.dtype());
+    return (rows <= kSkinnyRowsMax || weight_type == DType::kI8) &&
+           SkinnyLinearFits(x.dtype(), weight_type, rows, inputs);
+  };
+  if (!std::all_of(outputs.begin(), outputs.end(), fits)) {
+    RunLarge(state, x, outputs);
+    return;
+  }
   while (!outputs.empty()) {
     const DType weight_type = WeightType(*outputs[0].weight, x.dtype());
     const DType out_type = outputs[0].out.dtype();
-    const bool few = rows <= kSkinnyRowsMax || weight_type == DType::kI8;
-    if (!few || !SkinnyLinearFits(x.dtype(), weight_type, rows, inputs)) {
-      RunLarge(state, x, outputs[0]);
-      outputs = outputs.subspan(1);
-      continue;
-    }
     SkinnyOutput alike[kSkinnyOutputsMax];
     uint32_t count = 0;
     while (count < std::min<size_t>(outputs.size(), kSkinnyOutputsMax) &&
