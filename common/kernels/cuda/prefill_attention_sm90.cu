@@ -23,10 +23,6 @@ constexpr uint32_t kGroupRows = 64;  // Of queries, of one consumer.
 constexpr uint32_t kRows = kGroupRows * kConsumers;
 constexpr uint32_t kKeys = 128;  // Of a tile.
 constexpr uint32_t kStages = 2;
-// 64 threads' worth of registers more than the kernel starts with would not be there:
-// 128 * 24 + 256 * 240 = 384 * 168.
-constexpr int kProducerRegisters = 24;
-constexpr int kConsumerRegisters = 240;
 
 // A tile in shared memory is one or two halves of 128 rows of 64 elements: 128 bytes, the widest
 // row that the copy engine swizzles (chunk c of row r lies at c ^ (r % 8)).
@@ -35,11 +31,6 @@ constexpr uint32_t kRowBytes = 128;
 constexpr uint32_t kHalfBytes = kKeys * kRowBytes;
 static_assert(kRows == kKeys, "tiles of queries and of keys have one layout");
 constexpr uint32_t kSwizzleBytes = 1024;  // The pattern repeats after 8 rows.
-
-// Named barriers; 0 is that of __syncthreads().
-constexpr uint32_t kTurnBarrier = 1;  // And 2: a consumer's turn at the tensor cores.
-constexpr uint32_t kZeroBarrier = 3;
-constexpr uint32_t kStoreBarrier = 4;  // And 5.
 
 // The highest number of blocks of a cache, BlockPool::kBlockCountMax. The copy engine only compares
 // ids with it.
@@ -77,6 +68,18 @@ struct Shared {
   __device__ uint32_t ValuesEmpty(uint32_t stage) const { return KeysFull(3 * kStages + stage); }
 };
 
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+
+// 64 threads' worth of registers more than the kernel starts with would not be there:
+// 128 * 24 + 256 * 240 = 384 * 168.
+constexpr int kProducerRegisters = 24;
+constexpr int kConsumerRegisters = 240;
+
+// Named barriers; 0 is that of __syncthreads().
+constexpr uint32_t kTurnBarrier = 1;  // And 2: a consumer's turn at the tensor cores.
+constexpr uint32_t kZeroBarrier = 3;
+constexpr uint32_t kStoreBarrier = 4;  // And 5.
+
 // What a block of threads computes.
 struct Tile {
   uint32_t row = 0;       // Of its first query, in the batch.
@@ -87,8 +90,6 @@ struct Tile {
   __device__ uint32_t KeyEnd() const { return position + rows; }
   __device__ uint32_t KeyTiles() const { return (KeyEnd() + kKeys - 1) / kKeys; }
 };
-
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
 // ---- Instructions ----
 

@@ -104,6 +104,8 @@ struct Shape {
   static constexpr uint32_t kLoadElements = 16 / sizeof(W);    // Of one load of weights.
   static constexpr uint32_t kLoadSteps = kLoadElements / 4;    // Instructions that it serves.
   static constexpr uint32_t kXLoads = kLoadElements * sizeof(T) / 16;
+  // Pointers to the rows of x would be the registers too many.
+  static constexpr bool kRowsByIndex = kColumnTiles == 8 && kXLoads > 1;
   static constexpr uint32_t kBlockOutputs = kTiles * kTileOutputs;
 };
 
@@ -114,7 +116,7 @@ class Warp {
 
   __device__ Warp(const W* weight, uint32_t outputs, uint32_t first_output, const T* x,
                   uint32_t rows, uint32_t inputs)
-      : chunks_(inputs / S::kChunk), next_(threadIdx.x / kWarp) {
+      : chunks_(inputs / S::kChunk), next_(threadIdx.x / kWarp), x_(x) {
     const uint32_t g = threadIdx.x % kWarp / 4;
     const uint32_t c = threadIdx.x % 4;
 #pragma unroll
@@ -127,7 +129,11 @@ class Warp {
 #pragma unroll
     for (uint32_t i = 0; i < kColumnTiles; ++i) {
       const uint32_t row = min(8 * i + g, rows - 1);
-      x_[i] = x + static_cast<size_t>(row) * inputs + c * S::kLoadElements;
+      if constexpr (S::kRowsByIndex) {
+        rows_[i] = row * inputs + c * S::kLoadElements;
+      } else {
+        rows_[i] = x + static_cast<size_t>(row) * inputs + c * S::kLoadElements;
+      }
     }
   }
 
@@ -165,14 +171,21 @@ class Warp {
     }
   }
 
+  __device__ const T* RowAt(uint32_t column, uint32_t chunk) const {
+    if constexpr (S::kRowsByIndex) {
+      return x_ + (rows_[column] + chunk * S::kChunk);
+    } else {
+      return rows_[column] + static_cast<size_t>(chunk) * S::kChunk;
+    }
+  }
+
   __device__ void Take(uint32_t stage, uint32_t chunk) {
 #pragma unroll
     for (uint32_t j = 0; j < 2; ++j) {
       uint4 x[kColumnTiles][S::kXLoads];
 #pragma unroll
       for (uint32_t column = 0; column < kColumnTiles; ++column) {
-        const T* const from =
-            x_[column] + static_cast<size_t>(chunk) * S::kChunk + j * 4 * S::kLoadElements;
+        const T* const from = RowAt(column, chunk) + j * 4 * S::kLoadElements;
 #pragma unroll
         for (uint32_t i = 0; i < S::kXLoads; ++i) {
           x[column][i] = reinterpret_cast<const uint4*>(from)[i];
@@ -197,7 +210,8 @@ class Warp {
   const uint32_t chunks_;
   uint32_t next_;
   const std::byte* weights_[2 * S::kTiles];
-  const T* x_[kColumnTiles];
+  const T* const x_;
+  std::conditional_t<S::kRowsByIndex, uint32_t, const T*> rows_[kColumnTiles];  // Of x.
   uint4 stages_[S::kStages][2 * S::kTiles][2];
 };
 
