@@ -18,19 +18,22 @@ absl::Status CudaStatus(cudaError_t error, const std::string& what);
 
 class CudaDevice final : public Device {
  public:
-  // "cuda" or "cuda:INDEX". `kernels` outlives the device. kUnavailable: there is no such GPU.
-  static absl::StatusOr<std::unique_ptr<CudaDevice>> Open(const std::string& name,
-                                                          const KernelTable* kernels);
+  // "cuda" or "cuda:INDEX". The tables outlive the device. kUnavailable: there is no such GPU.
+  static absl::StatusOr<std::unique_ptr<CudaDevice>> Open(
+      const std::string& name, const KernelTable* kernels,
+      const CollectiveTable* collectives = nullptr);
   ~CudaDevice() override;
 
   DeviceKind kind() const override { return DeviceKind::kCuda; }
   std::string name() const override { return name_; }
   const KernelTable* kernels() const override { return kernels_; }
+  const CollectiveTable* collectives() const override { return collectives_; }
   absl::StatusOr<DeviceMemory> Allocate(size_t bytes) override;
   // Behind all that is on the stream.
   absl::Status CopyFromHost(std::byte* to, const std::byte* from, size_t bytes) override;
   absl::Status CopyToHost(std::byte* to, const std::byte* from, size_t bytes) override;
 
+  int index() const { return index_; }
   // The runtime's current device belongs to the calling thread.
   absl::Status Select() const;
   // What the engine's thread computes on.
@@ -38,7 +41,8 @@ class CudaDevice final : public Device {
   const cudaDeviceProp& properties() const { return properties_; }
 
  private:
-  CudaDevice(int index, const cudaDeviceProp& properties, const KernelTable* kernels);
+  CudaDevice(int index, const cudaDeviceProp& properties, const KernelTable* kernels,
+             const CollectiveTable* collectives);
   absl::Status Copy(std::byte* to, const std::byte* from, size_t bytes, cudaMemcpyKind kind);
   void Free(std::byte* data, size_t bytes) override;
 
@@ -46,6 +50,7 @@ class CudaDevice final : public Device {
   const std::string name_;
   const cudaDeviceProp properties_;
   const KernelTable* const kernels_;
+  const CollectiveTable* const collectives_;
   cudaStream_t stream_ = nullptr;
 };
 
