@@ -54,18 +54,11 @@ absl::StatusOr<Nccl> Nccl::Load() {
   return absl::UnavailableError(absl::StrCat(kLibrary, " lacks a function"));
 }
 
+// REQUIRES: a float type.
 ncclDataType_t TypeOf(DType dtype) {
-  switch (dtype) {
-    case DType::kF32:
-      return ncclFloat32;
-    case DType::kBF16:
-      return ncclBfloat16;
-    case DType::kF16:
-      return ncclFloat16;
-    default:
-      BATON_CHECK_MSG(false, "sums are of floats");
-      return ncclFloat32;
-  }
+  BATON_CHECK(dtype == DType::kF32 || dtype == DType::kBF16 || dtype == DType::kF16);
+  if (dtype == DType::kF32) return ncclFloat32;
+  return dtype == DType::kBF16 ? ncclBfloat16 : ncclFloat16;
 }
 
 // What the ranks share. Communicators go together, when the last rank has gone.
