@@ -37,7 +37,7 @@ absl::StatusOr<std::unique_ptr<Device>> LoadCudaDevice(const std::string& name) 
 }  // namespace
 
 DeviceMemory::~DeviceMemory() {
-  if (device_ != nullptr) device_->Free(data_, bytes_);
+  if (device_ != nullptr) device_->Free(data_, bytes_, pinned_);
 }
 
 absl::StatusOr<std::unique_ptr<Device>> OpenDevice(const std::string& name,

@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -24,25 +25,28 @@ class Device;
 struct CollectiveTable;
 struct KernelTable;
 
-// Owns bytes on a device; move-only, returned to the device when it goes. The device outlives it.
+// Owns bytes on a device, or pinned bytes of the host; move-only, returned to the device when it
+// goes. The device outlives it.
 class DeviceMemory {
  public:
   DeviceMemory() = default;
-  DeviceMemory(Device* device, std::byte* data, size_t bytes)
-      : device_(device), data_(data), bytes_(bytes) {}
+  DeviceMemory(Device* device, std::byte* data, size_t bytes, bool pinned = false)
+      : device_(device), data_(data), bytes_(bytes), pinned_(pinned) {}
   DeviceMemory(DeviceMemory&& other) noexcept
       : device_(std::exchange(other.device_, nullptr)),
         data_(std::exchange(other.data_, nullptr)),
-        bytes_(std::exchange(other.bytes_, 0)) {}
+        bytes_(std::exchange(other.bytes_, 0)),
+        pinned_(other.pinned_) {}
   DeviceMemory& operator=(DeviceMemory&& other) noexcept {
     std::swap(device_, other.device_);
     std::swap(data_, other.data_);
     std::swap(bytes_, other.bytes_);
+    std::swap(pinned_, other.pinned_);
     return *this;
   }
   ~DeviceMemory();
 
-  // At least 64-byte aligned. Readable by the host only if the device is the CPU.
+  // At least 64-byte aligned. The host may touch it only if it is pinned or the device is the CPU.
   std::byte* data() const { return data_; }
   size_t bytes() const { return bytes_; }
 
@@ -50,6 +54,7 @@ class DeviceMemory {
   Device* device_ = nullptr;
   std::byte* data_ = nullptr;
   size_t bytes_ = 0;
+  bool pinned_ = false;
 };
 
 // Thread-safe.
@@ -70,13 +75,23 @@ class Device {
 
   // Zero-filled. kResourceExhausted, with the size, when there is not so much.
   virtual absl::StatusOr<DeviceMemory> Allocate(size_t bytes) = 0;
-  // Copies between host and device and back; returns when the bytes have arrived.
+  // Memory of the host that the device copies from and to at full speed. Zero-filled; errors as
+  // Allocate's.
+  virtual absl::StatusOr<DeviceMemory> AllocatePinned(size_t bytes) = 0;
+  // Copies between host and device and back, after what the engine's thread has asked the device to
+  // compute; returns when the bytes have arrived.
   virtual absl::Status CopyFromHost(std::byte* device_to, const std::byte* from, size_t bytes) = 0;
   virtual absl::Status CopyToHost(std::byte* to, const std::byte* device_from, size_t bytes) = 0;
+  // Many copies at once, beside whatever the device computes: pieces of its memory, in order, into
+  // one pinned run of bytes, and back. Whoever wrote the bytes has finished.
+  virtual absl::Status Gather(std::byte* host_to,
+                              std::span<const std::span<const std::byte>> device_from) = 0;
+  virtual absl::Status Scatter(std::span<const std::span<std::byte>> device_to,
+                               const std::byte* host_from) = 0;
 
  private:
   friend class DeviceMemory;
-  virtual void Free(std::byte* data, size_t bytes) = 0;
+  virtual void Free(std::byte* data, size_t bytes, bool pinned) = 0;
 };
 
 struct HostMemoryOptions {

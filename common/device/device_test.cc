@@ -5,6 +5,9 @@
 
 #include <array>
 #include <cstdint>
+#include <vector>
+
+#include "common/device/testing/guarded_device.h"
 
 namespace baton {
 namespace {
@@ -39,6 +42,48 @@ TEST(DeviceTest, MemoryMovesWithItsOwner) {
   DeviceMemory second = std::move(first);
 
   EXPECT_EQ(second.data(), data);
+}
+
+// Pieces of even and uneven sizes, out of order, there and back.
+void MovesABatch(Device& device) {
+  DeviceMemory memory = device.Allocate(100).value();
+  DeviceMemory pinned = device.AllocatePinned(40).value();
+  for (size_t i = 0; i < pinned.bytes(); ++i) pinned.data()[i] = static_cast<std::byte>(i + 1);
+  const std::vector<std::span<std::byte>> pieces = {{memory.data() + 60, 10},
+                                                    {memory.data() + 80, 10},
+                                                    {memory.data(), 17},
+                                                    {memory.data(), 0},
+                                                    {memory.data() + 40, 3}};
+
+  ASSERT_TRUE(device.Scatter(pieces, pinned.data()).ok());
+  DeviceMemory back = device.AllocatePinned(40).value();
+  const std::vector<std::span<const std::byte>> from(pieces.begin(), pieces.end());
+  ASSERT_TRUE(device.Gather(back.data(), from).ok());
+
+  for (size_t i = 0; i < 40; ++i) EXPECT_EQ(back.data()[i], static_cast<std::byte>(i + 1));
+  std::array<std::byte, 100> all;
+  ASSERT_TRUE(device.CopyToHost(all.data(), memory.data(), all.size()).ok());
+  EXPECT_EQ(all[60], std::byte{1});
+  EXPECT_EQ(all[80], std::byte{11});
+  EXPECT_EQ(all[0], std::byte{21});
+  EXPECT_EQ(all[17], std::byte{0}) << "nothing else was written";
+  EXPECT_EQ(all[42], std::byte{40});
+}
+
+TEST(DeviceTest, BatchesArriveInOrder) { MovesABatch(*MakeHostDevice()); }
+
+TEST(GuardedDeviceTest, BatchesArriveInOrder) {
+  GuardedDevice device;
+  MovesABatch(device);
+}
+
+TEST(GuardedDeviceDeathTest, TheHostCannotTouchItsMemory) {
+  GuardedDevice device;
+  DeviceMemory memory = device.Allocate(64).value();
+
+  // By a signal, or by whatever a sanitizer makes of it.
+  EXPECT_EXIT(
+      memory.data()[0] = std::byte{1}, [](int status) { return status != 0; }, "");
 }
 
 TEST(DeviceTest, UnknownNameIsRefusedWithTheChoices) {

@@ -34,12 +34,28 @@ class HostDevice final : public Device {
     return DeviceMemory(this, data, bytes);
   }
 
+  absl::StatusOr<DeviceMemory> AllocatePinned(size_t bytes) override { return Allocate(bytes); }
+
   absl::Status CopyFromHost(std::byte* to, const std::byte* from, size_t bytes) override {
     std::memcpy(to, from, bytes);
     return absl::OkStatus();
   }
   absl::Status CopyToHost(std::byte* to, const std::byte* from, size_t bytes) override {
     std::memcpy(to, from, bytes);
+    return absl::OkStatus();
+  }
+  absl::Status Gather(std::byte* to, std::span<const std::span<const std::byte>> from) override {
+    for (const std::span<const std::byte>& piece : from) {
+      std::memcpy(to, piece.data(), piece.size());
+      to += piece.size();
+    }
+    return absl::OkStatus();
+  }
+  absl::Status Scatter(std::span<const std::span<std::byte>> to, const std::byte* from) override {
+    for (const std::span<std::byte>& piece : to) {
+      std::memcpy(piece.data(), from, piece.size());
+      from += piece.size();
+    }
     return absl::OkStatus();
   }
 
@@ -68,7 +84,7 @@ class HostDevice final : public Device {
     return begin + before;
   }
 
-  void Free(std::byte* data, size_t bytes) override {
+  void Free(std::byte* data, size_t bytes, bool /*pinned*/) override {
     const size_t rounded = std::max<size_t>(1, (bytes + kAlignment - 1) / kAlignment) * kAlignment;
     if (rounded >= kMappedBytesMin) {
       munmap(data, RoundToPages(rounded));

@@ -347,6 +347,9 @@ class DeviceWithoutKernels final : public Device {
   DeviceKind kind() const override { return DeviceKind::kCuda; }
   std::string name() const override { return "cuda:0 of no kernels"; }
   absl::StatusOr<DeviceMemory> Allocate(size_t) override { return absl::UnimplementedError(""); }
+  absl::StatusOr<DeviceMemory> AllocatePinned(size_t) override {
+    return absl::UnimplementedError("");
+  }
   absl::Status CopyFromHost(std::byte*, const std::byte*, size_t) override {
     return absl::UnimplementedError("");
   }
@@ -354,8 +357,15 @@ class DeviceWithoutKernels final : public Device {
     return absl::UnimplementedError("");
   }
 
+  absl::Status Gather(std::byte*, std::span<const std::span<const std::byte>>) override {
+    return absl::UnimplementedError("");
+  }
+  absl::Status Scatter(std::span<const std::span<std::byte>>, const std::byte*) override {
+    return absl::UnimplementedError("");
+  }
+
  private:
-  void Free(std::byte*, size_t) override {}
+  void Free(std::byte*, size_t, bool) override {}
 };
 
 TEST(KernelContextTest, RefusesWhatItCannotDo) {

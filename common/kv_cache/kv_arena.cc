@@ -1,9 +1,11 @@
 #include "common/kv_cache/kv_arena.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "absl/memory/memory.h"
 #include "absl/strings/str_cat.h"
+#include "common/base/check.h"
 #include "common/base/status_macros.h"
 
 namespace baton {
@@ -32,7 +34,26 @@ absl::StatusOr<std::unique_ptr<KvArena>> KvArena::Create(std::span<Device* const
     BATON_ASSIGN_OR_RETURN(shards.emplace_back(),
                            device->Allocate(shard_layout.block_bytes() * block_count + gap));
   }
-  return absl::WrapUnique(new KvArena(layout, shard_layout, block_count, std::move(shards)));
+  return absl::WrapUnique(
+      new KvArena(devices, layout, shard_layout, block_count, std::move(shards)));
+}
+
+KvArena::KvArena(std::span<Device* const> devices, const KvLayout& layout,
+                 const KvLayout& shard_layout, uint32_t block_count,
+                 std::vector<DeviceMemory> shards)
+    : devices_(devices.begin(), devices.end()),
+      layout_(layout),
+      shard_layout_(shard_layout),
+      block_count_(block_count),
+      shards_(std::move(shards)) {}
+
+uint32_t KvArena::ShardOf(const std::byte* data) const {
+  const auto holds = [data](const DeviceMemory& shard) {
+    return data >= shard.data() && data < shard.data() + shard.bytes();
+  };
+  const auto found = std::find_if(shards_.begin(), shards_.end(), holds);
+  BATON_CHECK(found != shards_.end());
+  return static_cast<uint32_t>(found - shards_.begin());
 }
 
 }  // namespace baton

@@ -22,7 +22,7 @@ namespace baton {
 
 class KvArena {
  public:
-  // kResourceExhausted when the device has not the memory.
+  // kResourceExhausted when the device has not the memory. Devices outlive the arena.
   static absl::StatusOr<std::unique_ptr<KvArena>> Create(Device& device, const KvLayout& layout,
                                                          uint32_t block_count);
   // A shard on each device, of equal numbers of heads, the first ones on the first.
@@ -31,12 +31,17 @@ class KvArena {
                                                          const KvLayout& layout,
                                                          uint32_t block_count);
 
+  // Where a shard lies; if it is not the CPU, the host must not touch it. All are of one kind.
+  Device& device(uint32_t shard = 0) const { return *devices_[shard]; }
   const KvLayout& layout() const { return layout_; }
   uint32_t block_count() const { return block_count_; }
 
   uint32_t shard_count() const { return static_cast<uint32_t>(shards_.size()); }
   // Of what each shard has of a block: `layout()` with its share of the heads.
   const KvLayout& shard_layout() const { return shard_layout_; }
+
+  // Which shard a row lies in. REQUIRES: it is one of the arena's.
+  uint32_t ShardOf(const std::byte* data) const;
 
   // First byte of a shard of a block: `shard_layout().block_bytes()` bytes, behind which lie those
   // of the next block. REQUIRES: block < block_count(), shard < shard_count().
@@ -52,17 +57,14 @@ class KvArena {
   }
 
  private:
-  KvArena(const KvLayout& layout, const KvLayout& shard_layout, uint32_t block_count,
-          std::vector<DeviceMemory> shards)
-      : layout_(layout),
-        shard_layout_(shard_layout),
-        block_count_(block_count),
-        shards_(std::move(shards)) {}
+  KvArena(std::span<Device* const> devices, const KvLayout& layout, const KvLayout& shard_layout,
+          uint32_t block_count, std::vector<DeviceMemory> shards);
 
+  const std::vector<Device*> devices_;  // By shard.
   const KvLayout layout_;
   const KvLayout shard_layout_;
   const uint32_t block_count_;
-  const std::vector<DeviceMemory> shards_;
+  const std::vector<DeviceMemory> shards_;  // In the order of their heads.
 };
 
 }  // namespace baton

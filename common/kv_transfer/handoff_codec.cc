@@ -128,7 +128,7 @@ const char* NakReasonText(NakReason reason) {
     case NakReason::kChecksum:
       return "KV bytes arrived damaged";
     case NakReason::kReceiveFailed:
-      return "the connection broke under a receive";
+      return "the decode worker could not receive the bytes";
     case NakReason::kIncomplete:
       return "all messages came, but they do not cover the lease";
     case NakReason::kCountMismatch:

@@ -2,14 +2,16 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cstring>
 #include <map>
 #include <random>
 #include <set>
+#include <tuple>
 #include <vector>
 
-#include "common/kv_transfer/handoff_rig.h"
 #include "common/kv_transfer/kv_receiver.h"
 #include "common/kv_transfer/kv_sender.h"
+#include "common/kv_transfer/testing/handoff_rig.h"
 #include "common/transport/faulty_transport.h"
 #include "common/transport/inproc_transport.h"
 
@@ -20,6 +22,8 @@ constexpr uint32_t kBlockCount = 48;
 constexpr int kSequences = 6;
 constexpr uint32_t kEpochsMax = 4;
 constexpr int kTicksMax = 20'000;
+// Where memory is guarded: two or three messages at once, less than the window.
+constexpr size_t kStagingBytes = 2048;
 
 // One sequence: at P its source, at D a lease that is tried again, with fresh blocks, until it is
 // filled or the tries are used up.
@@ -39,14 +43,16 @@ struct Sequence {
 // them, P's pushes as an engine would make them, drawn from the seed.
 class HandoffWorld {
  public:
-  HandoffWorld(uint64_t seed, const FaultOptions& faults)
+  HandoffWorld(uint64_t seed, const FaultOptions& faults, Memory memory)
       : random_(seed),
         network_(MakeFaultyDelivery(faults)),
+        p_(SmallLayout(), kBlockCount, memory, kStagingBytes),
+        d_(SmallLayout(), kBlockCount, memory, kStagingBytes),
         d_transport_(network_.Open("d")),
         p_transport_(network_.Open("p")),
         receiver_(
-            *d_transport_, *d_.arena, {}, [this](TransferEvent event) { OnD(event); }, [] {}),
-        sender_(*p_transport_, *p_.arena,
+            *d_transport_, *d_.staging, {}, [this](TransferEvent event) { OnD(event); }, [] {}),
+        sender_(*p_transport_, *p_.staging,
                 {.in_flight_bytes_max = 3000,
                  .message_bytes_max = 700,
                  .transfer_deadline = std::chrono::seconds(3)},
@@ -82,6 +88,7 @@ class HandoffWorld {
     EXPECT_EQ(receiver_.open_count(), 0u);
     EXPECT_EQ(receiver_.posted_count(), 0u);
     EXPECT_EQ(sender_.in_flight_bytes(), 0u);
+    EXPECT_EQ(p_.staging->bytes_used() + d_.staging->bytes_used(), 0u);
     for (const Sequence& sequence : sequences_) {
       for (const auto& [id, count] : sequence.ends) EXPECT_EQ(count, 1);
       for (const auto& [id, count] : sequence.releases) EXPECT_EQ(count, 1);
@@ -205,7 +212,8 @@ class HandoffWorld {
       for (const BlockId block : found->second) {
         EXPECT_TRUE(free_.insert(block).second);
         // What is in it now must stay until somebody takes it.
-        std::memcpy(Shadow(block), d_.arena->BlockData(block), SmallLayout().block_bytes());
+        BATON_CHECK_OK(d_.device->CopyToHost(Shadow(block), d_.arena->BlockData(block),
+                                             SmallLayout().block_bytes()));
       }
       held_by_.erase(found);
     }
@@ -249,16 +257,17 @@ class HandoffWorld {
     return shadow_.data() + Raw(block) * SmallLayout().block_bytes();
   }
   void CheckFreeBlocksAreUntouched() {
+    const std::vector<std::byte> blocks = d_.Copy();
     for (const BlockId block : free_) {
-      ASSERT_EQ(std::memcmp(Shadow(block), d_.arena->BlockData(block), SmallLayout().block_bytes()),
-                0)
+      const std::byte* data = blocks.data() + Raw(block) * SmallLayout().block_bytes();
+      ASSERT_EQ(std::memcmp(Shadow(block), data, SmallLayout().block_bytes()), 0)
           << "something landed in free block " << Raw(block);
     }
   }
 
   std::mt19937_64 random_;
   InprocNetwork network_;
-  ArenaRig p_{SmallLayout(), kBlockCount}, d_{SmallLayout(), kBlockCount};
+  ArenaRig p_, d_;
   std::vector<std::byte> shadow_;  // What free blocks of D hold.
   std::unique_ptr<Transport> d_transport_, p_transport_;
   KvReceiver receiver_;
@@ -278,34 +287,43 @@ class HandoffWorld {
   int filled_ = 0;
 };
 
-class HandoffFaultTest : public testing::TestWithParam<uint64_t> {};
-INSTANTIATE_TEST_SUITE_P(Seeds, HandoffFaultTest, testing::Range<uint64_t>(0, 300));
+class HandoffFaultTest : public testing::TestWithParam<std::tuple<Memory, uint64_t>> {
+ protected:
+  static void Run(Memory memory, uint64_t seed) {
+    FaultOptions faults;
+    faults.seed = seed;
+    faults.never_fraction = seed % 3 == 0 ? 0.02 : 0;
+    faults.break_fraction = seed % 4 == 0 ? 0.03 : 0;
+    HandoffWorld world(seed, faults, memory);
+
+    world.Run();
+
+    world.CheckRest();
+  }
+};
+INSTANTIATE_TEST_SUITE_P(Seeds, HandoffFaultTest,
+                         testing::Combine(testing::Values(Memory::kHost, Memory::kGuarded),
+                                          testing::Range<uint64_t>(0, 300)));
 
 // Goal: whatever the network does, every transfer ends once and is released once, blocks come home,
 // filled leases hold the very bytes, and nothing lands in a block after its epoch has quiesced.
 TEST_P(HandoffFaultTest, EndsOnceBringsBlocksHomeAndLandsNowhereElse) {
-  FaultOptions faults;
-  faults.seed = GetParam();
-  faults.never_fraction = GetParam() % 3 == 0 ? 0.02 : 0;
-  faults.break_fraction = GetParam() % 4 == 0 ? 0.03 : 0;
-  HandoffWorld world(GetParam(), faults);
-
-  world.Run();
-
-  world.CheckRest();
+  Run(std::get<0>(GetParam()), std::get<1>(GetParam()));
 }
 
 TEST(HandoffCalmTest, WithoutFaultsMostLeasesAreFilled) {
   FaultOptions calm;
   calm.late_fraction = 0;
-  int filled = 0;
-  for (uint64_t seed = 0; seed < 20; ++seed) {
-    HandoffWorld world(seed, calm);
-    world.Run();
-    world.CheckRest();
-    filled += world.filled();
+  for (const Memory memory : {Memory::kHost, Memory::kGuarded}) {
+    int filled = 0;
+    for (uint64_t seed = 0; seed < 20; ++seed) {
+      HandoffWorld world(seed, calm, memory);
+      world.Run();
+      world.CheckRest();
+      filled += world.filled();
+    }
+    EXPECT_GT(filled, 20 * kSequences * 3 / 4);
   }
-  EXPECT_GT(filled, 20 * kSequences * 3 / 4);
 }
 
 }  // namespace

@@ -8,7 +8,7 @@
 #include <tuple>
 #include <vector>
 
-#include "common/kv_transfer/handoff_rig.h"
+#include "common/kv_transfer/testing/handoff_rig.h"
 
 namespace baton {
 namespace {

@@ -36,10 +36,11 @@ absl::Status KvReceiver::CheckGrant(const KvArena& arena, const LeaseGrant& gran
   return absl::OkStatus();
 }
 
-KvReceiver::KvReceiver(Transport& transport, const KvArena& arena, const KvReceiverOptions& options,
+KvReceiver::KvReceiver(Transport& transport, KvStaging& staging, const KvReceiverOptions& options,
                        TransferEventSink sink, std::function<void()> catch_up)
     : transport_(transport),
-      arena_(arena),
+      staging_(staging),
+      arena_(staging.arena()),
       options_(options),
       sink_(std::move(sink)),
       catch_up_(std::move(catch_up)) {
@@ -136,10 +137,13 @@ std::optional<Landing> KvReceiver::OnKv(const IncomingMessage& incoming) {
     ++counters_.refused_stale;
     return std::nullopt;
   }
-  if (!Claim(*state, *message, incoming.payload_bytes)) {
-    ++state->refused_messages;
-    FinishIfComplete(*state);
-    return std::nullopt;
+  if (!Check(*state, *message, incoming.payload_bytes)) return Refuse(*state);
+  std::optional<StagedPiece> staged = staging_.Take(state->grant.blocks, message->piece);
+  if (!staged) return Landing{.spans = {}, .landed = nullptr, .postponed = true};
+  if (!state->coverage.Claim(message->piece)) {
+    ++counters_.refused_overlap;
+    staging_.Release(*staged);
+    return Refuse(*state);
   }
   ++state->accepted_messages;
   state->accepted_bytes += incoming.payload_bytes;
@@ -147,14 +151,23 @@ std::optional<Landing> KvReceiver::OnKv(const IncomingMessage& incoming) {
   ++state->posted_by[incoming.from];
   ++posted_count_;
   Landing landing;
-  landing.spans = PieceSpans(arena_, state->grant.blocks, message->piece);
+  landing.spans = staged->host;
   landing.landed = [this, key = EpochKey{message->name.lease, message->name.epoch},
-                    from = incoming.from, message = *message, spans = landing.spans](
-                       const absl::Status& status) { OnLanded(key, from, message, spans, status); };
+                    from = incoming.from, message = *message,
+                    staged = *std::move(staged)](const absl::Status& status) {
+    OnLanded(key, from, message, staged, status);
+  };
   return landing;
 }
 
-bool KvReceiver::Claim(EpochState& state, const KvMessage& message, size_t payload_bytes) {
+std::optional<Landing> KvReceiver::Refuse(EpochState& state) {
+  ++state.refused_messages;
+  FinishIfComplete(state);
+  return std::nullopt;
+}
+
+// Whether it is within the lease, and of the right size.
+bool KvReceiver::Check(const EpochState& state, const KvMessage& message, size_t payload_bytes) {
   const KvLayout& layout = arena_.layout();
   const IndexRange wanted = {state.grant.held_tokens, state.grant.prompt_tokens};
   if (!PieceFits(layout, wanted, message.piece)) {
@@ -162,35 +175,44 @@ bool KvReceiver::Claim(EpochState& state, const KvMessage& message, size_t paylo
     return false;
   }
   if (message.payload_bytes != payload_bytes ||
-      PieceBytes(layout, message.piece) != payload_bytes) {
+      PieceBytes(layout, message.piece) != payload_bytes ||
+      payload_bytes > staging_.piece_bytes_max()) {
     ++counters_.refused_size;
-    return false;
-  }
-  if (!state.coverage.Claim(message.piece)) {
-    ++counters_.refused_overlap;
     return false;
   }
   return true;
 }
 
 void KvReceiver::OnLanded(EpochKey key, PeerId from, const KvMessage& message,
-                          const std::vector<MutableSpan>& spans, const absl::Status& status) {
+                          const StagedPiece& staged, const absl::Status& status) {
   const auto found = epochs_.find(key);
   BATON_CHECK(found != epochs_.end() && found->second.posted > 0);
   EpochState& state = found->second;
   --posted_count_;
   --state.posted;
   if (--state.posted_by[from] == 0) state.posted_by.erase(from);
-  if (state.retired) return QuiesceIfIdle(key);
-  if (state.phase != Phase::kOpen) return;
+  const bool retired = state.retired;
+  // Bytes that came too late end here: they are not copied into blocks that wait to be free.
+  if (!retired && state.phase == Phase::kOpen) TakeLanded(state, from, message, staged, status);
+  staging_.Release(staged);
+  if (retired) QuiesceIfIdle(key);
+}
+
+// Its bytes are in the blocks before anybody hears of it.
+void KvReceiver::TakeLanded(EpochState& state, PeerId from, const KvMessage& message,
+                            const StagedPiece& staged, const absl::Status& status) {
   if (!status.ok()) {
     SendNak(from, message.name, NakReason::kReceiveFailed);
     return Fail(state, NakReason::kReceiveFailed, status);
   }
-  if (ChecksumOf(spans) != message.checksum) {
+  if (ChecksumOf(staged.host) != message.checksum) {
     ++counters_.checksum_mismatches;
     SendNak(from, message.name, NakReason::kChecksum);
     return Fail(state, NakReason::kChecksum, absl::DataLossError("KV bytes arrived damaged"));
+  }
+  if (const absl::Status stored = staging_.Store(staged); !stored.ok()) {
+    SendNak(from, message.name, NakReason::kReceiveFailed);
+    return Fail(state, NakReason::kReceiveFailed, stored);
   }
   ++counters_.messages;
   counters_.bytes += message.payload_bytes;

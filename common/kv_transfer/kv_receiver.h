@@ -3,7 +3,10 @@
 //
 // A message is checked against its lease before a byte moves: the right nonce and epoch, an epoch
 // that still takes bytes, rows inside [held, prompt) that nobody has claimed, the right size. What
-// matches no lease costs nothing and changes nothing. See "D's lease" in ARCHITECTURE.md.
+// matches no lease costs nothing and changes nothing. What finds no room on its way to the blocks
+// (see kv_staging.h) is postponed: it stays with its sender, whose window of bytes under way slows
+// it down. To refuse it would fail whole transfers just when the worker is busiest. See "D's lease"
+// in ARCHITECTURE.md.
 //
 // Single-threaded, without a clock: the owner passes the time in, and polls the transport.
 #ifndef BATON_COMMON_KV_TRANSFER_KV_RECEIVER_H_
@@ -22,6 +25,7 @@
 #include "common/kv_cache/kv_arena.h"
 #include "common/kv_transfer/handoff_codec.h"
 #include "common/kv_transfer/kv_pieces.h"
+#include "common/kv_transfer/kv_staging.h"
 #include "common/kv_transfer/ticket.h"
 #include "common/kv_transfer/transfer_event.h"
 #include "common/transport/transport.h"
@@ -58,7 +62,7 @@ class KvReceiver {
   // Takes the transport's handoff messages to D. `catch_up` is called before a lease counts as
   // unknown; it may Open and Retire. All references outlive the receiver; the transport is closed
   // before it, or never polled again.
-  KvReceiver(Transport& transport, const KvArena& arena, const KvReceiverOptions& options,
+  KvReceiver(Transport& transport, KvStaging& staging, const KvReceiverOptions& options,
              TransferEventSink sink, std::function<void()> catch_up);
   KvReceiver(const KvReceiver&) = delete;
   KvReceiver& operator=(const KvReceiver&) = delete;
@@ -110,12 +114,15 @@ class KvReceiver {
   std::optional<Landing> OnKv(const IncomingMessage& incoming);
   void OnCommit(const IncomingMessage& incoming);
   void OnAbort(const IncomingMessage& incoming);
-  void OnLanded(EpochKey key, PeerId from, const KvMessage& message,
-                const std::vector<MutableSpan>& spans, const absl::Status& status);
+  void OnLanded(EpochKey key, PeerId from, const KvMessage& message, const StagedPiece& staged,
+                const absl::Status& status);
+  void TakeLanded(EpochState& state, PeerId from, const KvMessage& message,
+                  const StagedPiece& staged, const absl::Status& status);
 
   EpochState* Find(const EpochName& name);
   NakReason WhyUnknown(const EpochName& name) const;
-  bool Claim(EpochState& state, const KvMessage& message, size_t payload_bytes);
+  bool Check(const EpochState& state, const KvMessage& message, size_t payload_bytes);
+  std::optional<Landing> Refuse(EpochState& state);
   void TakeCommit(EpochState& state, PeerId from, CommitMessage message);
   void FinishIfComplete(EpochState& state);
   void Fill(EpochState& state);
@@ -125,6 +132,7 @@ class KvReceiver {
   void SendNak(PeerId to, const EpochName& name, NakReason reason);
 
   Transport& transport_;
+  KvStaging& staging_;
   const KvArena& arena_;
   const KvReceiverOptions options_;
   const TransferEventSink sink_;

@@ -3,9 +3,10 @@
 
 #include <gtest/gtest.h>
 
+#include <cstring>
 #include <string>
 
-#include "common/kv_transfer/handoff_rig.h"
+#include "common/kv_transfer/testing/handoff_rig.h"
 #include "common/transport/inproc_transport.h"
 #include "common/transport/polling.h"
 
@@ -26,14 +27,15 @@ class HangingDelivery final : public DeliveryPolicy {
   const bool* const hung_;
 };
 
-class KvReceiverTest : public testing::Test {
+class KvReceiverTest : public testing::TestWithParam<Memory> {
  protected:
   static constexpr uint32_t kHeld = 4, kPrompt = 10;
 
-  KvReceiverTest()
-      : d_(network_.Open("d")),
+  explicit KvReceiverTest(size_t staging_bytes = 1 << 16)
+      : arena_(SmallLayout(), 8, GetParam(), staging_bytes),
+        d_(network_.Open("d")),
         p_(network_.Open("p")),
-        receiver_(*d_, *arena_.arena, {}, log_.Sink(),
+        receiver_(*d_, *arena_.staging, {}, log_.Sink(),
                   [this] {
                     ++catch_ups_;
                     if (catch_up_) catch_up_();
@@ -110,7 +112,7 @@ class KvReceiverTest : public testing::Test {
 
   bool hung_ = false;
   InprocNetwork network_{std::make_unique<HangingDelivery>(&hung_)};
-  ArenaRig source_{SmallLayout(), 8}, arena_{SmallLayout(), 8};
+  ArenaRig source_{SmallLayout(), 8}, arena_;
   const std::vector<BlockId> source_blocks_ = Blocks({0, 5, 2});
   EventLog log_;
   int catch_ups_ = 0, acks_ = 0, sent_ = 0;
@@ -122,7 +124,11 @@ class KvReceiverTest : public testing::Test {
   const Instant start_ = Instant() + std::chrono::hours(1);
 };
 
-TEST_F(KvReceiverTest, FullCoverageAndCommitFillTheLease) {
+const auto kMemories = testing::Values(Memory::kHost, Memory::kGuarded);
+const auto kMemoryNames = [](const auto& test) { return MemoryName(test.param); };
+INSTANTIATE_TEST_SUITE_P(Memories, KvReceiverTest, kMemories, kMemoryNames);
+
+TEST_P(KvReceiverTest, FullCoverageAndCommitFillTheLease) {
   receiver_.Open(Grant());
   SendAll(Name(Grant()));
   SendCommit(Commit(Name(Grant())));
@@ -133,16 +139,18 @@ TEST_F(KvReceiverTest, FullCoverageAndCommitFillTheLease) {
   EXPECT_EQ(acks_, 1);
   EXPECT_TRUE(Arrived(Grant()));
   // The held block, those of nobody, and the rows behind the prompt are as they were.
-  const std::vector<std::byte> untouched(SmallLayout().block_bytes(), std::byte{0xee});
+  const std::vector<std::byte> all = arena_.Copy();
+  const size_t block_bytes = SmallLayout().block_bytes();
+  const std::vector<std::byte> untouched(block_bytes, std::byte{0xee});
   for (const uint32_t block : {3u, 0u, 2u, 4u, 5u, 7u}) {
-    EXPECT_EQ(
-        std::memcmp(arena_.arena->BlockData(BlockId{block}), untouched.data(), untouched.size()), 0)
+    EXPECT_EQ(std::memcmp(all.data() + block * block_bytes, untouched.data(), block_bytes), 0)
         << block;
   }
-  EXPECT_EQ(*arena_.arena->RowData(BlockId{6}, 0, false, 0, 2), std::byte{0xee});
+  const std::vector<std::byte> row(SmallLayout().row_bytes(), std::byte{0xee});
+  EXPECT_EQ(RowOf(*arena_.arena, BlockId{6}, 0, false, 0, 2), row);
 }
 
-TEST_F(KvReceiverTest, ACommitThatOvertakesTheBytesWaitsForThem) {
+TEST_P(KvReceiverTest, ACommitThatOvertakesTheBytesWaitsForThem) {
   receiver_.Open(Grant());
   SendCommit(Commit(Name(Grant())));
   Settle();
@@ -154,7 +162,7 @@ TEST_F(KvReceiverTest, ACommitThatOvertakesTheBytesWaitsForThem) {
   EXPECT_EQ(log_.Count<LeaseFilled>(), 1u);
 }
 
-TEST_F(KvReceiverTest, ARepeatedCommitIsAcknowledgedAgain) {
+TEST_P(KvReceiverTest, ARepeatedCommitIsAcknowledgedAgain) {
   receiver_.Open(Grant());
   SendAll(Name(Grant()));
   SendCommit(Commit(Name(Grant())));
@@ -166,7 +174,7 @@ TEST_F(KvReceiverTest, ARepeatedCommitIsAcknowledgedAgain) {
   EXPECT_EQ(log_.Count<LeaseFilled>(), 1u);
 }
 
-TEST_F(KvReceiverTest, AnUnknownLeaseIsRefusedAndAnswered) {
+TEST_P(KvReceiverTest, AnUnknownLeaseIsRefusedAndAnswered) {
   SendAll(Name(Grant()));
   SendCommit(Commit(Name(Grant())));
   Settle();
@@ -178,7 +186,7 @@ TEST_F(KvReceiverTest, AnUnknownLeaseIsRefusedAndAnswered) {
   EXPECT_EQ(arena_.Copy(), std::vector<std::byte>(arena_.bytes(), std::byte{0xee}));
 }
 
-TEST_F(KvReceiverTest, ALeaseOnItsWayIsFoundByCatchingUp) {
+TEST_P(KvReceiverTest, ALeaseOnItsWayIsFoundByCatchingUp) {
   catch_up_ = [this] {
     if (receiver_.open_count() == 0) receiver_.Open(Grant());
   };
@@ -190,7 +198,7 @@ TEST_F(KvReceiverTest, ALeaseOnItsWayIsFoundByCatchingUp) {
   EXPECT_EQ(catch_ups_, 1);
 }
 
-TEST_F(KvReceiverTest, AnotherNonceOrEpochIsStale) {
+TEST_P(KvReceiverTest, AnotherNonceOrEpochIsStale) {
   receiver_.Open(Grant());
   EpochName other_nonce = Name(Grant());
   other_nonce.nonce.low ^= 1;
@@ -206,7 +214,7 @@ TEST_F(KvReceiverTest, AnotherNonceOrEpochIsStale) {
   EXPECT_TRUE(log_.all().empty());
 }
 
-TEST_F(KvReceiverTest, RowsOutsideTheLeaseAreRefused) {
+TEST_P(KvReceiverTest, RowsOutsideTheLeaseAreRefused) {
   receiver_.Open(Grant());
   const EpochName name = Name(Grant());
   SendKv(Kv(name, {{0, 1}, {kHeld - 1, kPrompt}, {0, 2}}));  // Held: somebody may be reading it.
@@ -223,7 +231,7 @@ TEST_F(KvReceiverTest, RowsOutsideTheLeaseAreRefused) {
   EXPECT_EQ(arena_.Copy(), std::vector<std::byte>(arena_.bytes(), std::byte{0xee}));
 }
 
-TEST_F(KvReceiverTest, OverlapsAndWrongSizesAreRefused) {
+TEST_P(KvReceiverTest, OverlapsAndWrongSizesAreRefused) {
   receiver_.Open(Grant());
   const EpochName name = Name(Grant());
   SendKv(Kv(name, {{0, 2}, {kHeld, 8}, {0, 2}}));
@@ -237,7 +245,7 @@ TEST_F(KvReceiverTest, OverlapsAndWrongSizesAreRefused) {
   EXPECT_EQ(receiver_.counters().messages, 1u);
 }
 
-TEST_F(KvReceiverTest, MalformedHeadersAreCountedAndChangeNothing) {
+TEST_P(KvReceiverTest, MalformedHeadersAreCountedAndChangeNothing) {
   receiver_.Open(Grant());
   for (const HandoffType type : {HandoffType::kKv, HandoffType::kCommit, HandoffType::kAbort}) {
     Send(type, std::vector<std::byte>(20, std::byte{1}), {});
@@ -248,7 +256,7 @@ TEST_F(KvReceiverTest, MalformedHeadersAreCountedAndChangeNothing) {
   EXPECT_TRUE(log_.all().empty());
 }
 
-TEST_F(KvReceiverTest, DamagedBytesFailTheEpoch) {
+TEST_P(KvReceiverTest, DamagedBytesFailTheEpoch) {
   receiver_.Open(Grant());
   KvMessage damaged = Kv(Name(Grant()), {{0, 3}, {kHeld, kPrompt}, {0, 2}});
   damaged.checksum ^= 1;
@@ -265,7 +273,7 @@ TEST_F(KvReceiverTest, DamagedBytesFailTheEpoch) {
   EXPECT_EQ(receiver_.counters().checksum_mismatches, 1u);
 }
 
-TEST_F(KvReceiverTest, ACommitWithOtherCountsFailsTheEpoch) {
+TEST_P(KvReceiverTest, ACommitWithOtherCountsFailsTheEpoch) {
   receiver_.Open(Grant());
   SendAll(Name(Grant()));
   SendCommit(Commit(Name(Grant()), 4));
@@ -276,7 +284,7 @@ TEST_F(KvReceiverTest, ACommitWithOtherCountsFailsTheEpoch) {
   EXPECT_FALSE(log_.Of<LeaseFailed>()[0].retryable);
 }
 
-TEST_F(KvReceiverTest, ACommitThatCannotBeCompletedFailsAtOnce) {
+TEST_P(KvReceiverTest, ACommitThatCannotBeCompletedFailsAtOnce) {
   receiver_.Open(Grant());
   SendKv(Kv(Name(Grant()), {{0, 1}, {kHeld, kPrompt}, {0, 2}}));
   SendKv(Kv(Name(Grant()), {{0, 1}, {kHeld, kPrompt}, {0, 2}}));
@@ -286,7 +294,7 @@ TEST_F(KvReceiverTest, ACommitThatCannotBeCompletedFailsAtOnce) {
   EXPECT_EQ(naks_, std::vector<NakReason>{NakReason::kIncomplete});
 }
 
-TEST_F(KvReceiverTest, TwoRanksFillALeaseTogether) {
+TEST_P(KvReceiverTest, TwoRanksFillALeaseTogether) {
   receiver_.Open(Grant());
   for (const uint32_t rank : {1u, 0u}) {
     const EpochName name = Name(Grant(), rank);
@@ -305,7 +313,7 @@ TEST_F(KvReceiverTest, TwoRanksFillALeaseTogether) {
   EXPECT_TRUE(Arrived(Grant()));
 }
 
-TEST_F(KvReceiverTest, AnAbortEndsTheEpochButNotAFilledOne) {
+TEST_P(KvReceiverTest, AnAbortEndsTheEpochButNotAFilledOne) {
   receiver_.Open(Grant());
   Send(HandoffType::kAbort, Encode(AbortMessage{Name(Grant())}), {});
   Settle();
@@ -326,7 +334,7 @@ TEST_F(KvReceiverTest, AnAbortEndsTheEpochButNotAFilledOne) {
   EXPECT_EQ(log_.Count<LeaseAborted>(), 1u);
 }
 
-TEST_F(KvReceiverTest, RetiringAnIdleEpochQuiescesAtOnceAndForgetsIt) {
+TEST_P(KvReceiverTest, RetiringAnIdleEpochQuiescesAtOnceAndForgetsIt) {
   receiver_.Open(Grant());
   receiver_.Retire(LeaseId{7}, Epoch{1}, start_);
 
@@ -337,7 +345,7 @@ TEST_F(KvReceiverTest, RetiringAnIdleEpochQuiescesAtOnceAndForgetsIt) {
 
 // Goal: blocks of a retired epoch stay apart until the last posted receive is over, whatever the
 // next epoch does meanwhile.
-TEST_F(KvReceiverTest, ARetiredEpochQuiescesOnlyWhenItsReceivesAreOver) {
+TEST_P(KvReceiverTest, ARetiredEpochQuiescesOnlyWhenItsReceivesAreOver) {
   receiver_.Open(Grant());
   hung_ = true;
   SendAll(Name(Grant()));
@@ -368,7 +376,7 @@ TEST_F(KvReceiverTest, ARetiredEpochQuiescesOnlyWhenItsReceivesAreOver) {
   EXPECT_TRUE(Arrived(Grant(2)));
 }
 
-TEST_F(KvReceiverTest, ARetiredEpochRefusesBytesAndCommits) {
+TEST_P(KvReceiverTest, ARetiredEpochRefusesBytesAndCommits) {
   receiver_.Open(Grant());
   hung_ = true;
   SendKv(Kv(Name(Grant()), {{0, 1}, {kHeld, kPrompt}, {0, 2}}));
@@ -382,7 +390,7 @@ TEST_F(KvReceiverTest, ARetiredEpochRefusesBytesAndCommits) {
   EXPECT_EQ(naks_, std::vector<NakReason>{NakReason::kRetired});
 }
 
-TEST_F(KvReceiverTest, ALostPeerFailsTheEpochItWasFilling) {
+TEST_P(KvReceiverTest, ALostPeerFailsTheEpochItWasFilling) {
   receiver_.Open(Grant());
   hung_ = true;
   SendAll(Name(Grant()));
@@ -398,7 +406,7 @@ TEST_F(KvReceiverTest, ALostPeerFailsTheEpochItWasFilling) {
   EXPECT_EQ(log_.Count<LeaseQuiesced>(), 1u);
 }
 
-TEST_F(KvReceiverTest, AGrantThatDoesNotFitSaysWhy) {
+TEST_P(KvReceiverTest, AGrantThatDoesNotFitSaysWhy) {
   const KvArena& arena = *arena_.arena;
   EXPECT_TRUE(KvReceiver::CheckGrant(arena, Grant()).ok());
   LeaseGrant all_held = Grant();
@@ -413,6 +421,125 @@ TEST_F(KvReceiverTest, AGrantThatDoesNotFitSaysWhy) {
   LeaseGrant beyond = Grant();
   beyond.blocks[1] = BlockId{8};
   EXPECT_FALSE(KvReceiver::CheckGrant(arena, beyond).ok());
+}
+
+// Room for one message of one layer of the whole lease at a time.
+class KvReceiverRoomTest : public KvReceiverTest {
+ protected:
+  static constexpr size_t kRoom = 512;
+  KvReceiverRoomTest() : KvReceiverTest(kRoom) {}
+  GuardedDevice& device() { return static_cast<GuardedDevice&>(*arena_.device); }
+};
+INSTANTIATE_TEST_SUITE_P(Memories, KvReceiverRoomTest, testing::Values(Memory::kGuarded),
+                         kMemoryNames);
+
+TEST_P(KvReceiverRoomTest, WhatFindsNoRoomWaitsAndIsNotRefused) {
+  receiver_.Open(Grant());
+  hung_ = true;
+  SendAll(Name(Grant()));
+  SendCommit(Commit(Name(Grant())));
+  Settle();
+  EXPECT_EQ(receiver_.posted_count(), 1u);
+  EXPECT_EQ(sent_, 1) << "only the commit: the others wait at their sender";
+  EXPECT_EQ(arena_.staging->bytes_used(), kRoom);
+  EXPECT_TRUE(log_.all().empty()) << "the epoch waits for them, too";
+
+  // The connection goes; over the next one all goes well.
+  hung_ = false;
+  receiver_.Retire(LeaseId{7}, Epoch{1}, start_);
+  receiver_.Tick(start_ + std::chrono::seconds(2));
+  Settle();
+  EXPECT_EQ(log_.Count<LeaseQuiesced>(), 1u);
+  EXPECT_EQ(arena_.staging->bytes_used(), 0u);
+  peer_ = p_->Connect(d_->address()).value();
+  receiver_.Open(Grant(2));
+  SendAll(Name(Grant(2)));
+  SendCommit(Commit(Name(Grant(2))));
+  Settle();
+
+  EXPECT_EQ(log_.Count<LeaseFilled>(), 1u);
+  EXPECT_TRUE(Arrived(Grant(2)));
+  EXPECT_EQ(receiver_.counters().refused_size + receiver_.counters().refused_stale, 0u);
+  EXPECT_EQ(arena_.staging->bytes_used(), 0u);
+}
+
+TEST_P(KvReceiverRoomTest, AWaitingMessageOfARetiredEpochIsRefused) {
+  receiver_.Open(Grant());
+  hung_ = true;
+  SendAll(Name(Grant()));
+  Settle();
+  receiver_.Retire(LeaseId{7}, Epoch{1}, start_);
+  Settle();
+
+  EXPECT_EQ(receiver_.counters().refused_stale, 2u);
+  EXPECT_EQ(sent_, 2) << "their sends are over";
+  EXPECT_EQ(receiver_.posted_count(), 1u);
+}
+
+TEST_P(KvReceiverRoomTest, AMessageThatNeverFindsRoomIsRefused) {
+  receiver_.Open(Grant());
+  SendKv(Kv(Name(Grant()), {{0, 3}, {kHeld, kPrompt}, {0, 2}}));
+  Settle();
+
+  EXPECT_EQ(receiver_.counters().refused_size, 1u);
+  EXPECT_EQ(sent_, 1);
+}
+
+// Goal: bytes that land after their epoch is over stay out of its blocks, which the next owner may
+// have by the time they are looked at.
+TEST_P(KvReceiverRoomTest, BytesThatComeTooLateAreNotCopied) {
+  receiver_.Open(Grant());
+  hung_ = true;
+  SendKv(Kv(Name(Grant()), {{0, 1}, {kHeld, kPrompt}, {0, 2}}));
+  d_->Poll();
+  hung_ = false;
+  Send(HandoffType::kAbort, Encode(AbortMessage{Name(Grant())}), {});
+  receiver_.Retire(LeaseId{7}, Epoch{1}, start_);
+  receiver_.Tick(start_ + std::chrono::seconds(2));
+  Settle();
+
+  EXPECT_EQ(log_.Count<LeaseQuiesced>(), 1u);
+  EXPECT_EQ(device().scatters(), 0u);
+  EXPECT_EQ(arena_.Copy(), std::vector<std::byte>(arena_.bytes(), std::byte{0xee}));
+}
+
+TEST_P(KvReceiverRoomTest, BytesThatLandWellAfterRetireAreNotCopiedEither) {
+  receiver_.Open(Grant());
+  SendKv(Kv(Name(Grant()), {{0, 1}, {kHeld, kPrompt}, {0, 2}}));
+  while (receiver_.posted_count() == 0) d_->Poll();
+  receiver_.Retire(LeaseId{7}, Epoch{1}, start_);
+  EXPECT_EQ(log_.Count<LeaseQuiesced>(), 0u);
+  Settle();
+
+  EXPECT_EQ(log_.Count<LeaseQuiesced>(), 1u);
+  EXPECT_EQ(receiver_.counters().force_closes, 0u);
+  EXPECT_EQ(device().scatters(), 0u);
+  EXPECT_EQ(arena_.staging->bytes_used(), 0u);
+}
+
+TEST_P(KvReceiverRoomTest, DamagedBytesNeverReachTheBlocks) {
+  receiver_.Open(Grant());
+  KvMessage damaged = Kv(Name(Grant()), {{0, 1}, {kHeld, kPrompt}, {0, 2}});
+  damaged.checksum ^= 1;
+  SendKv(damaged);
+  Settle();
+
+  EXPECT_EQ(log_.Count<LeaseFailed>(), 1u);
+  EXPECT_EQ(device().scatters(), 0u);
+  EXPECT_EQ(arena_.staging->bytes_used(), 0u);
+}
+
+TEST_P(KvReceiverRoomTest, ADeviceThatCannotCopyFailsTheEpoch) {
+  receiver_.Open(Grant());
+  device().FailBatches(absl::UnavailableError("it fell off"));
+  SendKv(Kv(Name(Grant()), {{0, 1}, {kHeld, kPrompt}, {0, 2}}));
+  Settle();
+
+  ASSERT_EQ(log_.Count<LeaseFailed>(), 1u);
+  EXPECT_EQ(log_.Of<LeaseFailed>()[0].status.message(), "it fell off");
+  EXPECT_TRUE(log_.Of<LeaseFailed>()[0].retryable);
+  EXPECT_EQ(naks_, std::vector<NakReason>{NakReason::kReceiveFailed});
+  EXPECT_EQ(arena_.staging->bytes_used(), 0u);
 }
 
 }  // namespace

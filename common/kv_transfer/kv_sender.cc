@@ -46,9 +46,13 @@ absl::Status KvSender::CheckTicket(const KvArena& arena, const Ticket& ticket,
   return absl::OkStatus();
 }
 
-KvSender::KvSender(Transport& transport, const KvArena& arena, const KvSenderOptions& options,
+KvSender::KvSender(Transport& transport, KvStaging& staging, const KvSenderOptions& options,
                    TransferEventSink sink)
-    : transport_(transport), arena_(arena), options_(options), sink_(std::move(sink)) {
+    : transport_(transport),
+      staging_(staging),
+      arena_(staging.arena()),
+      options_(options),
+      sink_(std::move(sink)) {
   transport_.OnMessage(TypeOf(HandoffType::kAck), [this](const IncomingMessage& message) {
     OnAck(message);
     return std::nullopt;
@@ -104,10 +108,17 @@ void KvSender::Push(TransferId id, IndexRange layers, IndexRange tokens, Instant
   BATON_CHECK(layers.end <= arena_.layout().layers && tokens.end <= transfer->ticket.prompt_tokens);
   tokens.begin = std::max(tokens.begin, transfer->ticket.held_tokens);
   if (tokens.begin >= tokens.end || layers.begin >= layers.end) return;
-  const KvPiece push = {layers, tokens, {transfer->share.head_begin, transfer->share.head_end}};
   Peer& peer = peers_[transfer->peer];
-  for (const KvPiece& piece : SplitPush(arena_.layout(), push, options_.message_bytes_max)) {
-    peer.queue.push_back({id, piece});
+  const size_t bytes_max = std::min(options_.message_bytes_max, staging_.piece_bytes_max());
+  // A message has heads of one device: they are copied from there in one go.
+  const uint32_t shard_heads = arena_.shard_layout().kv_heads;
+  for (uint32_t head = transfer->share.head_begin; head < transfer->share.head_end;) {
+    const uint32_t end = std::min(transfer->share.head_end, (head / shard_heads + 1) * shard_heads);
+    for (const KvPiece& piece :
+         SplitPush(arena_.layout(), {layers, tokens, {head, end}}, bytes_max)) {
+      peer.queue.push_back({id, piece});
+    }
+    head = end;
   }
   transfer->deadline = now + options_.transfer_deadline;
   Pump(transfer->peer);
@@ -208,44 +219,80 @@ Instant KvSender::next_deadline() const {
 void KvSender::Pump(PeerId peer_id) {
   const auto found = peers_.find(peer_id);
   if (found == peers_.end()) return;
-  Peer& peer = found->second;
+  if (SendReady(peer_id, found->second)) std::erase(line_, peer_id);
+  if (found->second.queue.empty() && found->second.in_flight_bytes == 0) peers_.erase(found);
+}
+
+// False: it stands in line for room.
+bool KvSender::SendReady(PeerId peer_id, Peer& peer) {
   while (!peer.queue.empty()) {
     const Waiting next = peer.queue.front();
     Transfer& transfer = transfers_.at(next.id);  // An ended one has nothing in the queue.
-    if (next.piece) {
-      const uint64_t bytes = PieceBytes(arena_.layout(), *next.piece);
-      if (peer.in_flight_bytes > 0 && peer.in_flight_bytes + bytes > options_.in_flight_bytes_max) {
-        return;
-      }
-      peer.in_flight_bytes += bytes;
-      in_flight_bytes_ += bytes;
-    }
-    peer.queue.pop_front();
-    if (next.piece) {
-      SendPiece(next.id, transfer, *next.piece);
-    } else {
+    if (!next.piece) {
+      peer.queue.pop_front();
       SendCommit(next.id, transfer);
+      continue;
     }
+    const uint64_t bytes = PieceBytes(arena_.layout(), *next.piece);
+    if (peer.in_flight_bytes > 0 && peer.in_flight_bytes + bytes > options_.in_flight_bytes_max) {
+      return true;
+    }
+    std::optional<StagedPiece> staged = Stage(peer_id, transfer, *next.piece);
+    if (!staged) return false;
+    peer.queue.pop_front();
+    if (const absl::Status fetched = staging_.Fetch(*staged); !fetched.ok()) {
+      staging_.Release(*staged);
+      SendAbort(transfer);
+      Report(next.id, transfer, fetched, /*retryable=*/true);
+      Close(next.id, transfer);
+      continue;
+    }
+    peer.in_flight_bytes += bytes;
+    in_flight_bytes_ += bytes;
+    SendPiece(next.id, transfer, *next.piece, *std::move(staged));
   }
-  if (peer.in_flight_bytes == 0) peers_.erase(found);
+  return true;
 }
 
-void KvSender::SendPiece(TransferId id, Transfer& transfer, const KvPiece& piece) {
-  const std::vector<MutableSpan> spans = PieceSpans(arena_, transfer.blocks, piece);
+// Room for a piece, if it is this peer's turn; a turn is one piece.
+std::optional<StagedPiece> KvSender::Stage(PeerId peer, const Transfer& transfer,
+                                           const KvPiece& piece) {
+  std::optional<StagedPiece> staged;
+  if (line_.empty() || line_.front() == peer) staged = staging_.Take(transfer.blocks, piece);
+  if (staged) {
+    if (!line_.empty()) line_.pop_front();
+  } else if (std::find(line_.begin(), line_.end(), peer) == line_.end()) {
+    line_.push_back(peer);
+  }
+  return staged;
+}
+
+// Room has become free.
+void KvSender::PumpLine() {
+  while (!line_.empty()) {
+    const PeerId first = line_.front();
+    Pump(first);
+    // Not enough for its piece: it keeps its turn, so that no smaller one overtakes it for ever.
+    if (!line_.empty() && line_.front() == first) return;
+  }
+}
+
+void KvSender::SendPiece(TransferId id, Transfer& transfer, const KvPiece& piece,
+                         StagedPiece staged) {
   KvMessage message;
   message.name = NameOf(transfer);
   message.piece = piece;
   message.payload_bytes = PieceBytes(arena_.layout(), piece);
-  message.checksum = ChecksumOf(spans);
+  message.checksum = ChecksumOf(staged.host);
   ++transfer.sends;
   ++transfer.messages;
   transfer.bytes += message.payload_bytes;
   ++counters_.messages;
   counters_.bytes += message.payload_bytes;
-  transport_.Send(transfer.peer, TypeOf(HandoffType::kKv), Encode(message),
-                  std::vector<ConstSpan>(spans.begin(), spans.end()),
-                  [this, id, peer = transfer.peer, bytes = message.payload_bytes](
-                      const absl::Status& status) { OnSent(id, peer, bytes, status); });
+  std::vector<ConstSpan> payload(staged.host.begin(), staged.host.end());
+  transport_.Send(transfer.peer, TypeOf(HandoffType::kKv), Encode(message), std::move(payload),
+                  [this, id, peer = transfer.peer, staged = std::move(staged)](
+                      const absl::Status& status) { OnSent(id, peer, staged, status); });
 }
 
 void KvSender::SendCommit(TransferId id, Transfer& transfer) {
@@ -270,7 +317,10 @@ void KvSender::SendAbort(const Transfer& transfer) {
                   Encode(AbortMessage{NameOf(transfer)}), {}, [](const absl::Status&) {});
 }
 
-void KvSender::OnSent(TransferId id, PeerId peer_id, uint64_t bytes, const absl::Status& status) {
+void KvSender::OnSent(TransferId id, PeerId peer_id, const StagedPiece& staged,
+                      const absl::Status& status) {
+  const size_t bytes = TotalBytes(staged.host);
+  staging_.Release(staged);
   in_flight_bytes_ -= bytes;
   peers_.at(peer_id).in_flight_bytes -= bytes;
   Transfer& transfer = transfers_.at(id);  // Sends keep it.
@@ -284,6 +334,7 @@ void KvSender::OnSent(TransferId id, PeerId peer_id, uint64_t bytes, const absl:
   } else {
     ReleaseIfIdle(id);
   }
+  PumpLine();
   Pump(peer_id);
 }
 
@@ -325,24 +376,34 @@ void KvSender::OnNak(const IncomingMessage& incoming) {
 }
 
 void KvSender::Fail(TransferId id, Transfer& transfer, const absl::Status& status, bool retryable) {
+  Report(id, transfer, status, retryable);
+  End(id, transfer);
+}
+
+void KvSender::Report(TransferId id, Transfer& transfer, const absl::Status& status,
+                      bool retryable) {
   ++counters_.failed;
   // First: the sink must not find the transfer active.
   transfer.ended = true;
   sink_(TransferFailed{id, status, retryable});
-  End(id, transfer);
 }
 
 void KvSender::End(TransferId id, Transfer& transfer) {
+  const PeerId peer = transfer.peer;
+  Close(id, transfer);
+  Pump(peer);
+}
+
+// Takes it out of everything but the sends under way.
+void KvSender::Close(TransferId id, Transfer& transfer) {
   transfer.ended = true;
   transfer.deadline = now_ + options_.force_close_after;
   const auto answer = by_answer_.find(KeyOf(NameOf(transfer)));
   if (answer != by_answer_.end() && answer->second == id) by_answer_.erase(answer);
-  const PeerId peer = transfer.peer;
-  if (const auto found = peers_.find(peer); found != peers_.end()) {
+  if (const auto found = peers_.find(transfer.peer); found != peers_.end()) {
     std::erase_if(found->second.queue, [id](const Waiting& waiting) { return waiting.id == id; });
   }
   ReleaseIfIdle(id);
-  Pump(peer);
 }
 
 void KvSender::ReleaseIfIdle(TransferId id) {

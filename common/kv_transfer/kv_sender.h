@@ -1,10 +1,11 @@
 // P's side of the handoff: pushes a sequence's KV into the blocks that a ticket promises, and says
 // when the source blocks are read no more.
 //
-// A push is split into messages that are gathered straight from the blocks; to one peer only so
-// many bytes are under way, the rest waits inside, in order. The transfer ends once: acknowledged,
-// failed or aborted. Only when also every send has completed is it released: until then the
-// transport may read the blocks. See "P's transfer" in ARCHITECTURE.md.
+// A push is split into messages that are gathered straight from the blocks, or from a copy of them
+// (see kv_staging.h); to one peer only so many bytes are under way, the rest waits inside, in
+// order. So does what finds no room for its copy, and the peers take turns. The transfer ends once:
+// acknowledged, failed or aborted. Only when also every send has completed is it released: until
+// then the transport may read the blocks. See "P's transfer" in ARCHITECTURE.md.
 //
 // Single-threaded, without a clock: the owner passes the time in, and polls the transport.
 #ifndef BATON_COMMON_KV_TRANSFER_KV_SENDER_H_
@@ -23,6 +24,7 @@
 #include "common/base/ids.h"
 #include "common/kv_cache/kv_arena.h"
 #include "common/kv_transfer/handoff_codec.h"
+#include "common/kv_transfer/kv_staging.h"
 #include "common/kv_transfer/ticket.h"
 #include "common/kv_transfer/transfer_event.h"
 #include "common/transport/transport.h"
@@ -55,7 +57,7 @@ class KvSender {
 
   // Takes the transport's handoff messages to P. All references outlive the sender; the transport
   // is closed before it, or never polled again.
-  KvSender(Transport& transport, const KvArena& arena, const KvSenderOptions& options,
+  KvSender(Transport& transport, KvStaging& staging, const KvSenderOptions& options,
            TransferEventSink sink);
   KvSender(const KvSender&) = delete;
   KvSender& operator=(const KvSender&) = delete;
@@ -119,24 +121,31 @@ class KvSender {
   bool IsUnderWay(TransferId id, const Transfer& transfer) const;
 
   void Pump(PeerId peer);
-  void SendPiece(TransferId id, Transfer& transfer, const KvPiece& piece);
+  bool SendReady(PeerId peer_id, Peer& peer);
+  void PumpLine();
+  std::optional<StagedPiece> Stage(PeerId peer, const Transfer& transfer, const KvPiece& piece);
+  void SendPiece(TransferId id, Transfer& transfer, const KvPiece& piece, StagedPiece staged);
   void SendCommit(TransferId id, Transfer& transfer);
   void SendAbort(const Transfer& transfer);
-  void OnSent(TransferId id, PeerId peer, uint64_t bytes, const absl::Status& status);
+  void OnSent(TransferId id, PeerId peer, const StagedPiece& staged, const absl::Status& status);
   void OnAck(const IncomingMessage& incoming);
   void OnNak(const IncomingMessage& incoming);
   Transfer* FindAnswered(const EpochName& name, TransferId& id);
   void Fail(TransferId id, Transfer& transfer, const absl::Status& status, bool retryable);
+  void Report(TransferId id, Transfer& transfer, const absl::Status& status, bool retryable);
   void End(TransferId id, Transfer& transfer);
+  void Close(TransferId id, Transfer& transfer);
   void ReleaseIfIdle(TransferId id);
 
   Transport& transport_;
+  KvStaging& staging_;
   const KvArena& arena_;
   const KvSenderOptions options_;
   const TransferEventSink sink_;
   Transfers transfers_;
   std::map<AnswerKey, TransferId> by_answer_;  // Of transfers that have not ended.
   std::map<PeerId, Peer> peers_;               // Those with something queued or in flight.
+  std::deque<PeerId> line_;                    // Those whose next piece finds no room, in turn.
   uint64_t in_flight_bytes_ = 0;
   Instant now_{};  // As last passed in: callbacks of the transport bring no time.
   Counters counters_;

@@ -3,10 +3,11 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <functional>
 
-#include "common/kv_transfer/handoff_rig.h"
 #include "common/kv_transfer/kv_pieces.h"
+#include "common/kv_transfer/testing/handoff_rig.h"
 #include "common/transport/inproc_transport.h"
 
 namespace baton {
@@ -25,12 +26,13 @@ class HangingDelivery final : public DeliveryPolicy {
   const bool* const hung_;
 };
 
-class KvSenderTest : public testing::Test {
+class KvSenderTest : public testing::TestWithParam<Memory> {
  protected:
-  explicit KvSenderTest(const KvSenderOptions& options = {})
-      : d_(network_.Open("d")),
+  explicit KvSenderTest(const KvSenderOptions& options = {}, size_t staging_bytes = 1 << 16)
+      : arena_(SmallLayout(), 8, GetParam(), staging_bytes),
+        d_(network_.Open("d")),
         p_(network_.Open("p")),
-        sender_(*p_, *arena_.arena, options, log_.Sink()) {
+        sender_(*p_, *arena_.staging, options, log_.Sink()) {
     arena_.FillRandomly(1);
     p_->OnPeerLost([this](PeerId peer, const absl::Status& s) { sender_.OnPeerLost(peer, s); });
     Listen();
@@ -92,7 +94,7 @@ class KvSenderTest : public testing::Test {
 
   bool hung_ = false;
   InprocNetwork network_{std::make_unique<HangingDelivery>(&hung_)};
-  ArenaRig arena_{SmallLayout(), 8};
+  ArenaRig arena_;
   EventLog log_;
   std::unique_ptr<Transport> d_, p_;
   KvSender sender_;
@@ -104,7 +106,11 @@ class KvSenderTest : public testing::Test {
   const Instant start_ = Instant() + std::chrono::hours(1);
 };
 
-TEST_F(KvSenderTest, HeldTokensAreNotSentAndTheCommitCountsTheRest) {
+const auto kMemories = testing::Values(Memory::kHost, Memory::kGuarded);
+const auto kMemoryNames = [](const auto& test) { return MemoryName(test.param); };
+INSTANTIATE_TEST_SUITE_P(Memories, KvSenderTest, kMemories, kMemoryNames);
+
+TEST_P(KvSenderTest, HeldTokensAreNotSentAndTheCommitCountsTheRest) {
   Begin(1);
   PushAll(1);
   sender_.Commit(TransferId{1}, {42, 3, "lp"}, start_);
@@ -119,7 +125,7 @@ TEST_F(KvSenderTest, HeldTokensAreNotSentAndTheCommitCountsTheRest) {
   EXPECT_EQ(commits_[0].name, NameOf(TicketOf(1)));
 }
 
-TEST_F(KvSenderTest, APushOfHeldTokensOnlySendsNothing) {
+TEST_P(KvSenderTest, APushOfHeldTokensOnlySendsNothing) {
   Begin(1);
   sender_.Push(TransferId{1}, {0, 3}, {0, 4}, start_);
   Settle();
@@ -127,7 +133,7 @@ TEST_F(KvSenderTest, APushOfHeldTokensOnlySendsNothing) {
   EXPECT_TRUE(kv_.empty());
 }
 
-TEST_F(KvSenderTest, AnAcknowledgedTransferEndsAndIsReleasedOnce) {
+TEST_P(KvSenderTest, AnAcknowledgedTransferEndsAndIsReleasedOnce) {
   Begin(1);
   PushAll(1);
   sender_.Commit(TransferId{1}, {}, start_);
@@ -144,7 +150,7 @@ TEST_F(KvSenderTest, AnAcknowledgedTransferEndsAndIsReleasedOnce) {
   EXPECT_EQ(sender_.open_count(), 0u);
 }
 
-TEST_F(KvSenderTest, AnAcknowledgementBeforeTheCommitMeansNothing) {
+TEST_P(KvSenderTest, AnAcknowledgementBeforeTheCommitMeansNothing) {
   Begin(1);
   PushAll(1);
   Settle();
@@ -154,7 +160,7 @@ TEST_F(KvSenderTest, AnAcknowledgementBeforeTheCommitMeansNothing) {
   EXPECT_TRUE(log_.all().empty());
 }
 
-TEST_F(KvSenderTest, ANakFailsTheTransferAsItsReasonSays) {
+TEST_P(KvSenderTest, ANakFailsTheTransferAsItsReasonSays) {
   uint64_t id = 0;
   for (const NakReason reason : {NakReason::kChecksum, NakReason::kCountMismatch}) {
     Begin(++id);
@@ -168,7 +174,7 @@ TEST_F(KvSenderTest, ANakFailsTheTransferAsItsReasonSays) {
   }
 }
 
-TEST_F(KvSenderTest, AnAbortTellsTheOtherSideAndReleases) {
+TEST_P(KvSenderTest, AnAbortTellsTheOtherSideAndReleases) {
   Begin(1);
   PushAll(1);
   sender_.Abort(TransferId{1}, start_);
@@ -180,7 +186,7 @@ TEST_F(KvSenderTest, AnAbortTellsTheOtherSideAndReleases) {
   EXPECT_EQ(log_.Count<TransferReleased>(), 1u);
 }
 
-TEST_F(KvSenderTest, CommandsForAnEndedTransferAreIgnored) {
+TEST_P(KvSenderTest, CommandsForAnEndedTransferAreIgnored) {
   Begin(1);
   sender_.Abort(TransferId{1}, start_);
   PushAll(1);
@@ -192,7 +198,7 @@ TEST_F(KvSenderTest, CommandsForAnEndedTransferAreIgnored) {
 }
 
 // Goal: blocks stay pinned while a send may read them, and not for ever.
-TEST_F(KvSenderTest, AnAbortedTransferIsReleasedOnlyAfterItsSends) {
+TEST_P(KvSenderTest, AnAbortedTransferIsReleasedOnlyAfterItsSends) {
   hung_ = true;
   Begin(1);
   PushAll(1);
@@ -210,7 +216,7 @@ TEST_F(KvSenderTest, AnAbortedTransferIsReleasedOnlyAfterItsSends) {
   EXPECT_EQ(sender_.in_flight_bytes(), 0u);
 }
 
-TEST_F(KvSenderTest, ATransferThatIsNotAnsweredFailsAtItsDeadline) {
+TEST_P(KvSenderTest, ATransferThatIsNotAnsweredFailsAtItsDeadline) {
   Begin(1);
   PushAll(1);
   sender_.Commit(TransferId{1}, {}, start_);
@@ -227,7 +233,7 @@ TEST_F(KvSenderTest, ATransferThatIsNotAnsweredFailsAtItsDeadline) {
   EXPECT_EQ(aborts_.size(), 1u);
 }
 
-TEST_F(KvSenderTest, ALostPeerFailsEveryTransferToItAndNoOther) {
+TEST_P(KvSenderTest, ALostPeerFailsEveryTransferToItAndNoOther) {
   const auto other = network_.Open("other");
   other->OnMessage(Type(HandoffType::kKv), [](const IncomingMessage&) { return std::nullopt; });
   hung_ = true;
@@ -253,7 +259,7 @@ TEST_F(KvSenderTest, ALostPeerFailsEveryTransferToItAndNoOther) {
   EXPECT_EQ(sender_.open_count(), 1u);
 }
 
-TEST_F(KvSenderTest, AnAddressThatIsNoneFailsTheTransfer) {
+TEST_P(KvSenderTest, AnAddressThatIsNoneFailsTheTransfer) {
   Ticket ticket = TicketOf(1);
   ticket.address = "garbage";
   sender_.Begin(TransferId{1}, ticket, Blocks({0, 1, 2, 3, 4}), {}, start_);
@@ -263,7 +269,7 @@ TEST_F(KvSenderTest, AnAddressThatIsNoneFailsTheTransfer) {
   EXPECT_EQ(log_.Count<TransferReleased>(), 1u);
 }
 
-TEST_F(KvSenderTest, ATicketThatDoesNotFitSaysWhy) {
+TEST_P(KvSenderTest, ATicketThatDoesNotFitSaysWhy) {
   const KvArena& arena = *arena_.arena;
   const std::vector<BlockId> blocks = Blocks({0, 1, 2, 3, 4});
   EXPECT_TRUE(KvSender::CheckTicket(arena, TicketOf(1), blocks, {}).ok());
@@ -284,7 +290,9 @@ class KvSenderWindowTest : public KvSenderTest {
       : KvSenderTest(KvSenderOptions{.in_flight_bytes_max = 600, .message_bytes_max = 256}) {}
 };
 
-TEST_F(KvSenderWindowTest, OnlySoManyBytesAreUnderWayAndTheCommitComesLast) {
+INSTANTIATE_TEST_SUITE_P(Memories, KvSenderWindowTest, kMemories, kMemoryNames);
+
+TEST_P(KvSenderWindowTest, OnlySoManyBytesAreUnderWayAndTheCommitComesLast) {
   hung_ = true;
   Begin(1);
   PushAll(1);
@@ -311,6 +319,160 @@ TEST_F(KvSenderWindowTest, OnlySoManyBytesAreUnderWayAndTheCommitComesLast) {
   EXPECT_EQ(kv_.size(), 3u * 4u) << "four blocks of three layers, one message each";
   ASSERT_EQ(commits_.size(), 1u);
   EXPECT_EQ(commits_[0].message_count, 12u);
+  EXPECT_EQ(arena_.staging->bytes_used(), 0u);
+}
+
+// Room for two messages of one layer of one block.
+class KvSenderRoomTest : public KvSenderTest {
+ protected:
+  KvSenderRoomTest() : KvSenderTest(KvSenderOptions{.message_bytes_max = 256}, 512) {}
+  size_t CommitsOf(uint64_t id) const {
+    return static_cast<size_t>(
+        std::count_if(commits_.begin(), commits_.end(),
+                      [id](const CommitMessage& c) { return c.name.lease == LeaseId{id}; }));
+  }
+};
+INSTANTIATE_TEST_SUITE_P(Memories, KvSenderRoomTest, testing::Values(Memory::kGuarded),
+                         kMemoryNames);
+
+TEST_P(KvSenderRoomTest, WhatFindsNoRoomWaitsInOrder) {
+  hung_ = true;
+  Begin(1);
+  PushAll(1);
+  sender_.Commit(TransferId{1}, {}, start_);
+  Settle();
+  ASSERT_EQ(kv_.size(), 2u);
+  EXPECT_EQ(arena_.staging->bytes_used(), 512u);
+  EXPECT_TRUE(commits_.empty());
+
+  sender_.Abort(TransferId{1}, start_);
+  Begin(2);
+  PushAll(2);
+  sender_.Commit(TransferId{2}, {}, start_);
+  hung_ = false;
+  sender_.Tick(start_ + std::chrono::seconds(2));  // Closes the hanging connection.
+  Settle();
+  Begin(3);
+  PushAll(3);
+  sender_.Commit(TransferId{3}, {}, start_);
+  kv_.clear();
+  for (int i = 0; i < 10; ++i) Settle();
+
+  ASSERT_EQ(kv_.size(), 12u);
+  for (size_t i = 1; i < kv_.size(); ++i) {
+    EXPECT_LE(kv_[i - 1].piece.layers.begin, kv_[i].piece.layers.begin);
+  }
+  EXPECT_EQ(CommitsOf(3), 1u);
+  EXPECT_EQ(arena_.staging->bytes_used(), 0u);
+}
+
+// Goal: a worker that takes much does not keep one that takes little from its turn.
+TEST_P(KvSenderRoomTest, PeersTakeTurns) {
+  const auto other = network_.Open("other");
+  size_t others = 0;
+  other->OnMessage(Type(HandoffType::kKv), [&](const IncomingMessage&) {
+    ++others;
+    return std::nullopt;
+  });
+  Begin(1);
+  PushAll(1);
+  Ticket elsewhere = TicketOf(2);
+  elsewhere.address = other->address();
+  sender_.Begin(TransferId{2}, elsewhere, Blocks({0, 1, 2, 3, 4}), {}, start_);
+  PushAll(2);
+
+  while (kv_.size() < 12 || others < 12) {
+    const size_t before = kv_.size() + others;
+    for (int i = 0; i < 8; ++i) {
+      for (Transport* transport : {p_.get(), d_.get(), other.get()}) transport->Poll();
+    }
+    ASSERT_GT(kv_.size() + others, before) << "nothing moves";
+    EXPECT_LE(kv_.size(), others + 4);
+    EXPECT_LE(others, kv_.size() + 4);
+  }
+  sender_.Abort(TransferId{2}, start_);
+  Settle();
+}
+
+class KvSenderBigRoomTest : public KvSenderTest {
+ protected:
+  KvSenderBigRoomTest() : KvSenderTest(KvSenderOptions{.message_bytes_max = 512}, 512) {}
+};
+INSTANTIATE_TEST_SUITE_P(Memories, KvSenderBigRoomTest, testing::Values(Memory::kGuarded),
+                         kMemoryNames);
+
+// Goal: a message that needs all the room is not overtaken for ever by those that need half.
+TEST_P(KvSenderBigRoomTest, SmallMessagesDoNotOvertakeABigOneForEver) {
+  const auto other = network_.Open("other");
+  size_t others = 0;
+  other->OnMessage(Type(HandoffType::kKv), [&](const IncomingMessage&) {
+    ++others;
+    return std::nullopt;
+  });
+  Begin(1);
+  for (uint32_t layer = 0; layer < 3; ++layer) {
+    for (uint32_t token = 4; token < 16; token += 4) {
+      sender_.Push(TransferId{1}, {layer, layer + 1}, {token, token + 4}, start_);
+    }
+  }
+  Ticket elsewhere = TicketOf(2);
+  elsewhere.address = other->address();
+  sender_.Begin(TransferId{2}, elsewhere, Blocks({0, 1, 2, 3, 4}), {}, start_);
+  sender_.Push(TransferId{2}, {0, 2}, {4, 8}, start_);
+
+  for (int i = 0; i < 20 && others == 0; ++i) {
+    for (Transport* transport : {p_.get(), d_.get(), other.get()}) transport->Poll();
+  }
+
+  EXPECT_EQ(others, 1u);
+  EXPECT_LE(kv_.size(), 4u) << "all nine, if they overtook";
+  for (int i = 0; i < 10; ++i) Settle();
+  EXPECT_EQ(kv_.size(), 9u);
+}
+
+TEST_P(KvSenderRoomTest, AnAbortLeavesTheLine) {
+  const auto other = network_.Open("other");
+  size_t others = 0;
+  other->OnMessage(Type(HandoffType::kKv), [&](const IncomingMessage&) {
+    ++others;
+    return std::nullopt;
+  });
+  hung_ = true;
+  Begin(1);
+  PushAll(1);
+  Ticket elsewhere = TicketOf(2);
+  elsewhere.address = other->address();
+  sender_.Begin(TransferId{2}, elsewhere, Blocks({0, 1, 2, 3, 4}), {}, start_);
+  PushAll(2);
+  Settle();
+  EXPECT_EQ(others, 0u);
+
+  sender_.Abort(TransferId{1}, start_);
+  sender_.Tick(start_ + std::chrono::seconds(2));
+  for (int i = 0; i < 50; ++i) {
+    p_->Poll();
+    other->Poll();
+  }
+
+  EXPECT_EQ(others, 12u);
+  EXPECT_EQ(arena_.staging->bytes_used(), 0u);
+}
+
+TEST_P(KvSenderRoomTest, ADeviceThatCannotCopyFailsWhatWaitsOnce) {
+  static_cast<GuardedDevice&>(*arena_.device).FailBatches(absl::UnavailableError("it fell off"));
+  Begin(1);
+  Begin(2);
+  PushAll(1);
+  PushAll(2);
+  Settle();
+
+  EXPECT_TRUE(kv_.empty());
+  ASSERT_EQ(log_.Count<TransferFailed>(), 2u);
+  EXPECT_EQ(log_.Of<TransferFailed>()[0].status.message(), "it fell off");
+  EXPECT_EQ(log_.Count<TransferReleased>(), 2u);
+  EXPECT_EQ(aborts_.size(), 2u) << "the other side is told";
+  EXPECT_EQ(arena_.staging->bytes_used(), 0u);
+  EXPECT_EQ(sender_.open_count(), 0u);
 }
 
 }  // namespace

@@ -2,7 +2,7 @@
 
 #include <gtest/gtest.h>
 
-#include "common/kv_transfer/handoff_rig.h"
+#include "common/kv_transfer/testing/handoff_rig.h"
 #include "common/transport/inproc_transport.h"
 
 namespace baton {

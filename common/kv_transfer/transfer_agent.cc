@@ -57,7 +57,7 @@ TransferCoreOptions CoreOptions(const TransferOptions& options) {
 class TransferAgent::Impl {
  public:
   Impl(std::unique_ptr<Transport> transport, const TransferOptions& options, const KvArena& arena,
-       TransferEventSink sink);
+       TransferStaging staging, TransferEventSink sink);
   ~Impl();
 
   absl::Status Start();
@@ -71,6 +71,8 @@ class TransferAgent::Impl {
   const KvArena& arena;
   const std::string address;
   const std::string transport_name;
+  const std::string transport_memory;
+  const size_t staging_bytes;
   std::atomic<uint32_t> lease_count{0};     // Opened and not quiesced.
   std::atomic<uint32_t> transfer_count{0};  // Begun and not released.
 
@@ -106,18 +108,20 @@ class TransferAgent::Impl {
 
 TransferAgent::Impl::Impl(std::unique_ptr<Transport> transport,
                           const TransferOptions& transfer_options, const KvArena& kv_arena,
-                          TransferEventSink sink)
+                          TransferStaging staging, TransferEventSink sink)
     : options(transfer_options),
       arena(kv_arena),
       address(transport->address()),
       transport_name(transport->name()),
+      transport_memory(transport->memory_kinds()),
+      staging_bytes(staging.sends->bytes_total() + staging.receives->bytes_total()),
       sink_(std::move(sink)),
       transport_fd_(transport->event_fd()),
       // Room for every commit, abort and retirement that may follow what was let in.
       commands_(size_t{options.commands_max} + 2 * size_t{options.leases_max} +
                 4 * size_t{options.transfers_max}),
       core_(
-          std::move(transport), CoreOptions(options), arena,
+          std::move(transport), CoreOptions(options), std::move(staging),
           [this](TransferEvent event) { Emit(std::move(event)); },
           [this] { return TakeCommands(); }, [] { return Now(); }) {}
 
@@ -238,6 +242,8 @@ void TransferAgent::Impl::Publish() {
   stats.transfers_open = static_cast<uint32_t>(core_.sender().open_count());
   stats.receives_posted = core_.receiver().posted_count();
   stats.bytes_in_flight = core_.sender().in_flight_bytes();
+  stats.staging_bytes_sending = core_.staging().sends->bytes_used();
+  stats.staging_bytes_receiving = core_.staging().receives->bytes_used();
   absl::MutexLock lock(&stats_mutex_);
   stats_ = stats;
 }
@@ -258,7 +264,10 @@ absl::StatusOr<std::unique_ptr<TransferAgent>> TransferAgent::CreateOver(
     std::unique_ptr<Transport> transport, const TransferOptions& options, const KvArena& arena,
     TransferEventSink sink) {
   BATON_RETURN_IF_ERROR(CheckOptions(options));
-  auto impl = std::make_unique<Impl>(std::move(transport), options, arena, std::move(sink));
+  BATON_ASSIGN_OR_RETURN(TransferStaging staging,
+                         TransferStaging::Create(arena, options.staging_bytes));
+  auto impl = std::make_unique<Impl>(std::move(transport), options, arena, std::move(staging),
+                                     std::move(sink));
   BATON_RETURN_IF_ERROR(impl->Start());
   return absl::WrapUnique(new TransferAgent(std::move(impl)));
 }
@@ -268,6 +277,9 @@ TransferAgent::~TransferAgent() = default;
 
 const std::string& TransferAgent::address() const { return impl_->address; }
 const std::string& TransferAgent::transport_name() const { return impl_->transport_name; }
+const std::string& TransferAgent::transport_memory() const { return impl_->transport_memory; }
+const char* TransferAgent::staging() const { return impl_->staging_bytes > 0 ? "pinned" : "none"; }
+size_t TransferAgent::staging_bytes() const { return impl_->staging_bytes; }
 TransferStats TransferAgent::stats() const { return impl_->stats(); }
 void TransferAgent::Stop() { impl_->Stop(); }
 

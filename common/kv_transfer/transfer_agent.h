@@ -7,7 +7,8 @@
 // transfer are carried out in their order. Events are delivered on the transfer thread; the sink
 // must not block and must not call Stop(). It may be called until Stop() has returned.
 //
-// Memory: what a thread wrote into source blocks before PushTransfer is what is sent; what
+// Memory: what a thread wrote into source blocks before PushTransfer is what is sent; a GPU must
+// have finished writing it, because copies do not wait for what is still being computed. What
 // LeaseFilled announces is visible to whoever gets the event through a queue or lock.
 #ifndef BATON_COMMON_KV_TRANSFER_TRANSFER_AGENT_H_
 #define BATON_COMMON_KV_TRANSFER_TRANSFER_AGENT_H_
@@ -46,6 +47,9 @@ struct TransferOptions {
   // How long retired receives, or sends of an ended transfer, may stay under way before the
   // connection to that peer is closed by force.
   Duration force_close_after = std::chrono::seconds(2);
+  // Pinned memory of the host through which KV passes if the blocks are on a GPU: so much for sends
+  // and as much for receives. What finds no room in it waits. At least one layer of one block.
+  size_t staging_bytes = size_t{64} << 20;
   Duration probe_deadline = std::chrono::seconds(5);
   // Each way. At most 16 MiB.
   size_t probe_bytes = size_t{1} << 20;
@@ -80,12 +84,14 @@ struct TransferStats {
   uint32_t transfers_open = 0;
   uint32_t receives_posted = 0;
   uint64_t bytes_in_flight = 0;
+  uint64_t staging_bytes_sending = 0;
+  uint64_t staging_bytes_receiving = 0;
 };
 
 class TransferAgent {
  public:
-  // Starts the thread over UCX. `arena` outlives the agent; its device must be readable by the
-  // host. kUnavailable when UCX cannot start.
+  // Starts the thread over UCX. `arena` outlives the agent. kUnavailable when UCX cannot start;
+  // kResourceExhausted when there is no memory for staging.
   static absl::StatusOr<std::unique_ptr<TransferAgent>> Create(const TransferOptions& options,
                                                                const KvArena& arena,
                                                                TransferEventSink sink);
@@ -103,6 +109,13 @@ class TransferAgent {
   const std::string& address() const;
   // For logs and metrics: "ucx", "inproc".
   const std::string& transport_name() const;
+  // Which memory the transport could send from: "host cuda". What lies in a GPU is staged all the
+  // same, because the host computes the checksums.
+  const std::string& transport_memory() const;
+  // "pinned" if KV passes through memory of the host on its way, "none" if it lies there already.
+  const char* staging() const;
+  // Of both sides together; 0 for "none".
+  size_t staging_bytes() const;
   TransferStats stats() const;
 
   // --- D: leases --------------------------------------------------------------------------------

@@ -12,7 +12,7 @@
 
 #include "absl/synchronization/mutex.h"
 #include "common/base/bounded_queue.h"
-#include "common/kv_transfer/handoff_rig.h"
+#include "common/kv_transfer/testing/handoff_rig.h"
 #include "common/transport/ucx/peer_process.h"
 
 namespace baton {
@@ -24,8 +24,8 @@ constexpr absl::Duration kWait = absl::Seconds(30);
 class AgentRig {
  public:
   explicit AgentRig(const KvLayout& layout, uint32_t block_count,
-                    const TransferOptions& options = {})
-      : memory_(layout, block_count),
+                    const TransferOptions& options = {}, Memory memory = Memory::kHost)
+      : memory_(layout, block_count, memory),
         agent_(TransferAgent::Create(options, *memory_.arena, [this](TransferEvent event) {
                  ASSERT_TRUE(queue_.TryPush(std::move(event)));
                }).value()) {}
@@ -92,19 +92,24 @@ void PushAll(TransferAgent& agent, TransferId id, uint32_t layers, uint32_t toke
   }
 }
 
-// `eager_bytes_max`: everything by rendezvous, or everything copied.
-class TransferAgentTest : public testing::TestWithParam<size_t> {
+// `eager_bytes_max`: everything by rendezvous, or everything copied. And where the blocks lie;
+// guarded ones are staged through room for very few messages.
+class TransferAgentTest : public testing::TestWithParam<std::tuple<size_t, Memory>> {
  protected:
   TransferOptions Options() const {
     TransferOptions options;
-    options.eager_bytes_max = GetParam();
+    options.eager_bytes_max = std::get<0>(GetParam());
+    options.staging_bytes = 1024;
     return options;
   }
+  Memory memory() const { return std::get<1>(GetParam()); }
 };
-INSTANTIATE_TEST_SUITE_P(Eager, TransferAgentTest, testing::Values(0, size_t{1} << 30));
+INSTANTIATE_TEST_SUITE_P(Eager, TransferAgentTest,
+                         testing::Combine(testing::Values(0, size_t{1} << 30),
+                                          testing::Values(Memory::kHost, Memory::kGuarded)));
 
 TEST_P(TransferAgentTest, MovesACacheWithPartialBlocksBehindAHeldPrefix) {
-  AgentRig p(SmallLayout(), 16, Options()), d(SmallLayout(), 16, Options());
+  AgentRig p(SmallLayout(), 16, Options(), memory()), d(SmallLayout(), 16, Options(), memory());
   p.memory().FillRandomly(1);
   d.memory().Fill(std::byte{0xee});
   const std::vector<std::byte> before = d.memory().Copy();
@@ -139,15 +144,14 @@ TEST_P(TransferAgentTest, MovesACacheWithPartialBlocksBehindAHeldPrefix) {
       std::inner_product(before.begin(), before.end(), after.begin(), size_t{0}, std::plus<>(),
                          [](std::byte a, std::byte b) { return size_t{a != b}; }));
   EXPECT_LE(changed, filled->bytes);
-  EXPECT_EQ(std::memcmp(d.memory().arena->BlockData(BlockId{2}), before.data(),
-                        SmallLayout().block_bytes()),
-            0)
+  const size_t held = 2 * SmallLayout().block_bytes();
+  EXPECT_EQ(std::memcmp(after.data() + held, before.data() + held, SmallLayout().block_bytes()), 0)
       << "the held block was written";
 }
 
 TEST_P(TransferAgentTest, ManySequencesAtOnce) {
   constexpr uint32_t kSequences = 32;
-  AgentRig p(SmallLayout(), 128, Options()), d(SmallLayout(), 128, Options());
+  AgentRig p(SmallLayout(), 128, Options(), memory()), d(SmallLayout(), 128, Options(), memory());
   p.memory().FillRandomly(2);
   std::vector<LeaseGrant> grants;
   std::vector<std::vector<BlockId>> sources;
@@ -269,6 +273,27 @@ TEST(TransferAgentUcxTest, TheOtherSideGoingFailsTransfers) {
   const std::optional<ProbeFinished> probe = survivor_p.Next<ProbeFinished>();
   ASSERT_TRUE(probe.has_value());
   EXPECT_TRUE(probe->status.ok()) << probe->status;
+}
+
+TEST(TransferAgentUcxTest, SaysWhetherItStages) {
+  AgentRig host(SmallLayout(), 4), guarded(SmallLayout(), 4, {}, Memory::kGuarded);
+
+  EXPECT_STREQ(host.agent().staging(), "none");
+  EXPECT_EQ(host.agent().staging_bytes(), 0u);
+  EXPECT_STREQ(guarded.agent().staging(), "pinned");
+  EXPECT_EQ(guarded.agent().staging_bytes(), size_t{128} << 20);
+  EXPECT_NE(host.agent().transport_memory().find("host"), std::string::npos);
+}
+
+TEST(TransferAgentUcxTest, TooLittleStagingIsRefusedAtStart) {
+  ArenaRig guarded(SmallLayout(), 4, Memory::kGuarded);
+
+  TransferOptions options;
+  options.staging_bytes = 100;
+
+  EXPECT_EQ(
+      TransferAgent::Create(options, *guarded.arena, [](const TransferEvent&) {}).status().code(),
+      absl::StatusCode::kInvalidArgument);
 }
 
 TEST(TransferAgentUcxTest, StoppingEndsOpenLeases) {

@@ -8,13 +8,15 @@
 namespace baton {
 
 TransferCore::TransferCore(std::unique_ptr<Transport> transport, const TransferCoreOptions& options,
-                           const KvArena& arena, const TransferEventSink& sink,
+                           TransferStaging staging, const TransferEventSink& sink,
                            TakeCommands take_commands, std::function<Instant()> clock)
     : take_commands_(std::move(take_commands)),
       clock_(std::move(clock)),
+      staging_(std::move(staging)),
       transport_(std::move(transport)),
-      receiver_(*transport_, arena, options.receiver, sink, [this] { TakeLeaseCommands(); }),
-      sender_(*transport_, arena, options.sender, sink),
+      receiver_(*transport_, *staging_.receives, options.receiver, sink,
+                [this] { TakeLeaseCommands(); }),
+      sender_(*transport_, *staging_.sends, options.sender, sink),
       prober_(*transport_, options.prober, sink, clock_) {
   transport_->OnPeerLost([this](PeerId peer, const absl::Status& status) {
     ++peers_lost_;

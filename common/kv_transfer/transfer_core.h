@@ -20,6 +20,7 @@
 #include "common/kv_cache/kv_arena.h"
 #include "common/kv_transfer/kv_receiver.h"
 #include "common/kv_transfer/kv_sender.h"
+#include "common/kv_transfer/kv_staging.h"
 #include "common/kv_transfer/prober.h"
 #include "common/kv_transfer/ticket.h"
 #include "common/kv_transfer/transfer_event.h"
@@ -71,10 +72,10 @@ class TransferCore {
   // Takes out what has been asked since the last call, in order.
   using TakeCommands = std::function<std::vector<TransferCommand>()>;
 
-  // `arena` outlives the core. `take_commands` and `clock` are called by the methods below, also
-  // from inside a callback of the transport.
+  // The staging's arena outlives the core. `take_commands` and `clock` are called by the methods
+  // below, also from inside a callback of the transport.
   TransferCore(std::unique_ptr<Transport> transport, const TransferCoreOptions& options,
-               const KvArena& arena, const TransferEventSink& sink, TakeCommands take_commands,
+               TransferStaging staging, const TransferEventSink& sink, TakeCommands take_commands,
                std::function<Instant()> clock);
   // As Finish.
   ~TransferCore();
@@ -98,6 +99,7 @@ class TransferCore {
 
   const KvReceiver& receiver() const { return receiver_; }
   const KvSender& sender() const { return sender_; }
+  const TransferStaging& staging() const { return staging_; }
   uint64_t peers_lost() const { return peers_lost_; }
 
  private:
@@ -113,6 +115,7 @@ class TransferCore {
 
   const TakeCommands take_commands_;
   const std::function<Instant()> clock_;
+  const TransferStaging staging_;         // The transport reads and writes it until it is reset.
   std::unique_ptr<Transport> transport_;  // Reset before the cores that it calls back go.
   KvReceiver receiver_;
   KvSender sender_;

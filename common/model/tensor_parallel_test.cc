@@ -35,6 +35,9 @@ class FailingDevice final : public Device {
   DeviceKind kind() const override { return DeviceKind::kCpu; }
   std::string name() const override { return "failing"; }
   absl::StatusOr<DeviceMemory> Allocate(size_t bytes) override { return host_->Allocate(bytes); }
+  absl::StatusOr<DeviceMemory> AllocatePinned(size_t bytes) override {
+    return host_->AllocatePinned(bytes);
+  }
   absl::Status CopyFromHost(std::byte* to, const std::byte* from, size_t bytes) override {
     return host_->CopyFromHost(to, from, bytes);
   }
@@ -43,10 +46,18 @@ class FailingDevice final : public Device {
     return host_->CopyToHost(to, from, bytes);
   }
 
+  absl::Status Gather(std::byte* to, std::span<const std::span<const std::byte>> from) override {
+    return host_->Gather(to, from);
+  }
+  absl::Status Scatter(std::span<const std::span<std::byte>> to, const std::byte* from) override {
+    return host_->Scatter(to, from);
+  }
+
   std::atomic<bool> fails = false;
 
  private:
-  void Free(std::byte* /*data*/, size_t /*bytes*/) override {}  // Memory is host_'s.
+  void Free(std::byte* /*data*/, size_t /*bytes*/, bool /*pinned*/) override {
+  }  // Memory is host_'s.
 
   const std::unique_ptr<Device> host_ = MakeHostDevice();
 };

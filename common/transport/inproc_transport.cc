@@ -120,7 +120,7 @@ class InprocTransport final : public Transport {
   void End(const std::shared_ptr<InprocLink>& link, const absl::Status& here,
            const absl::Status& there);
   void EndMessage(InprocMessage& message, const absl::Status& here, const absl::Status& there);
-  void Deliver(const std::shared_ptr<InprocMessage>& message);
+  bool Deliver(const std::shared_ptr<InprocMessage>& message);
   void Post(InprocMessage& message, Landing landing);
   void Land(const std::shared_ptr<InprocMessage>& message);
   void Leave(const std::shared_ptr<InprocMessage>& message);
@@ -279,11 +279,22 @@ bool InprocTransport::Poll() {
   std::deque<std::function<void()>> callbacks;
   callbacks.swap(callbacks_);
   for (const std::function<void()>& callback : callbacks) callback();
-  for (const std::shared_ptr<InprocMessage>& message : ready) Deliver(message);
-  return !callbacks.empty() || !ready.empty();
+  bool any = !callbacks.empty();
+  std::set<MessageType> postponed;
+  for (const std::shared_ptr<InprocMessage>& message : ready) {
+    const bool header = message->stage == InprocMessage::Stage::kHeader;
+    if (header && postponed.count(message->type) > 0) continue;
+    if (Deliver(message)) {
+      any = true;
+    } else {
+      postponed.insert(message->type);
+    }
+  }
+  return any;
 }
 
-void InprocTransport::Deliver(const std::shared_ptr<InprocMessage>& message) {
+// False: the receiver postponed it.
+bool InprocTransport::Deliver(const std::shared_ptr<InprocMessage>& message) {
   switch (message->stage) {
     case InprocMessage::Stage::kHeader: {
       const PeerId from = Name(message->link, message->to_end);
@@ -294,26 +305,28 @@ void InprocTransport::Deliver(const std::shared_ptr<InprocMessage>& message) {
       }
       // The callback may have ended the connection, and this message with it.
       if (message->stage == InprocMessage::Stage::kOver) {
-        if (landing) {
+        if (landing && !landing->postponed) {
           Later([landed = std::move(landing->landed)] {
             landed(absl::CancelledError("the connection was closed by force"));
           });
         }
-        return;
+        return true;
       }
+      if (landing && landing->postponed) return false;
       if (landing) {
         Post(*message, *std::move(landing));
-        return;
+      } else {
+        Leave(message);
       }
-      break;
+      return true;
     }
     case InprocMessage::Stage::kPayload:
       Land(message);
-      return;
+      return true;
     case InprocMessage::Stage::kOver:
-      return;
+      return true;
   }
-  Leave(message);
+  return true;
 }
 
 // The message is over, well or refused: it is the sender's turn.

@@ -39,6 +39,10 @@ struct Landing {
   // Runs exactly once, also when the peer dies. On error the spans hold an unknown mixture; in
   // either case nothing is written into them any more.
   std::function<void(absl::Status)> landed;
+  // True: there is no room for it now, and nothing else in here counts. The message stays where it
+  // is, and Accept is asked again from a later Poll(), unless the peer is lost before; what arrives
+  // with the same type waits behind it.
+  bool postponed = false;
 };
 
 // An arriving message before its payload moves.
@@ -54,8 +58,8 @@ class Transport {
   static constexpr size_t kHeaderBytesMax = 1024;
 
   using Done = std::function<void(absl::Status)>;
-  // Called once per arriving message of a type. Nothing: refused; the payload does not move, and
-  // the sender sees its send completed all the same.
+  // Called once per arriving message of a type, or more often if it is postponed. Nothing: refused;
+  // the payload does not move, and the sender sees its send completed all the same.
   using Accept = std::function<std::optional<Landing>(const IncomingMessage&)>;
   // `peer` is gone: it died, does not answer, or was closed by ForceClose. Runs exactly once for
   // every PeerId that Connect() gave or a message came from. Its sends and receives complete too,
@@ -69,6 +73,9 @@ class Transport {
   virtual const std::string& address() const = 0;
   // For logs and metrics: "ucx", "inproc".
   virtual const std::string& name() const = 0;
+  // Whether payloads may lie in a GPU's memory, and for logs which kinds may: "host cuda".
+  virtual bool takes_device_memory() const { return false; }
+  virtual std::string memory_kinds() const { return "host"; }
 
   // Takes the messages of `type` from now on; those of a type that nobody takes are refused.
   virtual void OnMessage(MessageType type, Accept accept) = 0;
@@ -91,7 +98,7 @@ class Transport {
   virtual void ForceClose(PeerId peer) = 0;
 
   // Moves messages and runs the callbacks that are due. Never blocks. Returns whether there was
-  // anything to do; if so, there may be more.
+  // anything to do, other than to postpone again; if so, there may be more.
   virtual bool Poll() = 0;
 
   // Readable when Poll() has something to do, provided that Arm() returned true since the last

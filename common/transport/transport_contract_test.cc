@@ -179,6 +179,102 @@ TEST_P(TransportContractTest, ARefusedPayloadDoesNotFailTheSender) {
   EXPECT_EQ(inbox.payloads["taken"], payload);
 }
 
+// Goal: a message that finds no room waits in order with those behind it, unharmed, while messages
+// of other types pass.
+TEST_P(TransportContractTest, APostponedMessageIsOfferedAgain) {
+  const auto a = Open(), b = Open();
+  std::vector<absl::Status>& done = NewStatuses();
+  Inbox& inbox = NewInbox();
+  Inbox& others = NewInbox();
+  bool room = false;
+  int offered = 0;
+  TakeAll(*b, others, kOtherType);
+  b->OnMessage(kType, [&](const IncomingMessage& message) -> std::optional<Landing> {
+    ++offered;
+    if (!room) return Landing{.spans = {}, .landed = nullptr, .postponed = true};
+    const std::string header(reinterpret_cast<const char*>(message.header.data()),
+                             message.header.size());
+    inbox.headers.push_back(header);
+    auto bytes = std::make_shared<Bytes>(message.payload_bytes);
+    return Landing{{MutableSpan(*bytes)}, [&inbox, header, bytes](const absl::Status& status) {
+                     inbox.landed.push_back(status);
+                     inbox.payloads[header] = *bytes;
+                   }};
+  });
+  const PeerId peer = a->Connect(b->address()).value();
+  const std::map<std::string, Bytes> payloads = {
+      {"1", RandomBytes(100'000, 1)}, {"2", RandomBytes(300'000, 2)}, {"3", RandomBytes(10, 3)}};
+  for (const auto& [header, payload] : payloads) {
+    a->Send(peer, kType, Header(header), {payload}, Note(done));
+  }
+  ASSERT_TRUE(PollUntil({a.get(), b.get()}, [&] { return offered > 0; }));
+  a->Send(peer, kOtherType, Header("passes"), {}, Note(done));
+  ASSERT_TRUE(PollUntil({a.get(), b.get()}, [&] { return others.landed.size() == 1; }));
+  EXPECT_TRUE(inbox.headers.empty());
+
+  room = true;
+
+  ASSERT_TRUE(
+      PollUntil({a.get(), b.get()}, [&] { return inbox.landed.size() == 3 && done.size() == 4; }));
+  EXPECT_EQ(inbox.payloads, payloads);
+  for (const absl::Status& status : done) EXPECT_TRUE(status.ok()) << status;
+}
+
+TEST_P(TransportContractTest, APostponedMessageEndsWithItsPeer) {
+  auto a = Open();
+  const auto b = Open();
+  std::vector<absl::Status>& done = NewStatuses();
+  Inbox& inbox = NewInbox();
+  int offered = 0, lost = 0;
+  bool room = false;
+  b->OnPeerLost([&](PeerId, const absl::Status&) { ++lost; });
+  b->OnMessage(kType, [&](const IncomingMessage&) -> std::optional<Landing> {
+    ++offered;
+    if (!room) return Landing{.spans = {}, .landed = nullptr, .postponed = true};
+    return std::nullopt;
+  });
+  const Bytes payload = RandomBytes(100'000, 1);
+  for (int i = 0; i < 3; ++i) {
+    a->Send(a->Connect(b->address()).value(), kType, Header("x"), {payload}, Note(done));
+  }
+  ASSERT_TRUE(PollUntil({a.get(), b.get()}, [&] { return offered > 0; }));
+
+  a.reset();
+
+  EXPECT_EQ(done.size(), 3u);
+  ASSERT_TRUE(PollUntil({b.get()}, [&] { return lost == 1; }));
+  room = true;
+  offered = 0;
+  for (int i = 0; i < 100; ++i) b->Poll();
+  EXPECT_EQ(offered, 0) << "nobody is there to send it";
+  // The next one is heard as ever.
+  const auto c = Open();
+  TakeAll(*b, inbox);
+  c->Send(c->Connect(b->address()).value(), kType, Header("next"), {payload}, Note(done));
+  ASSERT_TRUE(PollUntil({b.get(), c.get()}, [&] { return inbox.landed.size() == 1; }));
+  EXPECT_EQ(inbox.payloads["next"], payload);
+}
+
+TEST_P(TransportContractTest, ATransportMayGoWithMessagesPostponed) {
+  const auto a = Open();
+  auto b = Open();
+  std::vector<absl::Status>& done = NewStatuses();
+  int offered = 0;
+  b->OnMessage(kType, [&](const IncomingMessage&) {
+    ++offered;
+    return Landing{.spans = {}, .landed = nullptr, .postponed = true};
+  });
+  const Bytes payload = RandomBytes(100'000, 1);
+  for (int i = 0; i < 3; ++i) {
+    a->Send(a->Connect(b->address()).value(), kType, Header("x"), {payload}, Note(done));
+  }
+  ASSERT_TRUE(PollUntil({a.get(), b.get()}, [&] { return offered > 0; }));
+
+  b.reset();
+
+  EXPECT_TRUE(PollUntil({a.get()}, [&] { return done.size() == 3; }));
+}
+
 TEST_P(TransportContractTest, AnEmptyPayloadLands) {
   const auto a = Open(), b = Open();
   Inbox& inbox = NewInbox();

@@ -69,6 +69,11 @@ class Worker::Impl final : public SessionHandler, public EventPort {
         std::unique_ptr<TransferAgent> agent,
         TransferAgent::Create(options_.transfers, *parts_.arena,
                               [this](TransferEvent event) { OnTransferEvent(std::move(event)); }));
+    LogInfo("kv handoff", {{"device", parts_.arena->device().name()},
+                           {"staging", agent->staging()},
+                           {"staging_bytes", agent->staging_bytes()},
+                           {"transport", agent->transport_name()},
+                           {"transport_memory", agent->transport_memory()}});
     transfers_ = std::make_unique<AgentPort>(std::move(agent));
     hello_ = MakeHello();
     engine_ = make_engine({.parts = &parts_,

@@ -29,6 +29,12 @@ Counter& RefusedCounter(MetricsRegistry* registry, const char* reason) {
                               {{"reason", reason}});
 }
 
+Gauge& StagingGauge(MetricsRegistry* registry, const char* direction) {
+  return registry->AddGauge("baton_handoff_staging_bytes",
+                            "KV bytes in pinned host memory, on their way from or to a GPU",
+                            {{"direction", direction}});
+}
+
 void CatchUp(Counter& counter, uint64_t total) {
   const double missing = static_cast<double>(total) - counter.Value();
   if (missing > 0) counter.Increment(missing);
@@ -75,7 +81,9 @@ WorkerMetrics::WorkerMetrics(MetricsRegistry* registry)
       leases_open_(registry->AddGauge("baton_handoff_leases_open", "Leases that take KV")),
       transfers_open_(registry->AddGauge("baton_handoff_transfers_open", "KV transfers under way")),
       bytes_in_flight_(registry->AddGauge("baton_handoff_bytes_in_flight",
-                                          "KV bytes sent and not acknowledged")) {}
+                                          "KV bytes sent and not acknowledged")),
+      staging_sending_(StagingGauge(registry, "sent")),
+      staging_receiving_(StagingGauge(registry, "received")) {}
 
 void WorkerMetrics::ObserveStep(Duration duration) {
   step_seconds_.Observe(std::chrono::duration<double>(duration).count());
@@ -114,6 +122,8 @@ void WorkerMetrics::Update(const v1::WorkerLoad& load, const EngineStats& stats,
   leases_open_.Set(transfer.leases_open);
   transfers_open_.Set(transfer.transfers_open);
   bytes_in_flight_.Set(static_cast<double>(transfer.bytes_in_flight));
+  staging_sending_.Set(static_cast<double>(transfer.staging_bytes_sending));
+  staging_receiving_.Set(static_cast<double>(transfer.staging_bytes_receiving));
 }
 
 }  // namespace baton

@@ -58,6 +58,8 @@ class WorkerMetrics {
   Gauge& leases_open_;
   Gauge& transfers_open_;
   Gauge& bytes_in_flight_;
+  Gauge& staging_sending_;
+  Gauge& staging_receiving_;
 };
 
 }  // namespace baton

@@ -117,7 +117,7 @@ SimulatedWorker::SimulatedWorker(std::string name, v1::Role role, Incarnation in
   auto transport = std::make_unique<GuardedTransport>(network.Open(name_), this);
   address_ = transport->address();
   transfers_ = std::make_unique<TransferCore>(
-      std::move(transport), TransferOptionsOf(plan), *arena_,
+      std::move(transport), TransferOptionsOf(plan), TransferStaging::Create(*arena_, 0).value(),
       [this](TransferEvent event) { inbox_.push_back(std::move(event)); },
       [this] { return std::exchange(commands_, {}); }, [this] { return now_; });
   const ClockFunction clock = [this] { return now_; };

@@ -1,5 +1,7 @@
 #include "common/device/cuda/cuda_device.h"
 
+#include <cstring>
+
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
@@ -15,6 +17,39 @@ absl::StatusOr<int> ParseIndex(const std::string& name) {
     return absl::InvalidArgumentError("'" + name + "': choose cuda or cuda:INDEX");
   }
   return index;
+}
+
+// Pieces of equal size at equal distances: a matrix in the device's memory.
+struct Rows {
+  size_t width = 0;
+  size_t pitch = 0;  // From one row to the next, at least `width`.
+  size_t count = 0;
+};
+
+// The most pieces from the first on that are such a matrix. REQUIRES: not empty.
+template <typename Span>
+Rows LeadingRows(std::span<const Span> pieces, size_t pitch_max) {
+  Rows rows = {pieces[0].size(), pieces[0].size(), 1};
+  for (; rows.count < pieces.size(); ++rows.count) {
+    const Span& last = pieces[rows.count - 1];
+    const Span& next = pieces[rows.count];
+    if (next.size() != rows.width || next.data() < last.data()) break;
+    const auto pitch = static_cast<size_t>(next.data() - last.data());
+    if (rows.count == 1) rows.pitch = pitch;
+    if (pitch != rows.pitch || pitch < rows.width || pitch > pitch_max) break;
+  }
+  if (rows.count == 1) rows.pitch = rows.width;
+  return rows;
+}
+
+absl::Status StartCopy(std::byte* to, size_t to_pitch, const std::byte* from, size_t from_pitch,
+                       const Rows& rows, cudaMemcpyKind kind, cudaStream_t stream) {
+  const cudaError_t error =
+      rows.count == 1
+          ? cudaMemcpyAsync(to, from, rows.width, kind, stream)
+          : cudaMemcpy2DAsync(to, to_pitch, from, from_pitch, rows.width, rows.count, kind, stream);
+  return CudaStatus(error,
+                    absl::StrCat("copying ", rows.count, " pieces of ", rows.width, " bytes"));
 }
 
 }  // namespace
@@ -48,6 +83,9 @@ absl::StatusOr<std::unique_ptr<CudaDevice>> CudaDevice::Open(const std::string& 
   BATON_RETURN_IF_ERROR(
       CudaStatus(cudaStreamCreateWithFlags(&device->stream_, cudaStreamNonBlocking),
                  device->name_ + ": creating a stream"));
+  BATON_RETURN_IF_ERROR(
+      CudaStatus(cudaStreamCreateWithFlags(&device->copies_, cudaStreamNonBlocking),
+                 device->name_ + ": creating a stream"));
   return device;
 }
 
@@ -60,7 +98,9 @@ CudaDevice::CudaDevice(int index, const cudaDeviceProp& properties, const Kernel
       collectives_(collectives) {}
 
 CudaDevice::~CudaDevice() {
-  if (stream_ != nullptr && Select().ok()) static_cast<void>(cudaStreamDestroy(stream_));
+  if (!Select().ok()) return;
+  if (stream_ != nullptr) static_cast<void>(cudaStreamDestroy(stream_));
+  if (copies_ != nullptr) static_cast<void>(cudaStreamDestroy(copies_));
 }
 
 absl::Status CudaDevice::Select() const {
@@ -75,6 +115,8 @@ absl::StatusOr<DeviceMemory> CudaDevice::Allocate(size_t bytes) {
   DeviceMemory memory(this, static_cast<std::byte*>(data), bytes);
   BATON_RETURN_IF_ERROR(
       CudaStatus(cudaMemsetAsync(data, 0, bytes, stream_), name_ + ": clearing memory"));
+  BATON_RETURN_IF_ERROR(
+      CudaStatus(cudaStreamSynchronize(stream_), name_ + ": clearing memory"));
   return memory;
 }
 
@@ -94,9 +136,51 @@ absl::Status CudaDevice::Copy(std::byte* to, const std::byte* from, size_t bytes
   return CudaStatus(cudaStreamSynchronize(stream_), what);
 }
 
-void CudaDevice::Free(std::byte* data, size_t /*bytes*/) {
+absl::StatusOr<DeviceMemory> CudaDevice::AllocatePinned(size_t bytes) {
+  BATON_RETURN_IF_ERROR(Select());
+  void* data = nullptr;
+  BATON_RETURN_IF_ERROR(
+      CudaStatus(cudaHostAlloc(&data, bytes == 0 ? 1 : bytes, cudaHostAllocPortable),
+                 absl::StrCat(name_, ": pinning ", bytes, " bytes of the host")));
+  std::memset(data, 0, bytes);
+  return DeviceMemory(this, static_cast<std::byte*>(data), bytes, /*pinned=*/true);
+}
+
+absl::Status CudaDevice::Gather(std::byte* to, std::span<const std::span<const std::byte>> from) {
+  BATON_RETURN_IF_ERROR(Select());
+  absl::Status started;
+  while (!from.empty() && started.ok()) {
+    const Rows rows = LeadingRows(from, properties_.memPitch);
+    started = StartCopy(to, rows.width, from[0].data(), rows.pitch, rows, cudaMemcpyDeviceToHost,
+                        copies_);
+    to += rows.width * rows.count;
+    from = from.subspan(rows.count);
+  }
+  return FinishCopies(started);
+}
+
+absl::Status CudaDevice::Scatter(std::span<const std::span<std::byte>> to, const std::byte* from) {
+  BATON_RETURN_IF_ERROR(Select());
+  absl::Status started;
+  while (!to.empty() && started.ok()) {
+    const Rows rows = LeadingRows(to, properties_.memPitch);
+    started = StartCopy(to[0].data(), rows.pitch, from, rows.width, rows, cudaMemcpyHostToDevice,
+                        copies_);
+    from += rows.width * rows.count;
+    to = to.subspan(rows.count);
+  }
+  return FinishCopies(started);
+}
+
+absl::Status CudaDevice::FinishCopies(const absl::Status& started) const {
+  const absl::Status finished =
+      CudaStatus(cudaStreamSynchronize(copies_), name_ + ": finishing copies");
+  return started.ok() ? finished : started;
+}
+
+void CudaDevice::Free(std::byte* data, size_t /*bytes*/, bool pinned) {
   // Nothing can be done about memory that cannot be given back.
-  if (Select().ok()) static_cast<void>(cudaFree(data));
+  if (Select().ok()) static_cast<void>(pinned ? cudaFreeHost(data) : cudaFree(data));
 }
 
 }  // namespace baton

@@ -5,6 +5,7 @@
 #include <cuda_runtime_api.h>
 
 #include <memory>
+#include <span>
 #include <string>
 
 #include "absl/status/status.h"
@@ -29,9 +30,13 @@ class CudaDevice final : public Device {
   const KernelTable* kernels() const override { return kernels_; }
   const CollectiveTable* collectives() const override { return collectives_; }
   absl::StatusOr<DeviceMemory> Allocate(size_t bytes) override;
+  absl::StatusOr<DeviceMemory> AllocatePinned(size_t bytes) override;
   // Behind all that is on the stream.
   absl::Status CopyFromHost(std::byte* to, const std::byte* from, size_t bytes) override;
   absl::Status CopyToHost(std::byte* to, const std::byte* from, size_t bytes) override;
+  // Beside the stream.
+  absl::Status Gather(std::byte* to, std::span<const std::span<const std::byte>> from) override;
+  absl::Status Scatter(std::span<const std::span<std::byte>> to, const std::byte* from) override;
 
   int index() const { return index_; }
   // The runtime's current device belongs to the calling thread.
@@ -44,7 +49,9 @@ class CudaDevice final : public Device {
   CudaDevice(int index, const cudaDeviceProp& properties, const KernelTable* kernels,
              const CollectiveTable* collectives);
   absl::Status Copy(std::byte* to, const std::byte* from, size_t bytes, cudaMemcpyKind kind);
-  void Free(std::byte* data, size_t bytes) override;
+  // Waits also for copies that began before one failed: nothing is copied after this returns.
+  absl::Status FinishCopies(const absl::Status& started) const;
+  void Free(std::byte* data, size_t bytes, bool pinned) override;
 
   const int index_;
   const std::string name_;
@@ -52,6 +59,7 @@ class CudaDevice final : public Device {
   const KernelTable* const kernels_;
   const CollectiveTable* const collectives_;
   cudaStream_t stream_ = nullptr;
+  cudaStream_t copies_ = nullptr;
 };
 
 }  // namespace baton

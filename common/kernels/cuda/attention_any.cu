@@ -34,7 +34,7 @@ __device__ float KvScale(const std::byte* row, uint32_t head_dim, DType type) {
 
 // kNumbers: of a head, for each lane.
 template <uint32_t kNumbers, typename T>
-__global__ void __launch_bounds__(kWarps * kWarp)
+__global__ void __launch_bounds__(kWarps* kWarp)
     AttentionAnyKernel(AttentionArgs args, size_t row_bytes) {
   __shared__ float maxima[kWarps];
   __shared__ float sums[kWarps];

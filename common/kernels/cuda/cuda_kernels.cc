@@ -108,9 +108,27 @@ void RopeWriteKvCuda(KernelContext& context, const ConstTensorView& cosines,
       "writing the KV cache");
 }
 
-cudaError_t RunChunks(const Launch& launch, const AttentionArgs& args) {
-  if (PrefillAttentionSm90Fits(launch, args)) return PrefillAttentionSm90(launch, args);
-  return PrefillAttention(launch, args);
+bool ChunksFit(const Launch& launch, const AttentionArgs& args) {
+  return PrefillAttentionSm90Fits(launch, args) || PrefillAttentionFits(args);
+}
+
+void RunSingles(CudaState& state, AttentionArgs args) {
+  args.scratch_bytes = DecodeAttentionScratchBytes(state.launch(), args);
+  args.scratch = state.Scratch(args.scratch_bytes);
+  if (args.scratch == nullptr) return;
+  state.Check(DecodeAttention(state.launch(), args), "attention of single tokens");
+}
+
+void RunChunks(CudaState& state, AttentionArgs args) {
+  const Launch& launch = state.launch();
+  if (args.pages.dtype != args.type) {
+    void* const scratch = state.Scratch(WidePagesBytes(args));
+    if (scratch == nullptr) return;
+    state.Check(WidenPages(launch, &args, scratch), "widening the cache");
+  }
+  state.Check(PrefillAttentionSm90Fits(launch, args) ? PrefillAttentionSm90(launch, args)
+                                                     : PrefillAttention(launch, args),
+              "attention of chunks");
 }
 
 // Sequences of one token are bound by memory, longer chunks by arithmetic: each has its kernel.
@@ -118,7 +136,6 @@ void AttentionCuda(KernelContext& context, const ConstTensorView& q, const KvPag
                    const PlacedSequences& sequences, const AttentionOptions& options,
                    const TensorView& out) {
   CudaState& state = StateOf(context);
-  const Launch& launch = state.launch();
   const std::shared_ptr<const PlacedTable> table = TableOf(context, sequences);
   AttentionArgs args = {.q = q.data(),
                         .out = out.data(),
@@ -133,20 +150,15 @@ void AttentionCuda(KernelContext& context, const ConstTensorView& q, const KvPag
   singles.table = table->singles;
   AttentionArgs chunks = args;
   chunks.table = table->chunks;
-  const bool singles_fit = singles.table.count == 0 || DecodeAttentionFits(singles);
-  const bool chunks_fit = chunks.table.count == 0 || PrefillAttentionSm90Fits(launch, chunks) ||
-                          PrefillAttentionFits(chunks);
-  if (!singles_fit || !chunks_fit) {
-    state.Check(AttentionAny(launch, args), "attention");
+  AttentionArgs wide = chunks;
+  wide.pages.dtype = args.type;
+  if ((singles.table.count > 0 && !DecodeAttentionFits(singles)) ||
+      (chunks.table.count > 0 && !ChunksFit(state.launch(), wide))) {
+    state.Check(AttentionAny(state.launch(), args), "attention");
     return;
   }
-  if (singles.table.count > 0) {
-    singles.scratch_bytes = DecodeAttentionScratchBytes(launch, singles);
-    singles.scratch = state.Scratch(singles.scratch_bytes);
-    if (singles.scratch == nullptr) return;
-    state.Check(DecodeAttention(launch, singles), "attention of single tokens");
-  }
-  if (chunks.table.count > 0) state.Check(RunChunks(launch, chunks), "attention of chunks");
+  if (singles.table.count > 0) RunSingles(state, singles);
+  if (chunks.table.count > 0) RunChunks(state, chunks);
 }
 
 void SiluMulCuda(KernelContext& context, const ConstTensorView& gate, const ConstTensorView& up,

@@ -1,8 +1,9 @@
 #include "common/kernels/cuda/cuda_linear.h"
 
 #include <algorithm>
-#include <memory>
-#include <type_traits>
+#include <cmath>
+#include <cstdint>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "common/kernels/cuda/cuda_packing.h"
@@ -13,6 +14,14 @@ namespace {
 
 // Rows of int8 weights are widened in pieces of so many bytes at most.
 constexpr size_t kWidenedBytesMax = size_t{128} << 20;
+// Up to so many rows our own kernel reads weights of the type of activations as fast as cuBLASLt or
+// faster, and overlaps with its neighbours (cuda_bench on an H100: 64 rows take it 1.4 times as
+// long). For int8 there is no other.
+constexpr uint32_t kSkinnyRowsMax = 16;
+// Of products of up to so many rows the fastest way is measured, of so many, in so many runs each.
+constexpr uint32_t kTimedRowsMax = 256;
+constexpr int kProposalsMax = 8;
+constexpr int kTimedRuns = 5;
 // Different products that cuBLASLt's choice is kept for.
 constexpr size_t kAlgorithmsMax = 4096;
 
@@ -31,9 +40,9 @@ cudaDataType_t CudaType(DType type) {
 }
 
 struct Product {
-  const void* x = nullptr;       // [rows, inputs] of `type`
-  const void* weight = nullptr;  // [outputs, inputs] of `type`
-  void* out = nullptr;           // [rows, stride], the first `outputs` of each row
+  const void* x = nullptr;            // [rows, inputs] of `type`
+  const std::byte* weight = nullptr;  // [outputs, inputs] of `type`
+  std::byte* out = nullptr;           // [rows, stride], the first `outputs` of each row
   uint32_t rows = 0;
   uint32_t outputs = 0;
   uint32_t inputs = 0;
@@ -70,32 +79,33 @@ class ProductDescription {
   // The first that failed.
   cublasStatus_t status() const { return status_; }
 
-  cublasStatus_t Choose(CudaState& state, cublasLtMatmulAlgo_t* algorithm) const {
+  // Up to kProposalsMax ways to compute it, the one that it thinks best first.
+  cublasStatus_t Propose(CudaState& state, std::vector<cublasLtMatmulAlgo_t>* algorithms) const {
     cublasLtMatmulPreference_t preference = nullptr;
     cublasStatus_t status = cublasLtMatmulPreferenceCreate(&preference);
     if (status != CUBLAS_STATUS_SUCCESS) return status;
-    const size_t workspace = state.workspace_bytes();
+    const size_t workspace = state.lane(0).workspace_bytes;
     status = cublasLtMatmulPreferenceSetAttribute(
         preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace, sizeof(workspace));
-    cublasLtMatmulHeuristicResult_t result{};
+    cublasLtMatmulHeuristicResult_t results[kProposalsMax] = {};
     int found = 0;
     if (status == CUBLAS_STATUS_SUCCESS) {
       status = cublasLtMatmulAlgoGetHeuristic(state.cublas(), operation_, weight_, x_, out_, out_,
-                                              preference, 1, &result, &found);
+                                              preference, kProposalsMax, results, &found);
     }
     cublasLtMatmulPreferenceDestroy(preference);
     if (status == CUBLAS_STATUS_SUCCESS && found == 0) status = CUBLAS_STATUS_NOT_SUPPORTED;
-    *algorithm = result.algo;
+    for (int i = 0; i < found; ++i) algorithms->push_back(results[i].algo);
     return status;
   }
 
   cublasStatus_t Run(CudaState& state, const Product& product,
-                     const cublasLtMatmulAlgo_t& algorithm) const {
+                     const cublasLtMatmulAlgo_t& algorithm, const Lane& lane) const {
     const float one = 1.0f;
     const float zero = 0.0f;
     return cublasLtMatmul(state.cublas(), operation_, &one, product.weight, weight_, product.x, x_,
-                          &zero, product.out, out_, product.out, out_, &algorithm,
-                          state.workspace(), state.workspace_bytes(), state.launch().stream);
+                          &zero, product.out, out_, product.out, out_, &algorithm, lane.workspace,
+                          lane.workspace_bytes, lane.stream);
   }
 
  private:
@@ -110,7 +120,49 @@ class ProductDescription {
   cublasLtMatrixLayout_t out_ = nullptr;
 };
 
-cublasStatus_t Multiply(CudaState& state, const Product& product) {
+// Milliseconds of a few runs one after the other; infinite if the way does not work.
+float TimeOf(CudaState& state, const Product& product, const ProductDescription& description,
+             const cublasLtMatmulAlgo_t& algorithm) {
+  const cudaStream_t stream = state.launch().stream;
+  cudaEvent_t begin = nullptr;
+  cudaEvent_t end = nullptr;
+  state.Check(cudaEventCreate(&begin), "creating an event");
+  state.Check(cudaEventCreate(&end), "creating an event");
+  bool works = true;
+  for (int run = 0; run <= kTimedRuns && works; ++run) {
+    // The first does not count.
+    if (run == 1) state.Check(cudaEventRecord(begin, stream), "timing a product");
+    works = description.Run(state, product, algorithm, state.lane(0)) == CUBLAS_STATUS_SUCCESS;
+  }
+  state.Check(cudaEventRecord(end, stream), "timing a product");
+  state.Check(cudaEventSynchronize(end), "timing a product");
+  float milliseconds = 0.0f;
+  if (works) state.Check(cudaEventElapsedTime(&milliseconds, begin, end), "timing a product");
+  cudaEventDestroy(begin);
+  cudaEventDestroy(end);
+  return works ? milliseconds : INFINITY;
+}
+
+// For products of decode steps, of which there are few and which take long to read their weights,
+// what is fastest is measured: what cuBLASLt thinks best may take a quarter longer.
+cublasStatus_t Choose(CudaState& state, const Product& product,
+                      const ProductDescription& description, cublasLtMatmulAlgo_t* algorithm) {
+  std::vector<cublasLtMatmulAlgo_t> proposals;
+  const cublasStatus_t status = description.Propose(state, &proposals);
+  if (status != CUBLAS_STATUS_SUCCESS) return status;
+  *algorithm = proposals[0];
+  if (product.rows > kTimedRowsMax || state.recording()) return status;
+  float best = INFINITY;
+  for (const cublasLtMatmulAlgo_t& proposal : proposals) {
+    const float time = TimeOf(state, product, description, proposal);
+    if (time >= best) continue;
+    best = time;
+    *algorithm = proposal;
+  }
+  return status;
+}
+
+cublasStatus_t Multiply(CudaState& state, const Product& product, const Lane& lane) {
   const ProductDescription description(product);
   if (description.status() != CUBLAS_STATUS_SUCCESS) return description.status();
   const CudaState::ProductKey key(product.outputs, product.rows, product.inputs, product.type,
@@ -118,16 +170,16 @@ cublasStatus_t Multiply(CudaState& state, const Product& product) {
   auto found = state.algorithms().find(key);
   if (found == state.algorithms().end()) {
     cublasLtMatmulAlgo_t algorithm{};
-    const cublasStatus_t status = description.Choose(state, &algorithm);
+    const cublasStatus_t status = Choose(state, product, description, &algorithm);
     if (status != CUBLAS_STATUS_SUCCESS) return status;
     if (state.algorithms().size() >= kAlgorithmsMax) state.algorithms().clear();
     found = state.algorithms().emplace(key, algorithm).first;
   }
-  return description.Run(state, product, found->second);
+  return description.Run(state, product, found->second, lane);
 }
 
-void RunProduct(CudaState& state, const Product& product) {
-  const cublasStatus_t status = Multiply(state, product);
+void RunProduct(CudaState& state, const Product& product, const Lane& lane) {
+  const cublasStatus_t status = Multiply(state, product, lane);
   if (status == CUBLAS_STATUS_SUCCESS) return;
   state.Check(absl::UnavailableError(absl::StrCat(
       state.device().name(), ": cuBLASLt on [", product.rows, ", ", product.inputs, "] x [",
@@ -140,7 +192,7 @@ void RunWidened(CudaState& state, const LinearOutput& output, Product product) {
   const size_t row_bytes = weight.inputs() * DTypeBytes(product.type);
   const auto piece =
       static_cast<uint32_t>(std::clamp<size_t>(kWidenedBytesMax / row_bytes, 1, weight.outputs()));
-  void* const widened = state.Scratch(piece * row_bytes);
+  auto* const widened = static_cast<std::byte*>(state.Scratch(piece * row_bytes));
   if (widened == nullptr) return;
   const auto* numbers = reinterpret_cast<const int8_t*>(weight.data());
   const auto* scales = reinterpret_cast<const float*>(
@@ -152,30 +204,50 @@ void RunWidened(CudaState& state, const LinearOutput& output, Product product) {
     state.Check(Dequantize(state.launch(), numbers + begin * weight.inputs(), scales + begin,
                            product.outputs, product.inputs, widened, product.type),
                 "widening weights");
-    RunProduct(state, product);
+    RunProduct(state, product, state.lane(0));
   }
 }
 
-void RunLarge(CudaState& state, const ConstTensorView& x, const LinearOutput& output) {
+Product ProductOf(const ConstTensorView& x, const LinearOutput& output) {
   const PackedWeight& weight = *output.weight;
-  const Product product = {.x = x.data(),
-                           .weight = weight.data(),
-                           .out = output.out.data(),
-                           .rows = static_cast<uint32_t>(x.dim(0)),
-                           .outputs = static_cast<uint32_t>(weight.outputs()),
-                           .inputs = static_cast<uint32_t>(weight.inputs()),
-                           .stride = static_cast<uint32_t>(weight.outputs()),
-                           .type = x.dtype(),
-                           .out_type = output.out.dtype()};
-  if (weight.format().form == WeightForm::kInt8) {
-    RunWidened(state, output, product);
-  } else {
-    RunProduct(state, product);
-  }
+  return {.x = x.data(),
+          .weight = weight.data(),
+          .out = output.out.data(),
+          .rows = static_cast<uint32_t>(x.dim(0)),
+          .outputs = static_cast<uint32_t>(weight.outputs()),
+          .inputs = static_cast<uint32_t>(weight.inputs()),
+          .stride = static_cast<uint32_t>(weight.outputs()),
+          .type = x.dtype(),
+          .out_type = output.out.dtype()};
+}
+
+void AddBiasOf(CudaState& state, const LinearOutput& output) {
   if (output.bias.empty()) return;
-  state.Check(AddBias(state.launch(), output.bias.f32(), product.rows, product.outputs,
-                      output.out.data(), product.out_type),
-              "adding a bias");
+  state.Check(
+      AddBias(state.launch(), output.bias.f32(), static_cast<uint32_t>(output.out.dim(0)),
+              static_cast<uint32_t>(output.out.dim(1)), output.out.data(), output.out.dtype()),
+      "adding a bias");
+}
+
+// Products of the same x do not wait for each other.
+void RunLarge(CudaState& state, const ConstTensorView& x, std::span<const LinearOutput> outputs) {
+  const auto is_int8 = [](const LinearOutput& output) {
+    return output.weight->format().form == WeightForm::kInt8;
+  };
+  const auto lanes = static_cast<uint32_t>(std::min<size_t>(outputs.size(), CudaState::kLanes));
+  const bool apart = lanes > 1 && std::none_of(outputs.begin(), outputs.end(), is_int8);
+  if (apart) state.Fork(lanes);
+  uint32_t next = 0;
+  for (const LinearOutput& output : outputs) {
+    const Product product = ProductOf(x, output);
+    if (is_int8(output)) {
+      RunWidened(state, output, product);
+    } else {
+      RunProduct(state, product, state.lane(apart ? next++ % lanes : 0));
+    }
+  }
+  if (apart) state.Join(lanes);
+  for (const LinearOutput& output : outputs) AddBiasOf(state, output);
 }
 
 DType WeightType(const PackedWeight& weight, DType activations) {
@@ -198,14 +270,18 @@ SkinnyOutput SkinnyOf(const LinearOutput& output) {
 void RunGroup(CudaState& state, const ConstTensorView& x, std::span<const LinearOutput> outputs) {
   const auto rows = static_cast<uint32_t>(x.dim(0));
   const auto inputs = static_cast<uint32_t>(x.dim(1));
+  const auto fits = [&](const LinearOutput& output) {
+    const DType weight_type = WeightType(*output.weight, x.dtype());
+    return (rows <= kSkinnyRowsMax || weight_type == DType::kI8) &&
+           SkinnyLinearFits(x.dtype(), weight_type, rows, inputs);
+  };
+  if (!std::all_of(outputs.begin(), outputs.end(), fits)) {
+    RunLarge(state, x, outputs);
+    return;
+  }
   while (!outputs.empty()) {
     const DType weight_type = WeightType(*outputs[0].weight, x.dtype());
     const DType out_type = outputs[0].out.dtype();
-    if (!SkinnyLinearFits(x.dtype(), weight_type, rows, inputs)) {
-      RunLarge(state, x, outputs[0]);
-      outputs = outputs.subspan(1);
-      continue;
-    }
     SkinnyOutput alike[kSkinnyOutputsMax];
     uint32_t count = 0;
     while (count < std::min<size_t>(outputs.size(), kSkinnyOutputsMax) &&

@@ -13,7 +13,7 @@ namespace {
 
 // Block tables of 256 sequences of 128k tokens in blocks of 16 take 8 MiB.
 constexpr size_t kInputBytes = size_t{32} << 20;
-constexpr size_t kWorkspaceBytes = size_t{64} << 20;
+constexpr size_t kWorkspaceBytes = size_t{32} << 20;
 constexpr size_t kScratchBytesMin = size_t{64} << 20;
 constexpr size_t kInputAlignment = 256;
 constexpr uint32_t kNoSequence = ~0u;
@@ -39,7 +39,19 @@ absl::Status CudaState::Allocate() {
   if (cublasLtCreate(&cublas_) != CUBLAS_STATUS_SUCCESS) {
     return absl::UnavailableError(absl::StrCat(device_.name(), ": cuBLASLt cannot be used"));
   }
-  BATON_ASSIGN_OR_RETURN(workspace_, device_.Allocate(kWorkspaceBytes));
+  BATON_ASSIGN_OR_RETURN(workspaces_, device_.Allocate(kLanes * kWorkspaceBytes));
+  for (uint32_t i = 0; i < kLanes; ++i) {
+    lanes_[i] = {.stream = launch_.stream,
+                 .workspace = workspaces_.data() + i * kWorkspaceBytes,
+                 .workspace_bytes = kWorkspaceBytes};
+    if (i == 0) continue;
+    BATON_RETURN_IF_ERROR(CudaStatus(
+        cudaStreamCreateWithFlags(&lanes_[i].stream, cudaStreamNonBlocking), "creating a stream"));
+    BATON_RETURN_IF_ERROR(CudaStatus(cudaEventCreateWithFlags(&joined_[i], cudaEventDisableTiming),
+                                     "creating an event"));
+  }
+  BATON_RETURN_IF_ERROR(
+      CudaStatus(cudaEventCreateWithFlags(&forked_, cudaEventDisableTiming), "creating an event"));
   BATON_ASSIGN_OR_RETURN(inputs_, device_.Allocate(kInputBytes));
   void* pinned = nullptr;
   BATON_RETURN_IF_ERROR(
@@ -56,6 +68,11 @@ CudaState::~CudaState() {
   for (const auto& [event, done] : when_done_) cudaEventDestroy(event);
   for (cudaEvent_t event : spare_events_) cudaEventDestroy(event);
   if (uploads_done_ != nullptr) cudaEventDestroy(uploads_done_);
+  if (forked_ != nullptr) cudaEventDestroy(forked_);
+  for (uint32_t i = 1; i < kLanes; ++i) {
+    if (joined_[i] != nullptr) cudaEventDestroy(joined_[i]);
+    if (lanes_[i].stream != nullptr) cudaStreamDestroy(lanes_[i].stream);
+  }
   if (pinned_ != nullptr) cudaFreeHost(pinned_);
   if (cublas_ != nullptr) cublasLtDestroy(cublas_);
 }
@@ -124,6 +141,7 @@ std::shared_ptr<const void> CudaState::Place(std::span<const SequenceRows> seque
     if (end_max == 0) all.end_max = std::max(all.end_max, sequence.position + sequence.count);
   }
   all.rows = static_cast<uint32_t>(row_sequence.size());
+  all.blocks_end = static_cast<uint32_t>(block_table.size());
   const auto bring = [this](const auto& numbers) {
     return Place(numbers.data(), numbers.size() * sizeof(numbers[0]));
   };
@@ -141,6 +159,9 @@ std::shared_ptr<const void> CudaState::Place(std::span<const SequenceRows> seque
   table->chunks.row_sequence = nullptr;
   table->chunks.sequences += table->singles.count;
   table->chunks.count -= table->singles.count;
+  table->singles.blocks_end =
+      table->chunks.count > 0 ? placed[table->singles.count].blocks : all.blocks_end;
+  table->chunks.blocks_begin = table->singles.blocks_end;
   return table;
 }
 
@@ -213,6 +234,20 @@ absl::Status CudaState::CallDone() {
     spare_events_.push_back(event);
   }
   return TakeStatus();
+}
+
+void CudaState::Fork(uint32_t lanes) {
+  Check(cudaEventRecord(forked_, launch_.stream), "forking");
+  for (uint32_t i = 1; i < lanes; ++i) {
+    Check(cudaStreamWaitEvent(lanes_[i].stream, forked_, 0), "forking");
+  }
+}
+
+void CudaState::Join(uint32_t lanes) {
+  for (uint32_t i = 1; i < lanes; ++i) {
+    Check(cudaEventRecord(joined_[i], lanes_[i].stream), "joining");
+    Check(cudaStreamWaitEvent(launch_.stream, joined_[i], 0), "joining");
+  }
 }
 
 // Powers of two up to 8, then multiples of 8, then of 32.

@@ -34,6 +34,13 @@ struct PlacedTable {
   SequenceTable chunks;
 };
 
+// Where a product of cuBLASLt runs.
+struct Lane {
+  cudaStream_t stream = nullptr;
+  void* workspace = nullptr;
+  size_t workspace_bytes = 0;
+};
+
 class CudaState final : public KernelState {
  public:
   static absl::StatusOr<std::unique_ptr<KernelState>> Create(const KernelOptions& options);
@@ -59,11 +66,17 @@ class CudaState final : public KernelState {
   // Memory of the device for one operation, at least so long. Null, and an error is kept, if there
   // is none.
   void* Scratch(size_t bytes);
-  // Of cuBLASLt.
-  void* workspace() const { return workspace_.data(); }
-  size_t workspace_bytes() const { return workspace_.bytes(); }
+  // Lane 0 is the stream itself. Between Fork and Join the others run beside it, behind what came
+  // before Fork and ahead of what comes after Join.
+  static constexpr uint32_t kLanes = 3;
+  const Lane& lane(uint32_t index) const { return lanes_[index]; }
+  void Fork(uint32_t lanes);
+  void Join(uint32_t lanes);
 
-  // cuBLASLt's choice for a product, by (outputs, rows, inputs, type, type of the result).
+  // A step is being recorded: nothing may be measured or waited for.
+  bool recording() const { return recording_; }
+  // cuBLASLt's choice for a product, by (outputs, rows, inputs, how many, type, type of the
+  // result).
   using ProductKey = std::tuple<uint32_t, uint32_t, uint32_t, DType, DType>;
   std::map<ProductKey, cublasLtMatmulAlgo_t>& algorithms() { return algorithms_; }
 
@@ -90,7 +103,10 @@ class CudaState final : public KernelState {
   CudaDevice& device_;
   const Launch launch_;
   cublasLtHandle_t cublas_ = nullptr;
-  DeviceMemory workspace_;
+  DeviceMemory workspaces_;
+  Lane lanes_[kLanes];
+  cudaEvent_t forked_ = nullptr;
+  cudaEvent_t joined_[kLanes] = {};  // Of lane 0: none.
   DeviceMemory scratch_;
   absl::Status status_;
 

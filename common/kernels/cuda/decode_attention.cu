@@ -1,8 +1,8 @@
 // Flash decoding (Dao et al., 2023): attention of few query rows over a long paged cache, bound by
 // the memory that K and V are read from.
 //
-// A sequence's cache is cut into splits, each for one block of threads; a second kernel merges them.
-// All query heads of a KV head are rows of one tile of 16, so that K and V are read once. The
+// A sequence's cache is cut into splits, each for one block of threads; a second kernel merges
+// them. All query heads of a KV head are rows of one tile of 16, so that K and V are read once. The
 // products run on tensor cores (mma.sync m16n8k16) whose operands come straight from global memory
 // in loads of 16 bytes: a sum does not change when its terms are taken in another order, so a
 // thread may take eight neighbouring elements where the instruction's layout wants them apart.
@@ -26,14 +26,16 @@ constexpr uint32_t kRowsMax = 16;  // Query rows of a KV head.
 constexpr uint32_t kSplitsMax = 128;
 // A split has a tile for each warp at least.
 constexpr uint32_t kSplitTilesMin = kWarps;
-// Blocks of threads for each multiprocessor: about twice what runs at once, so that the last ones
-// find work to share.
-constexpr uint32_t kBlocksWanted = 6;
+// Blocks of threads for each multiprocessor where sequences are few; they run at once. Where there
+// are many, long ones are cut in two, so that the last find work to share.
+constexpr uint32_t kBlocksWanted = 2;
+constexpr uint32_t kLongTiles = 128;
+constexpr uint32_t kMergeGroups = 4;
 constexpr float kLog2E = 1.4426950408889634f;
 
 struct Geometry {
-  uint32_t group = 0;   // Query heads of a KV head.
-  uint32_t rows = 0;    // count_max * group
+  uint32_t group = 0;  // Query heads of a KV head.
+  uint32_t rows = 0;   // count_max * group
   uint32_t splits = 0;
 };
 
@@ -46,33 +48,64 @@ __device__ uint32_t PackPair(float low, float high, __half) {
   return reinterpret_cast<const uint32_t&>(pair);
 }
 
-// Eight elements of a row, as pairs of T.
+// What the products are computed in. Numbers of 8 bits become float16 with few instructions, and
+// lose nothing in it; what q and the weights lose is less than the numbers have lost already.
 template <typename T, typename Kv>
+using Product = std::conditional_t<sizeof(Kv) == 1, __half, T>;
+
+// Eight elements of a row as they lie in memory, and as four pairs.
+template <typename Kv>
 struct Eight {
-  // `from` is constant for the kernel; nothing of it is needed twice.
-  static __device__ uint4 Load(const std::byte* row, uint32_t element) {
-    uint4 value;
+  uint4 words = {0, 0, 0, 0};
+
+  // `row` is constant for the kernel; nothing of it is needed twice.
+  __device__ void Load(const std::byte* row, uint32_t element) {
     asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
-                 : "l"(row + element * sizeof(T)));
-    return value;
+                 : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w)
+                 : "l"(row + element * sizeof(Kv)));
   }
+  __device__ uint4 Pairs() const { return words; }
 };
-template <typename T>
-struct Eight<T, int8_t> {
-  static __device__ uint32_t Pair(uint32_t bytes, uint32_t first) {
-    const auto low = static_cast<int8_t>(bytes >> (8 * first));
-    const auto high = static_cast<int8_t>(bytes >> (8 * first + 8));
-    return PackPair(static_cast<float>(low), static_cast<float>(high), T{});
-  }
+template <>
+struct Eight<int8_t> {
+  uint32_t words[2] = {0, 0};
+
   // Rows have 4 bytes more than elements: only words are aligned.
-  static __device__ uint4 Load(const std::byte* row, uint32_t element) {
-    const auto* const words = reinterpret_cast<const uint32_t*>(row + element);
-    const uint32_t first = __ldg(words);
-    const uint32_t second = __ldg(words + 1);
-    return make_uint4(Pair(first, 0), Pair(first, 2), Pair(second, 0), Pair(second, 2));
+  __device__ void Load(const std::byte* row, uint32_t element) {
+    words[0] = __ldg(reinterpret_cast<const uint32_t*>(row + element));
+    words[1] = __ldg(reinterpret_cast<const uint32_t*>(row + element) + 1);
+  }
+  __device__ uint4 Pairs() const {
+    const uint2 first = Widen(words[0]);
+    const uint2 second = Widen(words[1]);
+    return make_uint4(first.x, first.y, second.x, second.y);
+  }
+  // 1024 + u, for u in [0, 256), has u in its last bits.
+  __device__ static uint2 Widen(uint32_t bytes) {
+    const uint32_t biased = bytes ^ 0x80808080u;
+    const __half2 offset = __half2half2(__float2half_rn(1152.0f));
+    uint32_t low = __byte_perm(biased, 0x64646464u, 0x4140);
+    uint32_t high = __byte_perm(biased, 0x64646464u, 0x4342);
+    const __half2 first = __hsub2(reinterpret_cast<__half2&>(low), offset);
+    const __half2 second = __hsub2(reinterpret_cast<__half2&>(high), offset);
+    return make_uint2(reinterpret_cast<const uint32_t&>(first),
+                      reinterpret_cast<const uint32_t&>(second));
   }
 };
+
+// Eight elements of q, as pairs of the type of products.
+template <typename T, typename P>
+__device__ uint4 LoadQuery(const T* from) {
+  uint4 words = *reinterpret_cast<const uint4*>(from);
+  if constexpr (!std::is_same_v<T, P>) {
+    const auto* const numbers = reinterpret_cast<const T*>(&words);
+    words = make_uint4(PackPair(ToFloat(numbers[0]), ToFloat(numbers[1]), P{}),
+                       PackPair(ToFloat(numbers[2]), ToFloat(numbers[3]), P{}),
+                       PackPair(ToFloat(numbers[4]), ToFloat(numbers[5]), P{}),
+                       PackPair(ToFloat(numbers[6]), ToFloat(numbers[7]), P{}));
+  }
+  return words;
+}
 
 // d += a b, a [16, 16], b [16, 8]. kWide false: rows 8 to 15 are zero and not kept.
 template <bool kWide, typename T>
@@ -94,7 +127,7 @@ __device__ void Multiply(const uint32_t (&a)[4], uint32_t b0, uint32_t b1, float
   }
 }
 
-__device__ uint32_t& Word(uint4& four, uint32_t i) {
+__device__ uint32_t Word(const uint4& four, uint32_t i) {
   return i == 0 ? four.x : i == 1 ? four.y : i == 2 ? four.z : four.w;
 }
 
@@ -118,6 +151,7 @@ struct Task {
 template <typename T, typename Kv, uint32_t kDim, bool kWide>
 class Decoder {
  public:
+  using P = Product<T, Kv>;
   static constexpr uint32_t kSteps = kDim / 32;   // Loads of K for a token.
   static constexpr uint32_t kHalves = kDim / 64;  // Loads of V for a token.
   static constexpr uint32_t kHigh = kWide ? 2 : 1;
@@ -138,14 +172,13 @@ class Decoder {
           (static_cast<size_t>(task_.sequence.row + token) * args_.heads + head) * kDim;
 #pragma unroll
       for (uint32_t j = 0; j < kSteps; ++j) {
-        q_[high][j] = exists ? *reinterpret_cast<const uint4*>(from + 32 * j + 8 * column_lane())
-                             : make_uint4(0, 0, 0, 0);
+        q_[high][j] =
+            exists ? LoadQuery<T, P>(from + 32 * j + 8 * column_lane()) : make_uint4(0, 0, 0, 0);
       }
       // A row that does not exist sees nothing.
       last_[high] = exists ? task_.sequence.position + token : 0;
-      first_[high] = args_.window == 0 || last_[high] < args_.window
-                         ? 0
-                         : last_[high] - args_.window + 1;
+      first_[high] =
+          args_.window == 0 || last_[high] < args_.window ? 0 : last_[high] - args_.window + 1;
     }
   }
 
@@ -180,34 +213,29 @@ class Decoder {
                                    kRowBytes;
     const std::byte* const v =
         k + static_cast<size_t>(pages.kv_heads) * pages.block_tokens * kRowBytes;
-    // All loads first. What lies behind the end is not a number, perhaps.
-    const uint4 zero = make_uint4(0, 0, 0, 0);
-    uint4 keys[2][kSteps];
-    uint4 values[4][kHalves];
+    // All loads first. What lies behind the end is not a number, perhaps: zeros instead.
+    Eight<Kv> keys[2][kSteps];
+    Eight<Kv> values[4][kHalves];
 #pragma unroll
     for (uint32_t i = 0; i < 2; ++i) {
       const uint32_t token = 8 * i + g;
+      if (first_token + token >= end) continue;
 #pragma unroll
-      for (uint32_t j = 0; j < kSteps; ++j) {
-        keys[i][j] = first_token + token < end
-                         ? Eight<T, Kv>::Load(k + token * kRowBytes, 32 * j + 8 * c)
-                         : zero;
-      }
+      for (uint32_t j = 0; j < kSteps; ++j) keys[i][j].Load(k + token * kRowBytes, 32 * j + 8 * c);
     }
-    float key_scales[4];
-    float value_scales[4];
+    float key_scales[4] = {};
+    float value_scales[4] = {};
 #pragma unroll
     for (uint32_t i = 0; i < 4; ++i) {
       const uint32_t token = TokenOf(i);
-      const bool exists = first_token + token < end;
+      if (first_token + token >= end) continue;
 #pragma unroll
       for (uint32_t h = 0; h < kHalves; ++h) {
-        values[i][h] =
-            exists ? Eight<T, Kv>::Load(v + token * kRowBytes, 64 * h + 8 * g) : zero;
+        values[i][h].Load(v + token * kRowBytes, 64 * h + 8 * g);
       }
       if constexpr (sizeof(Kv) == 1) {
-        key_scales[i] = exists ? ScaleOf(k + token * kRowBytes) : 0.0f;
-        value_scales[i] = exists ? ScaleOf(v + token * kRowBytes) : 0.0f;
+        key_scales[i] = ScaleOf(k + token * kRowBytes);
+        value_scales[i] = ScaleOf(v + token * kRowBytes);
       }
     }
     float scores[2][4] = {};
@@ -219,8 +247,9 @@ class Decoder {
         const uint4& high = q_[kHigh - 1][j];
         const uint32_t even[4] = {low.x, kWide ? high.x : 0, low.y, kWide ? high.y : 0};
         const uint32_t odd[4] = {low.z, kWide ? high.z : 0, low.w, kWide ? high.w : 0};
-        Multiply<kWide, T>(even, keys[i][j].x, keys[i][j].y, scores[i]);
-        Multiply<kWide, T>(odd, keys[i][j].z, keys[i][j].w, scores[i]);
+        const uint4 pairs = keys[i][j].Pairs();
+        Multiply<kWide, P>(even, pairs.x, pairs.y, scores[i]);
+        Multiply<kWide, P>(odd, pairs.z, pairs.w, scores[i]);
       }
     }
     uint32_t weights[4] = {0, 0, 0, 0};
@@ -233,17 +262,19 @@ class Decoder {
 #pragma unroll
         for (uint32_t i = 0; i < 4; ++i) row[i] *= value_scales[i];
       }
-      weights[high] = PackPair(row[0], row[1], T{});
-      weights[2 + high] = PackPair(row[2], row[3], T{});
+      weights[high] = PackPair(row[0], row[1], P{});
+      weights[2 + high] = PackPair(row[2], row[3], P{});
     }
 #pragma unroll
     for (uint32_t h = 0; h < kHalves; ++h) {
+      const uint4 pairs[4] = {values[0][h].Pairs(), values[1][h].Pairs(), values[2][h].Pairs(),
+                              values[3][h].Pairs()};
 #pragma unroll
       for (uint32_t j = 0; j < 8; ++j) {
         const uint32_t select = j % 2 == 0 ? 0x5410 : 0x7632;
-        const uint32_t b0 = __byte_perm(Word(values[0][h], j / 2), Word(values[1][h], j / 2), select);
-        const uint32_t b1 = __byte_perm(Word(values[2][h], j / 2), Word(values[3][h], j / 2), select);
-        Multiply<kWide, T>(weights, b0, b1, running.output[8 * h + j]);
+        const uint32_t b0 = __byte_perm(Word(pairs[0], j / 2), Word(pairs[1], j / 2), select);
+        const uint32_t b1 = __byte_perm(Word(pairs[2], j / 2), Word(pairs[3], j / 2), select);
+        Multiply<kWide, P>(weights, b0, b1, running.output[8 * h + j]);
       }
     }
   }
@@ -254,7 +285,8 @@ class Decoder {
     return __ldg(reinterpret_cast<const float*>(row + kDim));
   }
 
-  // Scores of one row become weights, by powers of two; what was summed is scaled to the new maximum.
+  // Scores of one row become weights, by powers of two; what was summed is scaled to the new
+  // maximum.
   __device__ void Weigh(uint32_t first_token, uint32_t high, const float (&key_scales)[4],
                         float (&row)[4], Running<kDim, kWide>& running) const {
     float highest = running.maximum[high];
@@ -317,7 +349,7 @@ __device__ size_t OutOffset(const AttentionArgs& args, const Geometry& geometry,
 }
 
 template <typename T, typename Kv, uint32_t kDim, bool kWide>
-__global__ void __launch_bounds__(kWarps * kWarp, kWide || sizeof(Kv) == 1 ? 2 : 3)
+__global__ void __launch_bounds__(kWarps* kWarp, kWide || sizeof(Kv) == 1 ? 2 : 3)
     DecodeKernel(AttentionArgs args, Geometry geometry, Part* parts, float* part_outputs) {
   constexpr uint32_t kRows = kWide ? 16 : 8;
   __shared__ Part found[kWarps][kRows];
@@ -377,8 +409,9 @@ __global__ void __launch_bounds__(kWarps * kWarp, kWide || sizeof(Kv) == 1 ? 2 :
       value += outputs[w][row][element] * factor;
     }
     if (geometry.splits == 1) {
-      static_cast<T*>(args.out)[OutOffset(args, geometry, task.sequence, blockIdx.y, row) +
-                                element] = FromFloat<T>(value / sum);
+      static_cast<T*>(
+          args.out)[OutOffset(args, geometry, task.sequence, blockIdx.y, row) + element] =
+          FromFloat<T>(value / sum);
       continue;
     }
     part_outputs[(part + row) * kDim + element] = value;
@@ -386,32 +419,67 @@ __global__ void __launch_bounds__(kWarps * kWarp, kWide || sizeof(Kv) == 1 ? 2 :
   }
 }
 
-// One block for a row of a sequence and KV head; a thread for each element.
-template <typename T>
-__global__ void MergeKernel(AttentionArgs args, Geometry geometry, const Part* parts,
-                            const float* part_outputs) {
+// What each split's output is multiplied with in the end, by the first warp of a block.
+__device__ void FindFactors(const Part* parts, uint32_t stride, uint32_t splits, float* factors) {
+  constexpr uint32_t kEach = kSplitsMax / kWarp;
+  Part found[kEach];
+  float highest = -INFINITY;
+#pragma unroll
+  for (uint32_t i = 0; i < kEach; ++i) {
+    const uint32_t split = i * kWarp + threadIdx.x;
+    found[i] = split < splits ? parts[split * stride] : Part{-INFINITY, 0.0f};
+    highest = fmaxf(highest, found[i].maximum);
+  }
+  highest = WarpMax(highest);
+  float sum = 0.0f;
+#pragma unroll
+  for (uint32_t i = 0; i < kEach; ++i) {
+    // What found nothing counts nothing.
+    const bool some = found[i].maximum != -INFINITY;
+    found[i].maximum = some ? exp2f(found[i].maximum - highest) : 0.0f;
+    if (some) sum += found[i].sum * found[i].maximum;
+  }
+  sum = WarpSum(sum);
+#pragma unroll
+  for (uint32_t i = 0; i < kEach; ++i) {
+    const uint32_t split = i * kWarp + threadIdx.x;
+    if (split < splits) factors[split] = found[i].maximum / sum;
+  }
+}
+
+// One block for a row of a sequence and KV head: a thread for each element, in groups that take
+// splits in turn.
+template <typename T, uint32_t kDim>
+__global__ void __launch_bounds__(kDim* kMergeGroups)
+    MergeKernel(AttentionArgs args, Geometry geometry, const Part* parts,
+                const float* part_outputs) {
+  __shared__ float factors[kSplitsMax];
+  __shared__ float values[kMergeGroups][kDim];
   WaitForPrevious();
   LetNextStart();
   const uint32_t row = blockIdx.x;
   const DeviceSequence sequence = args.table.sequences[blockIdx.z];
   if (row >= sequence.count * geometry.group) return;
-  const uint32_t dim = args.pages.head_dim;
   const size_t first = PartOf(args, geometry, blockIdx.z, blockIdx.y, 0) + row;
-  float highest = -INFINITY;
-  for (uint32_t split = 0; split < geometry.splits; ++split) {
-    highest = fmaxf(highest, parts[first + split * geometry.rows].maximum);
+  if (threadIdx.y == 0 && threadIdx.x < kWarp) {
+    FindFactors(parts + first, geometry.rows, geometry.splits, factors);
   }
-  float sum = 0.0f;
+  __syncthreads();
   float value = 0.0f;
-  for (uint32_t split = 0; split < geometry.splits; ++split) {
-    const size_t part = first + split * geometry.rows;
-    if (parts[part].maximum == -INFINITY) continue;
-    const float factor = exp2f(parts[part].maximum - highest);
-    sum += parts[part].sum * factor;
-    value += part_outputs[part * dim + threadIdx.x] * factor;
+#pragma unroll 4
+  for (uint32_t split = threadIdx.y; split < geometry.splits; split += kMergeGroups) {
+    // What found nothing has written nothing.
+    if (factors[split] == 0.0f) continue;
+    value += part_outputs[(first + split * geometry.rows) * kDim + threadIdx.x] * factors[split];
   }
+  values[threadIdx.y][threadIdx.x] = value;
+  __syncthreads();
+  if (threadIdx.y > 0) return;
+  float sum = 0.0f;
+#pragma unroll
+  for (uint32_t group = 0; group < kMergeGroups; ++group) sum += values[group][threadIdx.x];
   static_cast<T*>(args.out)[OutOffset(args, geometry, sequence, blockIdx.y, row) + threadIdx.x] =
-      FromFloat<T>(value / sum);
+      FromFloat<T>(sum);
 }
 
 Geometry GeometryOf(const Launch& launch, const AttentionArgs& args) {
@@ -419,13 +487,14 @@ Geometry GeometryOf(const Launch& launch, const AttentionArgs& args) {
   geometry.group = args.heads / args.pages.kv_heads;
   geometry.rows = args.table.count_max * geometry.group;
   const uint32_t blocks = std::max(1u, args.table.count * args.pages.kv_heads);
-  const uint32_t wanted =
-      (kBlocksWanted * static_cast<uint32_t>(launch.multiprocessors) + blocks - 1) / blocks;
-  const uint32_t seen = args.window == 0 ? args.table.end_max
-                                         : std::min(args.table.end_max, args.window + kTile);
+  const uint32_t room = kBlocksWanted * static_cast<uint32_t>(launch.multiprocessors);
+  const uint32_t seen =
+      args.window == 0 ? args.table.end_max : std::min(args.table.end_max, args.window + kTile);
   const uint32_t tiles = (seen + kTile - 1) / kTile;
-  geometry.splits =
-      std::clamp(std::min(wanted, tiles / kSplitTilesMin), 1u, kSplitsMax);
+  const uint32_t wanted = blocks < room         ? (room + blocks - 1) / blocks
+                          : tiles >= kLongTiles ? 2u
+                                                : 1u;
+  geometry.splits = std::clamp(std::min(wanted, tiles / kSplitTilesMin), 1u, kSplitsMax);
   return geometry;
 }
 
@@ -445,8 +514,10 @@ cudaError_t Start(const Launch& launch, const AttentionArgs& args) {
   const cudaError_t error =
       StartKernel(kernel, grid, dim3(kWarps * kWarp), 0, launch, args, geometry, parts, outputs);
   if (error != cudaSuccess || geometry.splits == 1) return error;
-  return StartKernel(MergeKernel<T>, dim3(geometry.rows, args.pages.kv_heads, args.table.count),
-                     dim3(kDim), 0, launch, args, geometry, parts, outputs);
+  return StartKernel(MergeKernel<T, kDim>,
+                     dim3(geometry.rows, args.pages.kv_heads, args.table.count),
+                     dim3(kDim, kMergeGroups), 0, launch, args, geometry, parts,
+                     static_cast<const float*>(outputs));
 }
 
 template <typename T>

@@ -38,6 +38,9 @@ struct SequenceTable {
   uint32_t count_max = 0;  // The longest `count` of a sequence. 1: a decode step.
   // The end of the longest sequence; for a recorded step the highest that it may be replayed with.
   uint32_t end_max = 0;
+  // Where the blocks of these sequences lie in block_table.
+  uint32_t blocks_begin = 0;
+  uint32_t blocks_end = 0;
 };
 
 // KvPages in device memory.
@@ -148,13 +151,19 @@ struct AttentionArgs {
 // attention_any.cu: every type, head size, window and cap, on every GPU; exact in float32, slow.
 cudaError_t AttentionAny(const Launch& launch, const AttentionArgs& args);
 
+// widen_pages.cu: copies what the sequences see to `scratch`, of WidePagesBytes, in the type of q,
+// and makes `args` refer to it.
+size_t WidePagesBytes(const AttentionArgs& args);
+cudaError_t WidenPages(const Launch& launch, AttentionArgs* args, void* scratch);
+
 // decode_attention.cu: flash decoding. Sequences of few rows (count_max * heads / kv_heads <= 16),
 // q of kBF16 or kF16, and KV of the same type or kI8.
 bool DecodeAttentionFits(const AttentionArgs& args);
 size_t DecodeAttentionScratchBytes(const Launch& launch, const AttentionArgs& args);
 cudaError_t DecodeAttention(const Launch& launch, const AttentionArgs& args);
 
-// prefill_attention.cu: FlashAttention-2 on mma.sync, kBF16 or kF16 for both, head_dim 64 or 128.
+// prefill_attention.cu: FlashAttention-2 on mma.sync, kBF16 or kF16 for both, head_dim 64, 96 or
+// 128.
 bool PrefillAttentionFits(const AttentionArgs& args);
 cudaError_t PrefillAttention(const Launch& launch, const AttentionArgs& args);
 

@@ -212,7 +212,7 @@ class Batch {
         value_max = std::max(value_max, std::abs(double{v[d]}));
       }
     }
-    const double u = shape_.type == DType::kBF16 ? 0x1p-9 : 0x1p-12;
+    const double u = shape_.type == DType::kBF16 ? 0x1p-8 : 0x1p-11;
     for (uint32_t d = 0; d < dim; ++d) {
       const double tolerance =
           (2 * u + 0x1p-12) * magnitude[d] + static_cast<double>(p.size()) * 0x1p-25 * value_max;

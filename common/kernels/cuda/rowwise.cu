@@ -103,8 +103,7 @@ __global__ void ShortRmsNormKernel(const X* x, const float* weight, float epsilo
   }
   const float factor = rsqrtf(WarpSum(sum) / static_cast<float>(n) + epsilon);
   for (uint32_t i = lane; i < n; i += kWarp) {
-    out[static_cast<size_t>(row) * n + i] =
-        FromFloat<Out>(weight[i] * (ToFloat(from[i]) * factor));
+    out[static_cast<size_t>(row) * n + i] = FromFloat<Out>(weight[i] * (ToFloat(from[i]) * factor));
   }
 }
 
@@ -172,26 +171,6 @@ __global__ void RopeKernel(const float* cosines, const float* sines, uint32_t ha
   }
 }
 
-// Where a row of K or V goes in the cache, and in what type.
-template <typename Cache>
-__device__ void StoreKv(std::byte* row, uint32_t i, float value) {
-  reinterpret_cast<Cache*>(row)[i] = FromFloat<Cache>(value);
-}
-
-// A row of K rotated, or of V as it is: element i.
-template <typename T>
-__device__ float RotatedElement(const T* head, uint32_t i, const float* cosines, const float* sines,
-                                uint32_t half) {
-  const float x = ToFloat(head[i]);
-  if (i >= 2 * half) return x;
-  const uint32_t pair = i < half ? i : i - half;
-  const float other = ToFloat(head[i < half ? i + half : pair]);
-  // What Rope rounds to T, the cache rounds from T: the same bits as two operations one by one.
-  const float rotated = i < half ? x * cosines[pair] - other * sines[pair]
-                                 : x * cosines[pair] + other * sines[pair];
-  return ToFloat(FromFloat<T>(rotated));
-}
-
 // An int8 row: numbers and the scale that they are multiplied with, as QuantizeOp on the CPU. One
 // warp.
 __device__ void StoreInt8Row(const float* values, uint32_t n, std::byte* to) {
@@ -207,53 +186,112 @@ __device__ void StoreInt8Row(const float* values, uint32_t n, std::byte* to) {
   if (lane < sizeof(float)) to[n + lane] = reinterpret_cast<const std::byte*>(&scale)[lane];
 }
 
-constexpr uint32_t kKvWarps = 4;
+constexpr uint32_t kHeadWarps = 4;
 
-// One warp for each (row, K or V, head). `shared` holds head_dim floats per warp for int8 rows.
-template <typename T>
-__global__ void WriteKvKernel(const float* cosines, const float* sines, uint32_t half, const T* k,
-                              const T* v, SequenceTable table, DevicePages pages,
-                              size_t row_bytes) {
+// Elements i.. of a row of the cache that is not int8.
+template <uint32_t kCount>
+__device__ void StoreKv(const float (&x)[kCount], DType type, std::byte* row, uint32_t i) {
+  switch (type) {
+    case DType::kF32:
+      return StoreFloats<kCount>(x, reinterpret_cast<float*>(row) + i);
+    case DType::kF16:
+      return StoreFloats<kCount>(x, reinterpret_cast<__half*>(row) + i);
+    case DType::kBF16:
+      return StoreFloats<kCount>(x, reinterpret_cast<__nv_bfloat16*>(row) + i);
+    case DType::kI8:
+      return;
+  }
+}
+
+// One head of a row, taken by one warp, kCount elements at a time by each lane.
+template <uint32_t kCount, typename T>
+class HeadWarp {
+ public:
+  __device__ HeadWarp(const float* cosines, const float* sines, uint32_t half, uint32_t head_dim)
+      : cosine_(cosines + static_cast<size_t>(blockIdx.x) * half),
+        sine_(sines + static_cast<size_t>(blockIdx.x) * half),
+        half_(half),
+        n_(head_dim) {}
+
+  // Calls store(i, elements) with all elements of a head, of which the first are rotated. They are
+  // rounded to T: what the cache gets is what q and k would have been.
+  template <typename Store>
+  __device__ void Rotate(const T* head, uint32_t half, const Store& store) const {
+    const uint32_t lane = threadIdx.x % kWarp;
+    for (uint32_t pair = lane * kCount; pair < half; pair += kWarp * kCount) {
+      float a[kCount], b[kCount], cosine[kCount], sine[kCount];
+      LoadFloats<kCount>(head + pair, a);
+      LoadFloats<kCount>(head + pair + half, b);
+      LoadFloats<kCount>(cosine_ + pair, cosine);
+      LoadFloats<kCount>(sine_ + pair, sine);
+#pragma unroll
+      for (uint32_t j = 0; j < kCount; ++j) {
+        const float first = a[j] * cosine[j] - b[j] * sine[j];
+        const float second = b[j] * cosine[j] + a[j] * sine[j];
+        a[j] = ToFloat(FromFloat<T>(first));
+        b[j] = ToFloat(FromFloat<T>(second));
+      }
+      store(pair, a);
+      store(pair + half, b);
+    }
+    for (uint32_t i = 2 * half + lane * kCount; i < n_; i += kWarp * kCount) {
+      float x[kCount];
+      LoadFloats<kCount>(head + i, x);
+      store(i, x);
+    }
+  }
+
+  __device__ void RotateInPlace(T* head) const {
+    Rotate(head, half_, [&](uint32_t i, const float(&x)[kCount]) { StoreFloats(x, head + i); });
+  }
+
+  // `shared` holds a head, for int8.
+  __device__ void Write(const T* head, bool value, DType type, float* shared, std::byte* to) const {
+    const uint32_t half = value ? 0 : half_;
+    if (type != DType::kI8) {
+      Rotate(head, half, [&](uint32_t i, const float(&x)[kCount]) { StoreKv(x, type, to, i); });
+      return;
+    }
+    Rotate(head, half, [&](uint32_t i, const float(&x)[kCount]) { StoreFloats(x, shared + i); });
+    __syncwarp();
+    StoreInt8Row(shared, n_, to);
+  }
+
+ private:
+  const float* const cosine_;
+  const float* const sine_;
+  const uint32_t half_;
+  const uint32_t n_;
+};
+
+// One warp for each head of a row: first those of q, which are rotated in place, then K and V,
+// which go to the cache.
+template <uint32_t kCount, typename T>
+__global__ void RopeWriteKvKernel(const float* cosines, const float* sines, uint32_t half,
+                                  uint32_t heads, T* q, const T* k, const T* v, SequenceTable table,
+                                  DevicePages pages, size_t row_bytes) {
   extern __shared__ float shared[];
   WaitForPrevious();
   LetNextStart();
-  const uint32_t warp = threadIdx.x / kWarp;
-  const uint32_t lane = threadIdx.x % kWarp;
-  const uint32_t row = blockIdx.x;
-  const uint32_t plane = blockIdx.y * kKvWarps + warp;
-  const uint32_t index = table.row_sequence[row];
-  if (index == kNoSequence || plane >= 2 * pages.kv_heads) return;
-  const DeviceSequence sequence = table.sequences[index];
-  const bool value = plane >= pages.kv_heads;
-  const uint32_t head = value ? plane - pages.kv_heads : plane;
   const uint32_t n = pages.head_dim;
-  const T* const from = (value ? v : k) + (static_cast<size_t>(row) * pages.kv_heads + head) * n;
-  std::byte* const to =
-      pages.data + KvRowOffset(pages, row_bytes, table.block_table + sequence.blocks, value, head,
-                               sequence.position + row - sequence.row);
-  const uint32_t turned = value ? 0 : half;
-  const float* const cosine = cosines + static_cast<size_t>(row) * half;
-  const float* const sine = sines + static_cast<size_t>(row) * half;
-  for (uint32_t i = lane; i < n; i += kWarp) {
-    const float x = RotatedElement(from, i, cosine, sine, turned);
-    switch (pages.dtype) {
-      case DType::kF32:
-        StoreKv<float>(to, i, x);
-        break;
-      case DType::kF16:
-        StoreKv<__half>(to, i, x);
-        break;
-      case DType::kBF16:
-        StoreKv<__nv_bfloat16>(to, i, x);
-        break;
-      case DType::kI8:
-        shared[warp * n + i] = x;
-        break;
-    }
+  const uint32_t row = blockIdx.x;
+  const uint32_t warp = threadIdx.x / kWarp;
+  const uint32_t plane = blockIdx.y * kHeadWarps + warp;
+  const HeadWarp<kCount, T> work(cosines, sines, half, n);
+  if (plane < heads) {
+    work.RotateInPlace(q + (static_cast<size_t>(row) * heads + plane) * n);
+    return;
   }
-  if (pages.dtype != DType::kI8) return;
-  __syncwarp();
-  StoreInt8Row(shared + warp * n, n, to);
+  const uint32_t kv_plane = plane - heads;
+  const uint32_t index = table.row_sequence[row];
+  if (index == kNoSequence || kv_plane >= 2 * pages.kv_heads) return;
+  const DeviceSequence sequence = table.sequences[index];
+  const bool value = kv_plane >= pages.kv_heads;
+  const uint32_t head = value ? kv_plane - pages.kv_heads : kv_plane;
+  const size_t offset = KvRowOffset(pages, row_bytes, table.block_table + sequence.blocks, value,
+                                    head, sequence.position + row - sequence.row);
+  work.Write((value ? v : k) + (static_cast<size_t>(row) * pages.kv_heads + head) * n, value,
+             pages.dtype, shared + warp * n, pages.data + offset);
 }
 
 __device__ float Silu(float x) { return x / (1.0f + __expf(-x)); }
@@ -288,7 +326,8 @@ __global__ void SoftCapKernel(float cap, size_t count, float* x) {
   WaitForPrevious();
   LetNextStart();
   const size_t step = static_cast<size_t>(gridDim.x) * blockDim.x;
-  for (size_t i = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step) {
+  for (size_t i = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count;
+       i += step) {
     x[i] = tanhf(x[i] / cap) * cap;
   }
 }
@@ -297,7 +336,8 @@ __global__ void ScaleKernel(float factor, size_t count, float* x) {
   WaitForPrevious();
   LetNextStart();
   const size_t step = static_cast<size_t>(gridDim.x) * blockDim.x;
-  for (size_t i = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step) {
+  for (size_t i = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count;
+       i += step) {
     x[i] *= factor;
   }
 }
@@ -307,7 +347,8 @@ __global__ void AddKernel(const T* y, size_t count, float* x) {
   WaitForPrevious();
   LetNextStart();
   const size_t step = static_cast<size_t>(gridDim.x) * blockDim.x;
-  for (size_t i = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step) {
+  for (size_t i = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count;
+       i += step) {
     x[i] += ToFloat(y[i]);
   }
 }
@@ -400,8 +441,8 @@ cudaError_t StartGate(const Launch& launch, const void* gate, const void* up, si
 
 }  // namespace
 
-cudaError_t Embedding(const Launch& launch, const void* table, DType table_type,
-                      const int32_t* ids, uint32_t rows, uint32_t n, float* out) {
+cudaError_t Embedding(const Launch& launch, const void* table, DType table_type, const int32_t* ids,
+                      uint32_t rows, uint32_t n, float* out) {
   if (rows == 0) return cudaSuccess;
   return WithActivationType(table_type, [&](auto sample) {
     using T = decltype(sample);
@@ -470,18 +511,17 @@ cudaError_t RopeWriteKv(const Launch& launch, const float* cosines, const float*
                         uint32_t half, uint32_t heads, void* q, const void* k, const void* v,
                         DType type, const SequenceTable& table, const DevicePages& pages) {
   if (table.rows == 0) return cudaSuccess;
-  const cudaError_t error =
-      Rope(launch, cosines, sines, half, table.rows, heads, pages.head_dim, q, type);
-  if (error != cudaSuccess) return error;
   return WithActivationType(type, [&](auto sample) {
     using T = decltype(sample);
-    const uint32_t planes = (2 * pages.kv_heads + kKvWarps - 1) / kKvWarps;
+    const uint32_t planes = (heads + 2 * pages.kv_heads + kHeadWarps - 1) / kHeadWarps;
     const size_t row_bytes =
         pages.head_dim * DTypeBytes(pages.dtype) + (pages.dtype == DType::kI8 ? sizeof(float) : 0);
     const size_t shared =
-        pages.dtype == DType::kI8 ? size_t{kKvWarps} * pages.head_dim * sizeof(float) : 0;
-    return StartKernel(WriteKvKernel<T>, dim3(table.rows, planes), dim3(kKvWarps * kWarp), shared,
-                       launch, cosines, sines, half, static_cast<const T*>(k),
+        pages.dtype == DType::kI8 ? size_t{kHeadWarps} * pages.head_dim * sizeof(float) : 0;
+    const bool twos = half % 2 == 0 && pages.head_dim % 2 == 0;
+    const auto kernel = twos ? RopeWriteKvKernel<2, T> : RopeWriteKvKernel<1, T>;
+    return StartKernel(kernel, dim3(table.rows, planes), dim3(kHeadWarps * kWarp), shared, launch,
+                       cosines, sines, half, heads, static_cast<T*>(q), static_cast<const T*>(k),
                        static_cast<const T*>(v), table, pages, row_bytes);
   });
 }

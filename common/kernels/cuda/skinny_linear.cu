@@ -30,7 +30,7 @@ struct Outputs {
 
 __device__ uint4 LoadWeights(const std::byte* from) {
   uint4 value;
-  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+  asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
                : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
                : "l"(from));
   return value;
@@ -99,7 +99,7 @@ __device__ void Operand(const uint4& low, const uint4& high, uint32_t i, uint32_
 template <typename T, typename W, uint32_t kColumnTiles>
 struct Shape {
   static constexpr uint32_t kTiles = kColumnTiles == 1 ? 1 : 2;  // Of outputs.
-  static constexpr uint32_t kStages = kColumnTiles == 1 ? 4 : 2;
+  static constexpr uint32_t kStages = 2;
   static constexpr uint32_t kChunk = kChunkBytes / sizeof(W);  // Elements.
   static constexpr uint32_t kLoadElements = 16 / sizeof(W);    // Of one load of weights.
   static constexpr uint32_t kLoadSteps = kLoadElements / 4;    // Instructions that it serves.
@@ -120,8 +120,9 @@ class Warp {
 #pragma unroll
     for (uint32_t i = 0; i < 2 * S::kTiles; ++i) {
       const uint32_t output = min(first_output + 8 * i + g, outputs - 1);
-      weights_[i] = reinterpret_cast<const std::byte*>(weight + static_cast<size_t>(output) * inputs) +
-                    16 * c;
+      weights_[i] =
+          reinterpret_cast<const std::byte*>(weight + static_cast<size_t>(output) * inputs) +
+          16 * c;
     }
 #pragma unroll
     for (uint32_t i = 0; i < kColumnTiles; ++i) {
@@ -170,8 +171,8 @@ class Warp {
       uint4 x[kColumnTiles][S::kXLoads];
 #pragma unroll
       for (uint32_t column = 0; column < kColumnTiles; ++column) {
-        const T* const from = x_[column] + static_cast<size_t>(chunk) * S::kChunk +
-                              j * 4 * S::kLoadElements;
+        const T* const from =
+            x_[column] + static_cast<size_t>(chunk) * S::kChunk + j * 4 * S::kLoadElements;
 #pragma unroll
         for (uint32_t i = 0; i < S::kXLoads; ++i) {
           x[column][i] = reinterpret_cast<const uint4*>(from)[i];
@@ -201,7 +202,9 @@ class Warp {
 };
 
 template <typename T, typename W, uint32_t kColumnTiles, typename Out>
-__global__ void __launch_bounds__(kWarps * kWarp, kColumnTiles == 1 ? 2 : 1)
+__global__ void __launch_bounds__(kWarps* kWarp, kColumnTiles == 1   ? 3
+                                                 : kColumnTiles == 2 ? 2
+                                                                     : 1)
     SkinnyKernel(Outputs outputs, const T* x, uint32_t rows, uint32_t inputs) {
   using S = Shape<T, W, kColumnTiles>;
   __shared__ float shared[kWarps][kColumnTiles * 8][kColumnStride];
@@ -257,7 +260,7 @@ cudaError_t Start(const Launch& launch, const T* x, uint32_t rows, uint32_t inpu
     blocks += (wanted[i].outputs + kEach - 1) / kEach;
   }
   outputs.first_block[kSkinnyOutputsMax] = blocks;
-  if (blocks == 0) return cudaSuccess;
+  if (blocks == 0 || rows == 0) return cudaSuccess;
   return StartKernel(SkinnyKernel<T, W, kColumnTiles, Out>, dim3(blocks), dim3(kWarps * kWarp), 0,
                      launch, outputs, x, rows, inputs);
 }
@@ -285,20 +288,22 @@ cudaError_t StartFor(const Launch& launch, const void* x, uint32_t rows, uint32_
                                  : StartOf<T, T, T>(launch, from, rows, inputs, outputs, count);
 }
 
-// One block for a row.
-template <typename T>
+// One block for a row. kFour: rows are aligned for loads of four numbers.
+template <typename T, bool kFour>
 __global__ void DequantizeKernel(const int8_t* weight, const float* scales, uint32_t inputs,
                                  T* out) {
   WaitForPrevious();
   LetNextStart();
+  constexpr uint32_t kEach = kFour ? 4 : 1;
   const size_t row = static_cast<size_t>(blockIdx.x) * inputs;
   const float scale = scales[blockIdx.x];
-  for (uint32_t i = threadIdx.x * 4; i < inputs; i += blockDim.x * 4) {
-    const char4 numbers = *reinterpret_cast<const char4*>(weight + row + i);
-    out[row + i] = FromFloat<T>(static_cast<float>(numbers.x) * scale);
-    out[row + i + 1] = FromFloat<T>(static_cast<float>(numbers.y) * scale);
-    out[row + i + 2] = FromFloat<T>(static_cast<float>(numbers.z) * scale);
-    out[row + i + 3] = FromFloat<T>(static_cast<float>(numbers.w) * scale);
+  for (uint32_t i = threadIdx.x * kEach; i < inputs; i += blockDim.x * kEach) {
+    int8_t numbers[kEach];
+    memcpy(numbers, __builtin_assume_aligned(weight + row + i, kEach), kEach);
+#pragma unroll
+    for (uint32_t j = 0; j < kEach; ++j) {
+      out[row + i + j] = FromFloat<T>(static_cast<float>(numbers[j]) * scale);
+    }
   }
 }
 
@@ -308,7 +313,7 @@ bool SkinnyLinearFits(DType x_type, DType weight_type, uint32_t rows, uint32_t i
   const bool types = (x_type == DType::kBF16 || x_type == DType::kF16) &&
                      (weight_type == x_type || weight_type == DType::kI8);
   // Whole chunks.
-  return types && rows > 0 && rows <= kRowsMax && inputs > 0 &&
+  return types && rows <= kRowsMax && inputs > 0 &&
          inputs * DTypeBytes(weight_type) % kChunkBytes == 0;
 }
 
@@ -319,22 +324,20 @@ cudaError_t SkinnyLinear(const Launch& launch, const void* x, DType x_type, uint
       (out_type != x_type && out_type != DType::kF32)) {
     return cudaErrorInvalidValue;
   }
-  return x_type == DType::kBF16
-             ? StartFor<__nv_bfloat16>(launch, x, rows, inputs, weight_type, outputs, output_count,
-                                       out_type)
-             : StartFor<__half>(launch, x, rows, inputs, weight_type, outputs, output_count,
-                                out_type);
+  return x_type == DType::kBF16 ? StartFor<__nv_bfloat16>(launch, x, rows, inputs, weight_type,
+                                                          outputs, output_count, out_type)
+                                : StartFor<__half>(launch, x, rows, inputs, weight_type, outputs,
+                                                   output_count, out_type);
 }
 
-// `inputs` is a multiple of 4.
 cudaError_t Dequantize(const Launch& launch, const int8_t* weight, const float* scales,
                        uint32_t outputs, uint32_t inputs, void* out, DType out_type) {
   if (outputs == 0) return cudaSuccess;
-  if (inputs % 4 != 0) return cudaErrorInvalidValue;
   return WithActivationType(out_type, [&](auto sample) {
     using T = decltype(sample);
-    return StartKernel(DequantizeKernel<T>, dim3(outputs), dim3(256), 0, launch, weight, scales,
-                       inputs, static_cast<T*>(out));
+    const auto kernel = inputs % 4 == 0 ? DequantizeKernel<T, true> : DequantizeKernel<T, false>;
+    return StartKernel(kernel, dim3(outputs), dim3(256), 0, launch, weight, scales, inputs,
+                       static_cast<T*>(out));
   });
 }
 

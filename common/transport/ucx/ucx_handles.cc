@@ -1,6 +1,7 @@
 #include "common/transport/ucx/ucx_handles.h"
 
 #include <ucs/config/global_opts.h>
+#include <ucs/memory/memory_type.h>
 
 #include <cstdlib>
 
@@ -91,6 +92,12 @@ absl::Status UcxWorker::Init() {
   if (status != UCS_OK) context_ = nullptr;
   BATON_RETURN_IF_ERROR(UcxStatus(status, "starting UCX"));
 
+  ucp_context_attr_t context_attributes = {};
+  context_attributes.field_mask = UCP_ATTR_FIELD_MEMORY_TYPES;
+  BATON_RETURN_IF_ERROR(
+      UcxStatus(ucp_context_query(context_, &context_attributes), "querying UCX"));
+  memory_types_ = context_attributes.memory_types;
+
   ucp_worker_params_t worker_params = {};
   worker_params.field_mask = UCP_WORKER_PARAM_FIELD_THREAD_MODE;
   worker_params.thread_mode = UCS_THREAD_MODE_SERIALIZED;
@@ -111,6 +118,19 @@ absl::Status UcxWorker::Init() {
                                                Transport::kHeaderBytesMax + 1, " are needed"));
   }
   return absl::OkStatus();
+}
+
+bool UcxWorker::takes_cuda_memory() const {
+  return (memory_types_ & UCS_BIT(UCS_MEMORY_TYPE_CUDA)) != 0;
+}
+
+std::string UcxWorker::memory_kinds() const {
+  std::string kinds;
+  for (int type = UCS_MEMORY_TYPE_HOST; type < UCS_MEMORY_TYPE_LAST; ++type) {
+    if ((memory_types_ & UCS_BIT(type)) == 0) continue;
+    absl::StrAppend(&kinds, kinds.empty() ? "" : " ", ucs_memory_type_names[type]);
+  }
+  return kinds;
 }
 
 UcxWorker::~UcxWorker() {

@@ -11,6 +11,7 @@
 
 #include <ucp/api/ucp.h>
 
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <utility>
@@ -36,6 +37,9 @@ class UcxWorker {
 
   ucp_worker_h get() const { return worker_; }
   int event_fd() const { return event_fd_; }
+  bool takes_cuda_memory() const;
+  // For logs: those whose memory UCX can send from and receive into, "host cuda".
+  std::string memory_kinds() const;
 
  private:
   UcxWorker() = default;
@@ -44,6 +48,7 @@ class UcxWorker {
   ucp_context_h context_ = nullptr;
   ucp_worker_h worker_ = nullptr;
   int event_fd_ = -1;
+  uint64_t memory_types_ = 0;  // Bits of UCX's.
 };
 
 // Accepts connections for a worker.

@@ -46,6 +46,8 @@ class UcxTransport final : public Transport {
 
   const std::string& address() const override { return address_; }
   const std::string& name() const override { return name_; }
+  bool takes_device_memory() const override { return worker_->takes_cuda_memory(); }
+  std::string memory_kinds() const override { return worker_->memory_kinds(); }
   void OnMessage(MessageType type, Accept accept) override { accepts_[type] = std::move(accept); }
   void OnPeerLost(PeerLost lost) override { lost_ = std::move(lost); }
   absl::StatusOr<PeerId> Connect(const std::string& address) override;
@@ -131,7 +133,9 @@ class UcxTransport final : public Transport {
   void Complete(Operation* operation);
   void TakeGreeting(const Arrival& arrival);
   void TakeHello(PeerId peer, const Greeting& greeting, const Arrival& arrival);
-  void TakeMessage(const Arrival& arrival);
+  void TakeMessage(Arrival arrival);
+  bool Offer(PeerId from, const Arrival& arrival);
+  bool OfferPostponed();
   void Post(const Arrival& arrival, Landing landing);
   void Release(const Arrival& arrival);
 
@@ -165,6 +169,14 @@ class UcxTransport final : public Transport {
   std::vector<std::pair<ucp_ep_h, ucs_status_t>> failed_;
   std::vector<ucp_conn_request_h> wanted_;
   std::vector<std::function<void()>> callbacks_;
+
+  // Messages that the layer above had no room for, by type. Each keeps its peer's name: the
+  // endpoint may be gone, and its address taken by another one, when its turn comes.
+  struct Postponed {
+    PeerId from{};
+    Arrival arrival;
+  };
+  std::map<MessageType, std::deque<Postponed>> postponed_;
 };
 
 UcxTransport::~UcxTransport() {
@@ -177,6 +189,9 @@ UcxTransport::~UcxTransport() {
   const Instant settled = Now() + kSettleTime;
   while (Now() < settled || !closing_endpoints_.empty()) Poll();
   for (const Arrival& arrival : std::exchange(arrivals_, {})) Release(arrival);
+  for (const auto& [type, waiting] : std::exchange(postponed_, {})) {
+    for (const Postponed& postponed : waiting) Release(postponed.arrival);
+  }
   for (ucp_conn_request_h request : std::exchange(wanted_, {})) listener_->Reject(request);
   // Next to each other: UCX 1.13's own thread hands a connection that is still coming up to its
   // listener, even to one that is gone. The worker's end stops that thread's part in it.
@@ -458,25 +473,60 @@ void UcxTransport::Submit(const Peer& peer, unsigned id, WaitingSend send) {
 
 // --- Receiving -----------------------------------------------------------------------------------
 
-void UcxTransport::TakeMessage(const Arrival& arrival) {
+void UcxTransport::TakeMessage(Arrival arrival) {
   const auto known = by_endpoint_.find(arrival.endpoint);
   if (known == by_endpoint_.end() || arrival.header.empty()) return Release(arrival);
   const PeerId from = known->second;
   const auto type = static_cast<MessageType>(arrival.header[0]);
-  if (!accepts_[type]) return Release(arrival);
-  Find(from)->named = true;
+  const auto waiting = postponed_.find(type);
+  if (waiting != postponed_.end()) {
+    waiting->second.push_back({from, std::move(arrival)});
+  } else if (!Offer(from, arrival)) {
+    postponed_[type].push_back({from, std::move(arrival)});
+  }
+}
+
+// In order; returns whether any is postponed no more.
+bool UcxTransport::OfferPostponed() {
+  bool any = false;
+  for (auto next = postponed_.begin(); next != postponed_.end();) {
+    std::deque<Postponed>& waiting = next->second;
+    while (!waiting.empty() && Offer(waiting.front().from, waiting.front().arrival)) {
+      waiting.pop_front();
+      any = true;
+    }
+    next = waiting.empty() ? postponed_.erase(next) : std::next(next);
+  }
+  return any;
+}
+
+// False: the layer above has no room for it now.
+bool UcxTransport::Offer(PeerId from, const Arrival& arrival) {
+  const auto type = static_cast<MessageType>(arrival.header[0]);
+  Peer* const peer = Find(from);
+  if (peer == nullptr || !accepts_[type]) {
+    Release(arrival);
+    return true;
+  }
+  peer->named = true;
   std::optional<Landing> landing = accepts_[type](
       {from, std::as_bytes(std::span(arrival.header).subspan(1)), arrival.payload_bytes});
-  if (!landing) return Release(arrival);
+  if (!landing) {
+    Release(arrival);
+    return true;
+  }
+  if (landing->postponed) return false;
   BATON_CHECK(TotalBytes(landing->spans) == arrival.payload_bytes);
   if (Find(from) == nullptr) {  // The callback closed the connection.
     Release(arrival);
-    return Later([landed = std::move(landing->landed)] {
+    Later([landed = std::move(landing->landed)] {
       landed(absl::CancelledError("the connection was closed by force"));
     });
+    return true;
   }
   if (arrival.rendezvous && arrival.payload_bytes > 0) {
-    return Post(arrival, *std::move(landing));
+    Post(arrival, *std::move(landing));
+    return true;
   }
   const std::byte* bytes =
       arrival.held != nullptr ? static_cast<const std::byte*>(arrival.held) : arrival.copied.data();
@@ -487,6 +537,7 @@ void UcxTransport::TakeMessage(const Arrival& arrival) {
   }
   Release(arrival);
   landing->landed(absl::OkStatus());
+  return true;
 }
 
 void UcxTransport::Post(const Arrival& arrival, Landing landing) {
@@ -536,16 +587,17 @@ bool UcxTransport::RunDue() {
   }
   const auto failed = std::exchange(failed_, {});
   const auto wanted = std::exchange(wanted_, {});
-  const auto arrivals = std::exchange(arrivals_, {});
+  auto arrivals = std::exchange(arrivals_, {});
   const auto completed = std::exchange(completed_, {});
   const auto callbacks = std::exchange(callbacks_, {});
   for (ucp_conn_request_h request : wanted) AcceptPeer(request);
-  for (const Arrival& arrival : arrivals) {
+  const bool offered = OfferPostponed();
+  for (Arrival& arrival : arrivals) {
     if (arrival.id == kGreetingId) {
       TakeGreeting(arrival);
       Release(arrival);
     } else {
-      TakeMessage(arrival);
+      TakeMessage(std::move(arrival));
     }
   }
   for (Operation* operation : completed) Complete(operation);
@@ -558,7 +610,7 @@ bool UcxTransport::RunDue() {
   }
   for (const std::function<void()>& callback : callbacks) callback();
   return !wanted.empty() || !failed.empty() || !arrivals.empty() || !completed.empty() ||
-         !callbacks.empty();
+         !callbacks.empty() || offered;
 }
 
 void UcxTransport::Complete(Operation* operation) {

@@ -1,0 +1,111 @@
+// Goal: a whole cluster on one GPU, a prefill and a decode worker as two processes, gives what the
+// CPU gives: in float32 the same tokens but where two are nearly as likely, and in bfloat16, as a
+// user would run it, a memory as good. Method: the demo model's lists; see recall_test.
+#include <gtest/gtest.h>
+
+#include <iostream>
+#include <string>
+#include <vector>
+
+#include "common/device/device.h"
+#include "common/tokenizer/tokenizer.h"
+#include "common/worker/engine_parts.h"
+#include "decode_worker/local_runner.h"
+#include "tests/support/cluster.h"
+#include "tests/support/recall.h"
+#include "tests/support/workload.h"
+
+namespace baton {
+namespace {
+
+// Of 200.
+constexpr int kStreamsThatMayDiffer = 4;
+constexpr int kAnswersThatMayBeLost = 6;
+
+struct Score {
+  int right = 0;
+  int same = 0;  // Streams that are equal to the CPU's.
+};
+
+// The questions, and what one process on the CPU answers.
+struct Oracle {
+  std::vector<RecallQuestion> questions;
+  std::vector<std::vector<TokenId>> answers;
+  int right = 0;
+};
+
+Oracle AskTheCpu() {
+  Oracle oracle;
+  const auto tokenizer = Tokenizer::Load(kDemoModel).value();
+  oracle.questions = ReadRecallQuestions(*tokenizer);
+  auto parts =
+      EngineParts::Create({.model = kDemoModel, .threads = 4, .kv_memory_bytes = 64 << 20}).value();
+  LocalRunner runner(&parts);
+  for (const RecallQuestion& question : oracle.questions) {
+    const LocalResult result =
+        runner.Run(WorkOf(question.request, parts.model->config().eos_token_ids, 1));
+    std::vector<TokenId>& ids = oracle.answers.emplace_back();
+    for (const v1::Token& token : result.tokens) ids.push_back(token.id());
+    oracle.right += IsRecalled(tokenizer->Decode(ids, true), question.answer) ? 1 : 0;
+  }
+  return oracle;
+}
+
+class ClusterCudaTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    const absl::StatusOr<std::unique_ptr<Device>> device = OpenDevice("cuda");
+    if (!device.ok()) GTEST_SKIP() << device.status();
+  }
+
+  static const Oracle& Cpu() {
+    static const Oracle oracle = AskTheCpu();
+    return oracle;
+  }
+
+  Score AskTheGpu(const std::vector<std::string>& flags) {
+    std::vector<std::string> worker_flags = {"--device=cuda", "--kv_memory=256MiB"};
+    worker_flags.insert(worker_flags.end(), flags.begin(), flags.end());
+    const auto cluster = Cluster::Start({.model = kDemoModel,
+                                         .prefill = 1,
+                                         .decode = 1,
+                                         .worker_flags = worker_flags,
+                                         .decode_flags = {},
+                                         .router_flags = {}});
+    EXPECT_TRUE(cluster.ok()) << cluster.status();
+    Score score;
+    if (!cluster.ok()) return score;
+    const Oracle& cpu = Cpu();
+    const std::vector<Answer> answers = AskAll(**cluster, cpu.questions);
+    for (size_t q = 0; q < answers.size(); ++q) {
+      EXPECT_TRUE(answers[q].status.ok()) << answers[q].status;
+      score.right += IsRecalled(answers[q].text, cpu.questions[q].answer) ? 1 : 0;
+      score.same += answers[q].tokens == cpu.answers[q] ? 1 : 0;
+    }
+    EXPECT_TRUE((*cluster)->WaitUntil(Cluster::AtRest)) << "a block is lost";
+    std::cout << "recall: " << cpu.right << " of " << answers.size() << " on the CPU, "
+              << score.right << " on the GPU; " << score.same << " streams are equal\n";
+    return score;
+  }
+};
+
+TEST_F(ClusterCudaTest, InFloat32TokensAreTheCpus) {
+  const Score score = AskTheGpu({"--weights=f32", "--kv_dtype=f32"});
+
+  EXPECT_GE(score.same + kStreamsThatMayDiffer, static_cast<int>(Cpu().questions.size()));
+}
+
+TEST_F(ClusterCudaTest, InBfloat16ItRemembersAsWell) {
+  const Score score = AskTheGpu({"--weights=bf16", "--kv_dtype=bf16"});
+
+  EXPECT_GE(score.right + kAnswersThatMayBeLost, Cpu().right);
+}
+
+TEST_F(ClusterCudaTest, WithInt8WeightsAndCacheItRemembersAsWell) {
+  const Score score = AskTheGpu({"--weights=int8", "--kv_dtype=int8"});
+
+  EXPECT_GE(score.right + kAnswersThatMayBeLost, Cpu().right);
+}
+
+}  // namespace
+}  // namespace baton
