@@ -28,6 +28,8 @@ class Collective {
   // type activations have. A GPU puts it into the queue of the rank's device, also while a step is
   // recorded. kAborted: after Abort.
   virtual absl::Status AllReduceSum(const TensorView& x) = 0;
+  // x = the first rank's x, on all. Otherwise as AllReduceSum.
+  virtual absl::Status Broadcast(const TensorView& x) = 0;
 
   // Ends the group: no rank waits for another any more, now or later. What was being added up is
   // lost. For a rank that cannot go on. Any thread; again is without effect.

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cstddef>
 
+#include "absl/functional/function_ref.h"
 #include "common/base/await_change.h"
 #include "common/base/check.h"
 
@@ -66,21 +67,32 @@ class ThreadCollective final : public Collective {
   void Abort() override { group_->Abort(); }
 
   absl::Status AllReduceSum(const TensorView& x) override {
-    group_->tensor(rank_) = x;
-    if (!group_->Meet()) return Aborted();
-    SumSlice();
-    // Nobody reads a slice that is not finished, nor writes to a tensor that others still read.
-    return group_->Meet() ? absl::OkStatus() : Aborted();
+    return Together(x, [this] { SumSlice(); });
+  }
+  absl::Status Broadcast(const TensorView& x) override {
+    return Together(x, [this] {
+      const TensorView& own = group_->tensor(rank_);
+      if (rank_ != 0) std::copy_n(group_->tensor(0).f32(), own.elements(), own.f32());
+    });
   }
 
  private:
+  // Runs `body` when all ranks' tensors are known.
+  absl::Status Together(const TensorView& x, absl::FunctionRef<void()> body) {
+    group_->tensor(rank_) = x;
+    if (!group_->Meet()) return Aborted();
+    for (uint32_t rank = 0; rank < size(); ++rank) {
+      BATON_CHECK(group_->tensor(rank).elements() == x.elements());
+    }
+    body();
+    // Nobody reads what is not finished, nor writes to a tensor that others still read.
+    return group_->Meet() ? absl::OkStatus() : Aborted();
+  }
+
   static absl::Status Aborted() { return absl::AbortedError("another rank cannot go on"); }
 
   void SumSlice() {
     const size_t elements = group_->tensor(rank_).elements();
-    for (uint32_t rank = 0; rank < size(); ++rank) {
-      BATON_CHECK(group_->tensor(rank).elements() == elements);
-    }
     const size_t end = SliceBegin(elements, rank_ + 1);
     for (size_t begin = SliceBegin(elements, rank_); begin < end; begin += kPieceFloats) {
       SumPiece(begin, std::min(kPieceFloats, end - begin));

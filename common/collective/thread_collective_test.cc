@@ -51,6 +51,16 @@ TEST_P(ThreadCollectiveTest, AllRanksHaveTheSumInTheOrderOfRanks) {
   }
 }
 
+TEST_P(ThreadCollectiveTest, ABroadcastIsOfTheFirstRank) {
+  const Ranks ranks = MakeThreadCollectives(GetParam());
+
+  OnEachRank(ranks, [&](Collective& rank) {
+    std::vector<float> x(37, static_cast<float>(rank.rank()) + 5.0f);
+    ASSERT_TRUE(rank.Broadcast(ViewOf(x)).ok());
+    EXPECT_EQ(x, std::vector<float>(37, 5.0f));
+  });
+}
+
 TEST_P(ThreadCollectiveTest, RoundsDoNotMix) {
   const Ranks ranks = MakeThreadCollectives(GetParam());
 

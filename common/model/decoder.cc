@@ -83,8 +83,9 @@ absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Create(Device& device, const M
                                                std::move(fingerprint), collective));
   BATON_RETURN_IF_ERROR(decoder->AllocateScratch());
   if (config.experts.count > 0) {
-    BATON_ASSIGN_OR_RETURN(decoder->experts_, ExpertMixture::Create(device, *decoder->context_,
-                                                                    config, batch_tokens_max));
+    BATON_ASSIGN_OR_RETURN(
+        decoder->experts_,
+        ExpertMixture::Create(device, *decoder->context_, config, batch_tokens_max, collective));
   }
   return decoder;
 }

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/functional/function_ref.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "common/base/check.h"
@@ -24,6 +25,7 @@ constexpr char kLibrary[] = "libnccl.so.2";
 struct Nccl {
   decltype(&ncclCommInitAll) init_all = nullptr;
   decltype(&ncclAllReduce) all_reduce = nullptr;
+  decltype(&ncclBroadcast) broadcast = nullptr;
   decltype(&ncclCommAbort) abort = nullptr;
   decltype(&ncclCommDestroy) destroy = nullptr;
   decltype(&ncclGetErrorString) error_string = nullptr;
@@ -47,8 +49,8 @@ absl::StatusOr<Nccl> Nccl::Load() {
   };
   Nccl nccl;
   if (find("ncclCommInitAll", &nccl.init_all) && find("ncclAllReduce", &nccl.all_reduce) &&
-      find("ncclCommAbort", &nccl.abort) && find("ncclCommDestroy", &nccl.destroy) &&
-      find("ncclGetErrorString", &nccl.error_string)) {
+      find("ncclBroadcast", &nccl.broadcast) && find("ncclCommAbort", &nccl.abort) &&
+      find("ncclCommDestroy", &nccl.destroy) && find("ncclGetErrorString", &nccl.error_string)) {
     return nccl;
   }
   return absl::UnavailableError(absl::StrCat(kLibrary, " lacks a function"));
@@ -96,13 +98,16 @@ class Group {
   uint32_t size() const { return static_cast<uint32_t>(ranks_.size()); }
 
   absl::Status AllReduceSum(uint32_t index, const TensorView& x) {
-    Rank& rank = ranks_[index];
-    const absl::MutexLock lock(&rank.mutex);
-    if (aborted_) return absl::AbortedError("another GPU cannot go on");
-    BATON_RETURN_IF_ERROR(rank.device->Select());
-    return nccl_.Check(nccl_.all_reduce(x.data(), x.data(), x.elements(), TypeOf(x.dtype()),
-                                        ncclSum, rank.communicator, rank.device->stream()),
-                       rank.device->name());
+    return Queue(index, [&](ncclComm_t communicator, cudaStream_t stream) {
+      return nccl_.all_reduce(x.data(), x.data(), x.elements(), TypeOf(x.dtype()), ncclSum,
+                              communicator, stream);
+    });
+  }
+  absl::Status Broadcast(uint32_t index, const TensorView& x) {
+    return Queue(index, [&](ncclComm_t communicator, cudaStream_t stream) {
+      return nccl_.broadcast(x.data(), x.data(), x.elements(), TypeOf(x.dtype()), /*root=*/0,
+                             communicator, stream);
+    });
   }
 
   // Kernels that wait for a rank that will not come end, too.
@@ -121,6 +126,15 @@ class Group {
     ncclComm_t communicator ABSL_GUARDED_BY(mutex) = nullptr;  // Gone once aborted_ is set.
   };
 
+  using Operation = absl::FunctionRef<ncclResult_t(ncclComm_t communicator, cudaStream_t stream)>;
+  absl::Status Queue(uint32_t index, Operation operation) {
+    Rank& rank = ranks_[index];
+    const absl::MutexLock lock(&rank.mutex);
+    if (aborted_) return absl::AbortedError("another GPU cannot go on");
+    BATON_RETURN_IF_ERROR(rank.device->Select());
+    return nccl_.Check(operation(rank.communicator, rank.device->stream()), rank.device->name());
+  }
+
   const Nccl nccl_;
   std::vector<Rank> ranks_;
   std::atomic<bool> aborted_ = false;
@@ -134,6 +148,7 @@ class NcclCollective final : public Collective {
   uint32_t rank() const override { return rank_; }
   uint32_t size() const override { return group_->size(); }
   absl::Status AllReduceSum(const TensorView& x) override { return group_->AllReduceSum(rank_, x); }
+  absl::Status Broadcast(const TensorView& x) override { return group_->Broadcast(rank_, x); }
   void Abort() override { group_->Abort(); }
 
  private:
