@@ -21,6 +21,8 @@ if(CUDAToolkit_FOUND AND NOT BATON_CUDA STREQUAL "OFF")
   set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)
   set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION -std=c++20)
   string(APPEND CMAKE_CUDA_FLAGS " --expt-relaxed-constexpr -lineinfo")
+  # Of NCCL only the header is needed: the module loads the library when several GPUs are asked for.
+  find_path(NCCL_INCLUDE_DIR nccl.h HINTS ${CUDAToolkit_INCLUDE_DIRS})
   message(STATUS "CUDA ${CUDAToolkit_VERSION}: building the CUDA module for ${BATON_CUDA_ARCHITECTURES}")
 else()
   set(BATON_CUDA_FOUND FALSE)

@@ -2,7 +2,11 @@
 
 #include <dlfcn.h>
 
+#include <utility>
+
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "common/base/status_macros.h"
 
 namespace baton {
 namespace {
@@ -42,6 +46,23 @@ absl::StatusOr<std::unique_ptr<Device>> OpenDevice(const std::string& name,
   if (name == "cuda" || name.rfind("cuda:", 0) == 0) return LoadCudaDevice(name);
   return absl::InvalidArgumentError(
       absl::StrCat("unknown device '", name, "'; choose cpu, cuda or cuda:INDEX"));
+}
+
+absl::StatusOr<std::vector<std::unique_ptr<Device>>> OpenDevices(const std::string& name,
+                                                                 uint32_t count,
+                                                                 HostMemoryOptions host) {
+  std::vector<std::unique_ptr<Device>> devices;
+  uint32_t index = 0;
+  // Any other name is what OpenDevice says it is.
+  const bool counted =
+      name == "cuda" || (name.rfind("cuda:", 0) == 0 && absl::SimpleAtoi(name.substr(5), &index));
+  for (uint32_t i = 0; i < count; ++i) {
+    BATON_ASSIGN_OR_RETURN(
+        std::unique_ptr<Device> device,
+        OpenDevice(counted && i > 0 ? absl::StrCat("cuda:", index + i) : name, host));
+    devices.push_back(std::move(device));
+  }
+  return devices;
 }
 
 }  // namespace baton

@@ -7,10 +7,12 @@
 #define BATON_COMMON_DEVICE_DEVICE_H_
 
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <span>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -20,6 +22,7 @@ namespace baton {
 enum class DeviceKind { kCpu, kCuda };
 
 class Device;
+struct CollectiveTable;
 struct KernelTable;
 
 // Owns bytes on a device, or pinned bytes of the host; move-only, returned to the device when it
@@ -67,6 +70,8 @@ class Device {
 
   // Its implementation of common/kernels. Null: the CPU's, or there is none.
   virtual const KernelTable* kernels() const { return nullptr; }
+  // Its implementation of common/collective. Null: the CPU's, or there is none.
+  virtual const CollectiveTable* collectives() const { return nullptr; }
 
   // Zero-filled. kResourceExhausted, with the size, when there is not so much.
   virtual absl::StatusOr<DeviceMemory> Allocate(size_t bytes) = 0;
@@ -99,6 +104,10 @@ struct HostMemoryOptions {
 // name.
 absl::StatusOr<std::unique_ptr<Device>> OpenDevice(const std::string& name,
                                                    HostMemoryOptions host = {});
+// `count` of them: "cuda:2" and those that follow it, or the CPU as often.
+absl::StatusOr<std::vector<std::unique_ptr<Device>>> OpenDevices(const std::string& name,
+                                                                 uint32_t count,
+                                                                 HostMemoryOptions host = {});
 
 // The CPU.
 std::unique_ptr<Device> MakeHostDevice(HostMemoryOptions options = {});

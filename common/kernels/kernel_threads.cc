@@ -3,32 +3,14 @@
 #include <pthread.h>
 #include <sched.h>
 
+#include "common/base/await_change.h"
 #include "common/base/check.h"
 #include "common/kernels/thread_placement.h"
 
 namespace baton {
 namespace {
 
-// About 20 microseconds: longer than the gap between two kernels of a layer.
-constexpr int kSpinCount = 1000;
 constexpr uint32_t kOpen = 1u << 31;
-
-void Pause() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#endif
-}
-
-// Returns once `value` differs from `old`, and its new value; spins first, then sleeps.
-uint32_t AwaitChange(const std::atomic<uint32_t>& value, uint32_t old) {
-  for (int i = 0; i < kSpinCount; ++i) {
-    const uint32_t now = value.load(std::memory_order_acquire);
-    if (now != old) return now;
-    Pause();
-  }
-  value.wait(old, std::memory_order_acquire);
-  return value.load(std::memory_order_acquire);
-}
 
 // Best effort: where it is not allowed, the scheduler decides.
 void Pin(std::thread& thread, uint32_t processor) {

@@ -64,5 +64,28 @@ TEST(KvArenaTest, BlocksLieOneAfterTheOther) {
             arena->BlockData(BlockId{2}) + kLayout.OffsetOf(1, true, 1, 3));
 }
 
+TEST(KvArenaTest, EachDeviceHasItsHeadsOfEveryBlock) {
+  const std::unique_ptr<Device> devices[] = {MakeHostDevice(), MakeHostDevice()};
+  Device* const both[] = {devices[0].get(), devices[1].get()};
+  const auto arena = KvArena::Create(both, kLayout, 3).value();
+  const KvLayout& shard = arena->shard_layout();
+
+  EXPECT_EQ(arena->shard_count(), 2u);
+  EXPECT_EQ(arena->layout(), kLayout);
+  EXPECT_EQ(shard.kv_heads, 1u);
+  EXPECT_EQ(arena->BlockData(BlockId{1}, 1), arena->BlockData(BlockId{0}, 1) + shard.block_bytes());
+  EXPECT_EQ(arena->RowData(BlockId{2}, 1, true, 0, 3),
+            arena->BlockData(BlockId{2}, 0) + shard.OffsetOf(1, true, 0, 3));
+  EXPECT_EQ(arena->RowData(BlockId{2}, 1, true, 1, 3),
+            arena->BlockData(BlockId{2}, 1) + shard.OffsetOf(1, true, 0, 3));
+}
+
+TEST(KvArenaTest, HeadsThatDoNotDivideAreRefused) {
+  const std::unique_ptr<Device> device = MakeHostDevice();
+  Device* const three[] = {device.get(), device.get(), device.get()};
+
+  EXPECT_EQ(KvArena::Create(three, kLayout, 1).status().code(), absl::StatusCode::kInvalidArgument);
+}
+
 }  // namespace
 }  // namespace baton

@@ -23,7 +23,8 @@ void Append(std::vector<MutableSpan>& spans, std::byte* data, size_t bytes) {
 void AppendBlock(const KvArena& arena, BlockId block, const KvPiece& piece,
                  const IndexRange& tokens, std::vector<MutableSpan>& spans) {
   const KvLayout& layout = arena.layout();
-  if (tokens.count() == layout.block_tokens && piece.heads.count() == layout.kv_heads) {
+  if (arena.shard_count() == 1 && tokens.count() == layout.block_tokens &&
+      piece.heads.count() == layout.kv_heads) {
     Append(spans, arena.RowData(block, piece.layers.begin, false, 0, 0),
            piece.layers.count() * layout.layer_bytes());
     return;
@@ -81,12 +82,10 @@ uint64_t ChecksumOf(std::span<const MutableSpan> spans) {
 }
 
 std::vector<KvPiece> SplitPush(const KvLayout& layout, const KvPiece& push, size_t bytes_max) {
-  const bool whole_blocks = push.tokens.begin % layout.block_tokens == 0 &&
-                            push.tokens.end % layout.block_tokens == 0 &&
-                            push.heads.count() == layout.kv_heads;
-  // A unit is one layer of one block.
+  // A unit is one layer of one block. It is as many spans where each head has a shard of its own,
+  // be it only on the other side.
   const uint64_t unit_bytes = uint64_t{push.heads.count()} * 2 * layout.head_bytes();
-  const uint64_t unit_spans = whole_blocks ? 1 : uint64_t{push.heads.count()} * 2;
+  const uint64_t unit_spans = uint64_t{push.heads.count()} * 2;
   const uint64_t units =
       std::max<uint64_t>(1, std::min<uint64_t>(bytes_max / unit_bytes, kSpansMax / unit_spans));
   const uint32_t first_block = push.tokens.begin / layout.block_tokens;

@@ -108,11 +108,17 @@ void KvSender::Push(TransferId id, IndexRange layers, IndexRange tokens, Instant
   BATON_CHECK(layers.end <= arena_.layout().layers && tokens.end <= transfer->ticket.prompt_tokens);
   tokens.begin = std::max(tokens.begin, transfer->ticket.held_tokens);
   if (tokens.begin >= tokens.end || layers.begin >= layers.end) return;
-  const KvPiece push = {layers, tokens, {transfer->share.head_begin, transfer->share.head_end}};
   Peer& peer = peers_[transfer->peer];
   const size_t bytes_max = std::min(options_.message_bytes_max, staging_.piece_bytes_max());
-  for (const KvPiece& piece : SplitPush(arena_.layout(), push, bytes_max)) {
-    peer.queue.push_back({id, piece});
+  // A message has heads of one device: they are copied from there in one go.
+  const uint32_t shard_heads = arena_.shard_layout().kv_heads;
+  for (uint32_t head = transfer->share.head_begin; head < transfer->share.head_end;) {
+    const uint32_t end = std::min(transfer->share.head_end, (head / shard_heads + 1) * shard_heads);
+    for (const KvPiece& piece :
+         SplitPush(arena_.layout(), {layers, tokens, {head, end}}, bytes_max)) {
+      peer.queue.push_back({id, piece});
+    }
+    head = end;
   }
   transfer->deadline = now + options_.transfer_deadline;
   Pump(transfer->peer);

@@ -89,14 +89,34 @@ void KvStaging::Release(const StagedPiece& piece) {
 }
 
 absl::Status KvStaging::Fetch(const StagedPiece& piece) const {
-  if (!is_pinned()) return absl::OkStatus();
-  const std::vector<ConstSpan> from(piece.blocks.begin(), piece.blocks.end());
-  return arena_.device().Gather(piece.host[0].data(), from);
+  return CopyRuns(piece, [](Device& device, std::span<const MutableSpan> blocks, std::byte* host) {
+    const std::vector<ConstSpan> from(blocks.begin(), blocks.end());
+    return device.Gather(host, from);
+  });
 }
 
 absl::Status KvStaging::Store(const StagedPiece& piece) const {
+  return CopyRuns(piece, [](Device& device, std::span<const MutableSpan> blocks, std::byte* host) {
+    return device.Scatter(blocks, host);
+  });
+}
+
+absl::Status KvStaging::CopyRuns(const StagedPiece& piece, CopyRun copy) const {
   if (!is_pinned()) return absl::OkStatus();
-  return arena_.device().Scatter(piece.blocks, piece.host[0].data());
+  std::byte* host = piece.host[0].data();
+  std::span<const MutableSpan> rest(piece.blocks);
+  while (!rest.empty()) {
+    const uint32_t shard = arena_.ShardOf(rest[0].data());
+    size_t count = 0;
+    size_t bytes = 0;
+    while (count < rest.size() && arena_.ShardOf(rest[count].data()) == shard) {
+      bytes += rest[count++].size();
+    }
+    BATON_RETURN_IF_ERROR(copy(arena_.device(shard), rest.first(count), host));
+    host += bytes;
+    rest = rest.subspan(count);
+  }
+  return absl::OkStatus();
 }
 
 absl::StatusOr<TransferStaging> TransferStaging::Create(const KvArena& arena, size_t bytes) {

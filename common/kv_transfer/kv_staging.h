@@ -18,6 +18,7 @@
 #include <span>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "common/base/ids.h"
@@ -60,6 +61,11 @@ class KvStaging {
  private:
   KvStaging(const KvArena& arena, DeviceMemory pinned);
   std::optional<size_t> TakeRun(size_t bytes);
+  // Calls `copy` for each run of the piece's blocks that lie on one device, with its bytes' place
+  // on the host.
+  using CopyRun = absl::FunctionRef<absl::Status(
+      Device& device, std::span<const MutableSpan> blocks, std::byte* host)>;
+  absl::Status CopyRuns(const StagedPiece& piece, CopyRun copy) const;
 
   const KvArena& arena_;
   const DeviceMemory pinned_;      // Empty for an arena of the host.

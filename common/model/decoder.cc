@@ -22,9 +22,9 @@ absl::Status BatchError(const std::string& reason) {
   return absl::InvalidArgumentError(absl::StrCat("batch: ", reason));
 }
 
-KvPages LayerPages(const KvArena& cache, uint32_t layer) {
-  const KvLayout& layout = cache.layout();
-  return {.data = cache.BlockData(BlockId{0}) + layer * layout.layer_bytes(),
+KvPages LayerPages(const KvArena& cache, uint32_t shard, uint32_t layer) {
+  const KvLayout& layout = cache.shard_layout();
+  return {.data = cache.BlockData(BlockId{0}, shard) + layer * layout.layer_bytes(),
           .block_bytes = layout.block_bytes(),
           .dtype = layout.dtype,
           .kv_heads = layout.kv_heads,
@@ -40,12 +40,19 @@ bool HasLocalRotation(const ModelConfig& config) {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Model>> Model::Load(Device& device, const ModelOptions& options) {
+  return Decoder::Load(device, options);
+}
+
+absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Load(Device& device, const ModelOptions& options,
+                                                       Collective* collective) {
   WeightOptions weight_options = {.activation_bytes = options.activation_bytes,
                                   .progress = options.progress};
+  if (collective != nullptr) weight_options.shard = {collective->rank(), collective->size()};
   if (!options.weights.empty()) {
     BATON_ASSIGN_OR_RETURN(weight_options.form, ParseWeightForm(options.weights));
   }
-  BATON_ASSIGN_OR_RETURN(ModelConfig config, ModelConfig::Load(options.directory));
+  BATON_ASSIGN_OR_RETURN(const ModelConfig config, ModelConfig::Load(options.directory));
+  BATON_ASSIGN_OR_RETURN(ModelConfig own, ConfigOfShard(config, weight_options.shard.count));
   BATON_ASSIGN_OR_RETURN(
       const DType activations,
       ModelWeights::ActivationsFor(device, config, options.directory, weight_options));
@@ -57,37 +64,40 @@ absl::StatusOr<std::unique_ptr<Model>> Model::Load(Device& device, const ModelOp
   BATON_ASSIGN_OR_RETURN(
       std::unique_ptr<ModelWeights> weights,
       ModelWeights::Load(device, *context, config, options.directory, weight_options));
-  config.stored_dtype = weights->stored_dtype();
+  own.stored_dtype = weights->stored_dtype();
   BATON_ASSIGN_OR_RETURN(std::string fingerprint,
                          ModelFingerprint(options.directory, weights->files()));
-  return Decoder::Create(device, config, std::move(weights), std::move(context),
-                         options.batch_tokens_max, std::move(fingerprint));
+  return Create(device, own, std::move(weights), std::move(context), options.batch_tokens_max,
+                std::move(fingerprint), collective);
 }
 
 absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Create(Device& device, const ModelConfig& config,
                                                          std::unique_ptr<ModelWeights> weights,
                                                          std::unique_ptr<KernelContext> context,
                                                          uint32_t batch_tokens_max,
-                                                         std::string fingerprint) {
+                                                         std::string fingerprint,
+                                                         Collective* collective) {
   if (batch_tokens_max == 0) return absl::InvalidArgumentError("batch_tokens_max must not be 0");
   std::unique_ptr<Decoder> decoder(new Decoder(device, config, std::move(weights),
                                                std::move(context), batch_tokens_max,
-                                               std::move(fingerprint)));
+                                               std::move(fingerprint), collective));
   BATON_RETURN_IF_ERROR(decoder->AllocateScratch());
   if (config.experts.count > 0) {
-    BATON_ASSIGN_OR_RETURN(decoder->experts_, ExpertMixture::Create(device, *decoder->context_,
-                                                                    config, batch_tokens_max));
+    BATON_ASSIGN_OR_RETURN(
+        decoder->experts_,
+        ExpertMixture::Create(device, *decoder->context_, config, batch_tokens_max, collective));
   }
   return decoder;
 }
 
 Decoder::Decoder(Device& device, const ModelConfig& config, std::unique_ptr<ModelWeights> weights,
                  std::unique_ptr<KernelContext> context, uint32_t batch_tokens_max,
-                 std::string fingerprint)
+                 std::string fingerprint, Collective* collective)
     : device_(device),
       config_(config),
       weights_(std::move(weights)),
       context_(std::move(context)),
+      collective_(collective),
       batch_tokens_max_(batch_tokens_max),
       fingerprint_(std::move(fingerprint)),
       numerics_(absl::StrCat(weights_->format_names(), "/", context_->numerics())),
@@ -140,8 +150,8 @@ absl::Status Decoder::AllocateScratch() {
   BATON_RETURN_IF_ERROR(place(angles_, &frequencies_));
   BATON_RETURN_IF_ERROR(place(local_angles_, &local_frequencies_));
   const uint32_t logit_rows = device_.kind() == DeviceKind::kCpu ? kLogitRowsMax : kRecordedRowsMax;
-  return allocate(DType::kF32, std::min(batch_tokens_max_, logit_rows), config_.vocab_size,
-                  &logits_);
+  return allocate(DType::kF32, std::min(batch_tokens_max_, logit_rows),
+                  rank() == 0 ? config_.vocab_size : 0, &logits_);
 }
 
 absl::Status Decoder::CheckRow(const BatchRow& row, const KvArena& cache) const {
@@ -171,9 +181,11 @@ absl::Status Decoder::CheckRow(const BatchRow& row, const KvArena& cache) const 
 
 absl::Status Decoder::CheckCall(std::span<const BatchRow> rows, const KvArena& cache,
                                 size_t logit_rows) const {
-  const KvLayout& layout = cache.layout();
-  if (layout.layers != config_.layers || layout.kv_heads != config_.kv_heads ||
-      layout.head_dim != config_.head_dim || layout.block_tokens == 0) {
+  const KvLayout& layout = cache.shard_layout();
+  const uint32_t ranks = collective_ == nullptr ? 1 : collective_->size();
+  if (cache.shard_count() != ranks || layout.layers != config_.layers ||
+      layout.kv_heads != config_.kv_heads || layout.head_dim != config_.head_dim ||
+      layout.block_tokens == 0) {
     return BatchError("the cache is of another model");
   }
   if (layout.dtype == DType::kF16) {
@@ -256,7 +268,7 @@ std::optional<StepShape> Decoder::ShapeOf(std::span<const BatchRow> rows, const 
   const uint32_t padded = context_->PaddedRows(static_cast<uint32_t>(rows.size()));
   if (padded > std::min<size_t>(batch_tokens_max_, logits_.dim(0))) return std::nullopt;
   return StepShape{
-      .rows = padded, .end_max = std::bit_ceil(end), .cache = cache.BlockData(BlockId{0})};
+      .rows = padded, .end_max = std::bit_ceil(end), .cache = cache.BlockData(BlockId{0}, rank())};
 }
 
 void Decoder::FillAngles(const Step& step, const Activations& all) {
@@ -312,6 +324,12 @@ absl::Status Decoder::ForwardAndSample(std::span<const BatchRow> rows, KvArena& 
   });
 }
 
+absl::Status Decoder::RunBeside(std::span<const BatchRow> rows, KvArena& cache,
+                                const LayerDone& layer_done) {
+  BATON_CHECK(rank() > 0);
+  return Run(rows, cache, layer_done, [](size_t, size_t) { return absl::OkStatus(); });
+}
+
 absl::Status Decoder::Run(std::span<const BatchRow> rows, KvArena& cache,
                           const LayerDone& layer_done, TakeLogits take) {
   Batch batch = PrepareBatch(rows);
@@ -342,7 +360,7 @@ absl::Status Decoder::RunLayers(const Step& step, KvArena& cache, Activations al
   Embed(step, all);
   Normalize(all.x, weights_->layer(0).input_norm, all.h);
   for (uint32_t index = 0; index < config_.layers; ++index) {
-    const KvPages pages = LayerPages(cache, index);
+    const KvPages pages = LayerPages(cache, rank(), index);
     RunQkv(index, step, pages, all);
     // As early as K and V are complete, so that their transfer hides under the rest of the layer.
     if (layer_done) context_->WhenDone([&layer_done, index] { layer_done(index); });
@@ -419,12 +437,18 @@ absl::Status Decoder::RunRest(uint32_t index, const PlacedSequences& sequences,
             AttentionOf(index), part.attention.Reshaped({tokens, config_.heads, config_.head_dim}));
   const LinearOutput o[] = {{&layer.o, layer.o_bias, part.h}};
   Linear(*context_, part.attention, o);
+  BATON_RETURN_IF_ERROR(SumOverRanks(part.h));
   AddAndNormalize(layer.attention_output_norm, layer.network_norm, part);
   BATON_RETURN_IF_ERROR(RunNetwork(layer, part));
+  BATON_RETURN_IF_ERROR(SumOverRanks(part.h));
   const bool last = index + 1 == config_.layers;
   AddAndNormalize(layer.network_output_norm,
                   last ? weights_->final_norm() : weights_->layer(index + 1).input_norm, part);
   return absl::OkStatus();
+}
+
+absl::Status Decoder::SumOverRanks(const TensorView& h) {
+  return collective_ == nullptr ? absl::OkStatus() : collective_->AllReduceSum(h);
 }
 
 void Decoder::AddAndNormalize(const ConstTensorView& output_norm, const NormWeights& next,
@@ -484,6 +508,7 @@ Decoder::Activations Decoder::Narrow(const Step& step, const Activations& all) {
 }
 
 void Decoder::RunHead(const TensorView& h) {
+  if (rank() != 0) return;
   const TensorView out = logits_.Rows(0, h.dim(0));
   const LinearOutput head[] = {{&weights_->head(), {}, out}};
   Linear(*context_, h, head);

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "common/collective/collective.h"
 #include "common/kernels/kernels.h"
 #include "common/model/expert_mixture.h"
 #include "common/model/model.h"
@@ -20,13 +21,20 @@ namespace baton {
 
 class Decoder final : public Model {
  public:
+  // As Model::Load. With a collective, which outlives the decoder, it is one rank of a model: the
+  // ranks' decoders run the same calls, each with its own shard of the weights and of the cache.
+  static absl::StatusOr<std::unique_ptr<Decoder>> Load(Device& device, const ModelOptions& options,
+                                                       Collective* collective = nullptr);
   // Allocates the scratch memory for batches of `batch_tokens_max`. The device outlives the
-  // decoder.
+  // decoder. `config` and `weights` are of the rank's shard.
   static absl::StatusOr<std::unique_ptr<Decoder>> Create(Device& device, const ModelConfig& config,
                                                          std::unique_ptr<ModelWeights> weights,
                                                          std::unique_ptr<KernelContext> context,
                                                          uint32_t batch_tokens_max,
-                                                         std::string fingerprint);
+                                                         std::string fingerprint,
+                                                         Collective* collective = nullptr);
+
+  // Of the shard, if it is one.
 
   const ModelConfig& config() const override { return config_; }
   const std::string& fingerprint() const override { return fingerprint_; }
@@ -40,6 +48,13 @@ class Decoder final : public Model {
                                 std::span<const SampleRow> samples,
                                 std::span<const LogitEdit> edits, std::span<TokenId> tokens,
                                 const LayerDone& layer_done) override;
+
+  // What these calls refuse before they do anything. `logit_rows`: that there is room for.
+  absl::Status CheckCall(std::span<const BatchRow> rows, const KvArena& cache,
+                         size_t logit_rows) const;
+  // The part in such a call of a rank that is not the first: without logits.
+  absl::Status RunBeside(std::span<const BatchRow> rows, KvArena& cache,
+                         const LayerDone& layer_done);
 
  private:
   // The rows of a call in the form that kernels want. Host memory.
@@ -84,11 +99,10 @@ class Decoder final : public Model {
 
   Decoder(Device& device, const ModelConfig& config, std::unique_ptr<ModelWeights> weights,
           std::unique_ptr<KernelContext> context, uint32_t batch_tokens_max,
-          std::string fingerprint);
+          std::string fingerprint, Collective* collective);
 
+  uint32_t rank() const { return collective_ == nullptr ? 0 : collective_->rank(); }
   absl::Status AllocateScratch();
-  absl::Status CheckCall(std::span<const BatchRow> rows, const KvArena& cache,
-                         size_t logit_rows) const;
   absl::Status CheckRow(const BatchRow& row, const KvArena& cache) const;
   Batch PrepareBatch(std::span<const BatchRow> rows) const;
   // With a shape the batch is filled up to its rows.
@@ -116,6 +130,8 @@ class Decoder final : public Model {
   // normalized into h for the next layer, or for the head.
   absl::Status RunRest(uint32_t index, const PlacedSequences& sequences, const KvPages& pages,
                        const Activations& part);
+  // h = the sum of the ranks' h.
+  absl::Status SumOverRanks(const TensorView& h);
   // x += h, which is normalized first if there is a norm for it; then h = `next` of x.
   void AddAndNormalize(const ConstTensorView& output_norm, const NormWeights& next,
                        const Activations& part);
@@ -132,6 +148,7 @@ class Decoder final : public Model {
   const ModelConfig config_;
   const std::unique_ptr<ModelWeights> weights_;
   const std::unique_ptr<KernelContext> context_;
+  Collective* const collective_;  // Null: there is one rank.
   const uint32_t batch_tokens_max_;
   const std::string fingerprint_;
   const std::string numerics_;

@@ -10,9 +10,10 @@ namespace baton {
 absl::StatusOr<std::unique_ptr<ExpertMixture>> ExpertMixture::Create(Device& device,
                                                                      KernelContext& context,
                                                                      const ModelConfig& config,
-                                                                     uint32_t tokens_max) {
+                                                                     uint32_t tokens_max,
+                                                                     Collective* collective) {
   std::unique_ptr<ExpertMixture> mixture(
-      new ExpertMixture(device, context, config.experts, config.hidden_size));
+      new ExpertMixture(device, context, config.experts, config.hidden_size, collective));
   BATON_RETURN_IF_ERROR(mixture->AllocateScratch(tokens_max));
   return mixture;
 }
@@ -53,6 +54,9 @@ absl::Status ExpertMixture::Route(const ExpertWeights& weights, const TensorView
   const TensorView logits = logits_.Rows(0, tokens);
   const LinearOutput router[] = {{&weights.router, {}, logits}};
   Linear(context_, x, router);
+  // On GPUs logits may differ in a last bit, and ranks that choose other experts would add up parts
+  // of different things.
+  if (collective_ != nullptr) BATON_RETURN_IF_ERROR(collective_->Broadcast(logits));
   choices_.resize(tokens * config_.per_token);
   choice_weights_.resize(choices_.size());
   RouteExperts(context_, logits, config_.per_token, config_.normalize, choices_, choice_weights_);

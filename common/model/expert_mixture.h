@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "common/collective/collective.h"
 #include "common/kernels/kernels.h"
 #include "common/model/model_config.h"
 #include "common/model/weights.h"
@@ -20,12 +21,14 @@ namespace baton {
 
 class ExpertMixture {
  public:
-  // Allocates the scratch memory for `tokens_max` tokens. Device and context outlive the mixture.
+  // Allocates the scratch memory for `tokens_max` tokens. Device, context and collective outlive
+  // the mixture. With a collective the outputs are the rank's part of a sum.
   // REQUIRES: config.experts.count > 0.
   static absl::StatusOr<std::unique_ptr<ExpertMixture>> Create(Device& device,
                                                                KernelContext& context,
                                                                const ModelConfig& config,
-                                                               uint32_t tokens_max);
+                                                               uint32_t tokens_max,
+                                                               Collective* collective = nullptr);
 
   // out = the mixture's output for each row of x. x, out [tokens, hidden]. `out` may be `x`.
   // REQUIRES: at most tokens_max tokens.
@@ -39,8 +42,13 @@ class ExpertMixture {
     uint32_t rows = 0;
   };
 
-  ExpertMixture(Device& device, KernelContext& context, const ExpertsConfig& config, size_t hidden)
-      : device_(device), context_(context), config_(config), hidden_(hidden) {}
+  ExpertMixture(Device& device, KernelContext& context, const ExpertsConfig& config, size_t hidden,
+                Collective* collective)
+      : device_(device),
+        context_(context),
+        config_(config),
+        hidden_(hidden),
+        collective_(collective) {}
 
   absl::Status AllocateScratch(size_t tokens);
   // Fills choices_, weights_ and, with an expert of all tokens, its weights.
@@ -57,6 +65,7 @@ class ExpertMixture {
   KernelContext& context_;
   const ExpertsConfig config_;
   const size_t hidden_;
+  Collective* const collective_;  // Null: there is one rank.
 
   std::vector<DeviceMemory> memory_;  // Behind the tensors.
   TensorView logits_;                 // [tokens, experts]

@@ -45,6 +45,9 @@ class Model {
   // Reads config.json, generation_config.json and the safetensors. The device outlives the model.
   // Errors name the file, tensor or option that is missing, wrong or unsupported.
   static absl::StatusOr<std::unique_ptr<Model>> Load(Device& device, const ModelOptions& options);
+  // On several devices together, with a shard of the KV cache on each: see tensor_parallel.h.
+  static absl::StatusOr<std::unique_ptr<Model>> Load(std::span<Device* const> devices,
+                                                     const ModelOptions& options);
 
   virtual ~Model() = default;
 

@@ -1,5 +1,5 @@
-// The frequencies of rotary position embeddings and their context extensions, as Hugging Face computes
-// them. Immutable after construction: any thread.
+// The frequencies of rotary position embeddings and their context extensions, as Hugging Face
+// computes them. Immutable after construction: any thread.
 #ifndef BATON_COMMON_MODEL_ROPE_ANGLES_H_
 #define BATON_COMMON_MODEL_ROPE_ANGLES_H_
 

@@ -41,23 +41,35 @@ ConstTensorView RowsOfTensor(const StoredTensor& tensor, size_t row, size_t rows
                          *tensor.dtype, DeviceKind::kCpu, {rows, columns});
 }
 
-// Columns [begin, begin + count) of a matrix of `rows` rows, as rows. In squares, so that both
-// matrices stay in the cache.
-std::vector<std::byte> TransposedColumns(const StoredTensor& tensor, size_t rows, size_t begin,
+// Columns [begin, begin + count) of a matrix, as rows. In squares, so that both matrices stay in
+// the cache.
+std::vector<std::byte> TransposedColumns(const ConstTensorView& matrix, size_t begin,
                                          size_t count) {
   constexpr size_t kSquare = 64;
-  const size_t bytes = DTypeBytes(*tensor.dtype);
-  const size_t columns = tensor.data.size() / bytes / rows;
+  const size_t bytes = DTypeBytes(matrix.dtype());
+  const size_t rows = matrix.dim(0);
+  const size_t columns = matrix.dim(1);
   std::vector<std::byte> out(rows * count * bytes);
   for (size_t row = 0; row < rows; row += kSquare) {
     for (size_t column = 0; column < count; column += kSquare) {
       for (size_t r = row; r < std::min(rows, row + kSquare); ++r) {
-        const std::byte* from = tensor.data.data() + (r * columns + begin) * bytes;
+        const std::byte* from = matrix.data() + (r * columns + begin) * bytes;
         for (size_t c = column; c < std::min(count, column + kSquare); ++c) {
           std::memcpy(&out[(c * rows + r) * bytes], from + c * bytes, bytes);
         }
       }
     }
+  }
+  return out;
+}
+
+// Columns [begin, begin + count) of a matrix.
+std::vector<std::byte> ColumnsOf(const ConstTensorView& matrix, size_t begin, size_t count) {
+  const size_t bytes = DTypeBytes(matrix.dtype());
+  std::vector<std::byte> out(matrix.dim(0) * count * bytes);
+  for (size_t row = 0; row < matrix.dim(0); ++row) {
+    std::memcpy(&out[row * count * bytes], matrix.data() + (row * matrix.dim(1) + begin) * bytes,
+                count * bytes);
   }
   return out;
 }
@@ -154,6 +166,7 @@ absl::Status ModelWeights::LoadHead(const std::string& name, const ModelConfig& 
   WeightForm form = options_.form.value_or(WeightFormOf(*tensor->dtype));
   if (form == WeightForm::kInt4) form = WeightForm::kInt8;
   if (!config.tied_embeddings) parameter_count_ += embedding_.elements();
+  if (options_.shard.rank != 0) return absl::OkStatus();
   return Pack(name, *tensor, RowsOfTensor(*tensor, 0, config.vocab_size, config.hidden_size),
               {.form = form, .activation_bytes = options_.activation_bytes}, &head_);
 }
@@ -167,11 +180,11 @@ absl::Status ModelWeights::LoadLayer(const ModelConfig& config, uint32_t index,
   const std::string attention = prefix + "self_attn.";
   BATON_RETURN_IF_ERROR(LoadNorms(config, prefix, layer));
   BATON_RETURN_IF_ERROR(LoadQkv(config, attention, layer));
-  BATON_RETURN_IF_ERROR(LoadMatrix(attention + "o_proj.weight", hidden, q_size, &layer->o));
+  BATON_RETURN_IF_ERROR(LoadColumns(attention + "o_proj.weight", hidden, q_size, &layer->o));
   if (config.qkv_bias) {
-    BATON_RETURN_IF_ERROR(LoadVector(attention + "q_proj.bias", q_size, &layer->q_bias));
-    BATON_RETURN_IF_ERROR(LoadVector(attention + "k_proj.bias", kv_size, &layer->k_bias));
-    BATON_RETURN_IF_ERROR(LoadVector(attention + "v_proj.bias", kv_size, &layer->v_bias));
+    BATON_RETURN_IF_ERROR(LoadVectorParts(attention + "q_proj.bias", {{q_size, &layer->q_bias}}));
+    BATON_RETURN_IF_ERROR(LoadVectorParts(attention + "k_proj.bias", {{kv_size, &layer->k_bias}}));
+    BATON_RETURN_IF_ERROR(LoadVectorParts(attention + "v_proj.bias", {{kv_size, &layer->v_bias}}));
   }
   if (config.qk_norm) {
     BATON_RETURN_IF_ERROR(
@@ -181,8 +194,8 @@ absl::Status ModelWeights::LoadLayer(const ModelConfig& config, uint32_t index,
   }
   if (config.HasExperts(index)) return LoadExperts(config, prefix, &layer->experts);
   BATON_RETURN_IF_ERROR(LoadGateUp(config, prefix + "mlp.", layer));
-  return LoadMatrix(prefix + "mlp.down_proj.weight", hidden, config.intermediate_size,
-                    &layer->down);
+  return LoadColumns(prefix + "mlp.down_proj.weight", hidden, config.intermediate_size,
+                     &layer->down);
 }
 
 // "post_attention_layernorm" is two things.
@@ -261,7 +274,7 @@ absl::Status ModelWeights::LoadNetwork(const std::string& prefix, const char* ga
       LoadMatrix(absl::StrCat(prefix, gate, ".weight"), inner, hidden, &network->gate));
   BATON_RETURN_IF_ERROR(
       LoadMatrix(absl::StrCat(prefix, up, ".weight"), inner, hidden, &network->up));
-  return LoadMatrix(absl::StrCat(prefix, down, ".weight"), hidden, inner, &network->down);
+  return LoadColumns(absl::StrCat(prefix, down, ".weight"), hidden, inner, &network->down);
 }
 
 absl::Status ModelWeights::LoadGpt2(const ModelConfig& config) {
@@ -286,20 +299,18 @@ absl::Status ModelWeights::LoadGpt2Layer(const ModelConfig& config, const std::s
   BATON_RETURN_IF_ERROR(
       LoadTransposed(prefix + "attn.c_attn.weight", hidden,
                      {{hidden, &layer->q}, {hidden, &layer->k}, {hidden, &layer->v}}));
-  ConstTensorView qkv_bias;
-  BATON_RETURN_IF_ERROR(LoadVector(prefix + "attn.c_attn.bias", 3 * hidden, &qkv_bias));
-  layer->q_bias = qkv_bias.Rows(0, hidden);
-  layer->k_bias = qkv_bias.Rows(hidden, hidden);
-  layer->v_bias = qkv_bias.Rows(2 * hidden, hidden);
+  BATON_RETURN_IF_ERROR(LoadVectorParts(
+      prefix + "attn.c_attn.bias",
+      {{hidden, &layer->q_bias}, {hidden, &layer->k_bias}, {hidden, &layer->v_bias}}));
   BATON_RETURN_IF_ERROR(
-      LoadTransposed(prefix + "attn.c_proj.weight", hidden, {{hidden, &layer->o}}));
-  BATON_RETURN_IF_ERROR(LoadVector(prefix + "attn.c_proj.bias", hidden, &layer->o_bias));
+      LoadTransposedColumns(prefix + "attn.c_proj.weight", hidden, hidden, &layer->o));
+  BATON_RETURN_IF_ERROR(LoadSumBias(prefix + "attn.c_proj.bias", hidden, &layer->o_bias));
   BATON_RETURN_IF_ERROR(LoadGpt2Norm(prefix + "ln_2.", hidden, &layer->network_norm));
   BATON_RETURN_IF_ERROR(LoadTransposed(prefix + "mlp.c_fc.weight", hidden, {{inner, &layer->up}}));
-  BATON_RETURN_IF_ERROR(LoadVector(prefix + "mlp.c_fc.bias", inner, &layer->up_bias));
+  BATON_RETURN_IF_ERROR(LoadVectorParts(prefix + "mlp.c_fc.bias", {{inner, &layer->up_bias}}));
   BATON_RETURN_IF_ERROR(
-      LoadTransposed(prefix + "mlp.c_proj.weight", inner, {{hidden, &layer->down}}));
-  return LoadVector(prefix + "mlp.c_proj.bias", hidden, &layer->down_bias);
+      LoadTransposedColumns(prefix + "mlp.c_proj.weight", inner, hidden, &layer->down));
+  return LoadSumBias(prefix + "mlp.c_proj.bias", hidden, &layer->down_bias);
 }
 
 absl::Status ModelWeights::LoadGpt2Norm(const std::string& prefix, size_t size, NormWeights* norm) {
@@ -340,11 +351,26 @@ absl::Status ModelWeights::LoadParts(const std::string& name, size_t columns,
   parameter_count_ += rows * columns;
   size_t row = 0;
   for (const RowsOf& part : parts) {
-    BATON_RETURN_IF_ERROR(Pack(name, *tensor, RowsOfTensor(*tensor, row, part.rows, columns),
-                               FormatOf(*tensor), part.weight));
+    const size_t first = row + options_.shard.Begin(part.rows);
+    BATON_RETURN_IF_ERROR(
+        Pack(name, *tensor, RowsOfTensor(*tensor, first, options_.shard.Size(part.rows), columns),
+             FormatOf(*tensor), part.weight));
     row += part.rows;
   }
   return absl::OkStatus();
+}
+
+absl::Status ModelWeights::LoadColumns(const std::string& name, size_t rows, size_t columns,
+                                       PackedWeight* weight) {
+  const Shard& shard = options_.shard;
+  if (shard.count == 1) return LoadMatrix(name, rows, columns, weight);
+  BATON_ASSIGN_OR_RETURN(const StoredTensor* tensor, Require(name, {rows, columns}));
+  parameter_count_ += rows * columns;
+  const std::vector<std::byte> part =
+      ColumnsOf(RowsOfTensor(*tensor, 0, rows, columns), shard.Begin(columns), shard.Size(columns));
+  const ConstTensorView matrix(part.data(), *tensor->dtype, DeviceKind::kCpu,
+                               {rows, shard.Size(columns)});
+  return Pack(name, *tensor, matrix, FormatOf(*tensor), weight);
 }
 
 absl::Status ModelWeights::LoadTransposed(const std::string& name, size_t inputs,
@@ -355,13 +381,25 @@ absl::Status ModelWeights::LoadTransposed(const std::string& name, size_t inputs
   parameter_count_ += inputs * outputs;
   size_t column = 0;
   for (const RowsOf& part : parts) {
-    const std::vector<std::byte> rows = TransposedColumns(*tensor, inputs, column, part.rows);
-    const ConstTensorView matrix(rows.data(), *tensor->dtype, DeviceKind::kCpu,
-                                 {part.rows, inputs});
+    const size_t count = options_.shard.Size(part.rows);
+    const std::vector<std::byte> rows = TransposedColumns(
+        RowsOfTensor(*tensor, 0, inputs, outputs), column + options_.shard.Begin(part.rows), count);
+    const ConstTensorView matrix(rows.data(), *tensor->dtype, DeviceKind::kCpu, {count, inputs});
     BATON_RETURN_IF_ERROR(Pack(name, *tensor, matrix, FormatOf(*tensor), part.weight));
     column += part.rows;
   }
   return absl::OkStatus();
+}
+
+absl::Status ModelWeights::LoadTransposedColumns(const std::string& name, size_t inputs,
+                                                 size_t outputs, PackedWeight* weight) {
+  BATON_ASSIGN_OR_RETURN(const StoredTensor* tensor, Require(name, {inputs, outputs}));
+  parameter_count_ += inputs * outputs;
+  const size_t count = options_.shard.Size(inputs);
+  const std::vector<std::byte> rows = TransposedColumns(
+      RowsOfTensor(*tensor, options_.shard.Begin(inputs), count, outputs), 0, outputs);
+  const ConstTensorView matrix(rows.data(), *tensor->dtype, DeviceKind::kCpu, {outputs, count});
+  return Pack(name, *tensor, matrix, FormatOf(*tensor), weight);
 }
 
 WeightFormat ModelWeights::FormatOf(const StoredTensor& tensor) const {
@@ -388,7 +426,8 @@ absl::Status ModelWeights::Pack(const std::string& name, const StoredTensor& ten
   }
   *weight = *std::move(packed);
   format_names_.insert(format.name());
-  Report(matrix.bytes());
+  // What the other ranks read has been read, too.
+  Report(std::min<size_t>(tensor.data.size(), matrix.bytes() * options_.shard.count));
   return absl::OkStatus();
 }
 
@@ -411,6 +450,27 @@ absl::Status ModelWeights::LoadVector(const std::string& name, size_t size, Cons
   memory_.push_back(std::move(memory));
   parameter_count_ += size;
   Report(tensor->data.size());
+  return absl::OkStatus();
+}
+
+absl::Status ModelWeights::LoadVectorParts(const std::string& name,
+                                           std::initializer_list<PartOf> parts) {
+  size_t size = 0;
+  for (const PartOf& part : parts) size += part.size;
+  ConstTensorView all;
+  BATON_RETURN_IF_ERROR(LoadVector(name, size, &all));
+  size_t begin = 0;
+  for (const PartOf& part : parts) {
+    *part.view = all.Rows(begin + options_.shard.Begin(part.size), options_.shard.Size(part.size));
+    begin += part.size;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ModelWeights::LoadSumBias(const std::string& name, size_t size,
+                                       ConstTensorView* view) {
+  BATON_RETURN_IF_ERROR(LoadVector(name, size, view));
+  if (options_.shard.rank != 0) *view = {};
   return absl::OkStatus();
 }
 

@@ -3,6 +3,10 @@
 // Matrices are packed for the device's Linear. The embedding table, of which a step reads a few
 // rows, stays as it is stored: on the CPU in the mapped file. Immutable after loading: any thread.
 // The device outlives them.
+//
+// Of a shard they are the rank's share: rows of what the heads and the inner rows of networks are
+// computed by, columns of what leads from them back to the hidden size. All ranks have embeddings,
+// norms and what chooses experts; only the first has the head, and biases of sums.
 #ifndef BATON_COMMON_MODEL_WEIGHTS_H_
 #define BATON_COMMON_MODEL_WEIGHTS_H_
 
@@ -18,6 +22,7 @@
 #include "common/kernels/kernels.h"
 #include "common/model/model_config.h"
 #include "common/model/safetensors.h"
+#include "common/model/shard.h"
 #include "common/tensor/tensor_view.h"
 
 namespace baton {
@@ -72,6 +77,7 @@ struct LayerWeights {
 struct WeightOptions {
   std::optional<WeightForm> form = {};  // Of matrices; as stored if absent.
   uint32_t activation_bytes = 0;        // See WeightFormat.
+  Shard shard = {};
   // Called while loading, with the bytes read so far of all.
   std::function<void(uint64_t done, uint64_t total)> progress = {};
 };
@@ -84,7 +90,8 @@ class ModelWeights {
                                               const std::string& directory,
                                               const WeightOptions& options);
 
-  // Errors name the tensor and the file.
+  // Errors name the tensor and the file. `config` is that of the whole model. REQUIRES:
+  // ConfigOfShard has no error.
   static absl::StatusOr<std::unique_ptr<ModelWeights>> Load(Device& device, KernelContext& context,
                                                             const ModelConfig& config,
                                                             const std::string& directory,
@@ -95,7 +102,7 @@ class ModelWeights {
   // What embeddings are multiplied with. sqrt(hidden) is rounded to the stored type: so it was when
   // the model was trained, and so does Hugging Face.
   float embedding_scale() const { return embedding_scale_; }
-  const PackedWeight& head() const { return head_; }  // [vocab, hidden]
+  const PackedWeight& head() const { return head_; }  // [vocab, hidden]; empty but on rank 0.
   const NormWeights& final_norm() const { return final_norm_; }
   const LayerWeights& layer(uint32_t index) const { return layers_[index]; }
 
@@ -103,6 +110,7 @@ class ModelWeights {
   DType stored_dtype() const { return stored_dtype_; }
   // Formats of the matrices: "bf16", or "int4a16+int8a16" if they differ.
   std::string format_names() const;
+  // Of the whole model.
   uint64_t parameter_count() const { return parameter_count_; }
   const TensorFiles& files() const { return *files_; }
 
@@ -134,12 +142,16 @@ class ModelWeights {
   absl::Status LoadQkv(const ModelConfig& config, const std::string& prefix, LayerWeights* layer);
   absl::Status LoadGateUp(const ModelConfig& config, const std::string& prefix,
                           LayerWeights* layer);
+  // The rank's rows of a matrix.
   absl::Status LoadMatrix(const std::string& name, size_t rows, size_t columns,
                           PackedWeight* weight);
-  // The same in the form in which it is stored, whatever the options say.
+  // The rank's columns.
+  absl::Status LoadColumns(const std::string& name, size_t rows, size_t columns,
+                           PackedWeight* weight);
+  // All of it in the form in which it is stored, whatever the options say.
   absl::Status LoadAsStored(const std::string& name, size_t rows, size_t columns,
                             PackedWeight* weight);
-  // Cuts a matrix of `columns` into parts of so many rows, which must be all.
+  // Cuts a matrix of `columns` into parts of so many rows, which must be all; of each the rank's.
   struct RowsOf {
     size_t rows = 0;
     PackedWeight* weight = nullptr;
@@ -149,6 +161,9 @@ class ModelWeights {
   // The same for a matrix that is stored as [inputs, outputs]: its columns are cut.
   absl::Status LoadTransposed(const std::string& name, size_t inputs,
                               std::initializer_list<RowsOf> parts);
+  // As LoadColumns.
+  absl::Status LoadTransposedColumns(const std::string& name, size_t inputs, size_t outputs,
+                                     PackedWeight* weight);
   WeightFormat FormatOf(const StoredTensor& tensor) const;
   // `matrix` [outputs, inputs], on the host: the tensor or a part of it.
   absl::Status Pack(const std::string& name, const StoredTensor& tensor,
@@ -159,6 +174,14 @@ class ModelWeights {
   // `added` to each element.
   absl::Status LoadVector(const std::string& name, size_t size, ConstTensorView* view,
                           float added = 0.0f);
+  // The rank's part of each of `views`, which lie behind each other in one vector.
+  struct PartOf {
+    size_t size = 0;
+    ConstTensorView* view = nullptr;
+  };
+  absl::Status LoadVectorParts(const std::string& name, std::initializer_list<PartOf> parts);
+  // The bias of what the ranks add up: one of them has it.
+  absl::Status LoadSumBias(const std::string& name, size_t size, ConstTensorView* view);
   void Report(size_t bytes);
 
   Device& device_;

@@ -12,6 +12,9 @@
 
 ABSL_FLAG(std::string, model, "", "Folder of the model, as Hugging Face lays it out. Required.");
 ABSL_FLAG(std::string, device, "cpu", "Where to compute: cpu, cuda or cuda:INDEX.");
+ABSL_FLAG(uint32_t, tp, 1,
+          "Tensor parallelism: how many devices compute the model together, e.g. 4 with --device "
+          "cuda:0 for cuda:0 to cuda:3. Must divide the model's KV heads.");
 ABSL_FLAG(std::string, weights, "",
           "Form of the weights in memory: f32, bf16, f16, int8 or int4; empty: as stored.");
 ABSL_FLAG(std::string, kv_dtype, "",
@@ -29,7 +32,7 @@ ABSL_FLAG(bool, pin_threads, false,
           "Workers that share a machine need a set of processors each (taskset, numactl, cpuset).");
 ABSL_FLAG(bool, huge_pages, true, "Ask the system for huge pages for weights and the KV cache.");
 ABSL_FLAG(baton::ByteSize, kv_memory, baton::ByteSize{uint64_t{512} << 20},
-          "Memory for the KV cache, e.g. 512MiB or 8GiB.");
+          "Memory for the KV cache, of all devices together, e.g. 512MiB or 8GiB.");
 ABSL_FLAG(uint32_t, block_tokens, 16,
           "Tokens of one KV block. The same on all workers of a cluster.");
 ABSL_FLAG(uint32_t, chunk_tokens, 512, "Most prompt tokens that are computed in one step.");
@@ -42,6 +45,7 @@ constexpr uint32_t kBlockTokensMax = 1024;
 constexpr uint32_t kChunkTokensMax = 1u << 16;
 constexpr uint32_t kSequencesMaxMax = 1u << 16;
 constexpr uint32_t kThreadsMax = 1024;
+constexpr uint32_t kTensorParallelismMax = 64;
 
 absl::Status CheckRange(const char* flag, uint64_t value, uint64_t least, uint64_t most) {
   if (value >= least && value <= most) return absl::OkStatus();
@@ -100,6 +104,8 @@ absl::StatusOr<EngineOptions> EngineOptionsFromFlags() {
   options.block_tokens = absl::GetFlag(FLAGS_block_tokens);
   options.chunk_tokens = absl::GetFlag(FLAGS_chunk_tokens);
   options.sequences_max = absl::GetFlag(FLAGS_sequences_max);
+  options.tensor_parallelism = absl::GetFlag(FLAGS_tp);
+  BATON_RETURN_IF_ERROR(CheckRange("tp", options.tensor_parallelism, 1, kTensorParallelismMax));
   BATON_RETURN_IF_ERROR(CheckRange("threads", options.threads, 1, kThreadsMax));
   BATON_RETURN_IF_ERROR(CheckRange("block_tokens", options.block_tokens, 1, kBlockTokensMax));
   BATON_RETURN_IF_ERROR(CheckRange("chunk_tokens", options.chunk_tokens, 1, kChunkTokensMax));
@@ -111,18 +117,20 @@ absl::StatusOr<EngineParts> EngineParts::Create(const EngineOptions& options,
                                                 const Progress& progress) {
   EngineParts parts;
   parts.options = options;
-  BATON_ASSIGN_OR_RETURN(parts.device,
-                         OpenDevice(options.device, {.huge_pages = options.huge_pages}));
+  BATON_ASSIGN_OR_RETURN(parts.devices, OpenDevices(options.device, options.tensor_parallelism,
+                                                    {.huge_pages = options.huge_pages}));
+  std::vector<Device*> devices;
+  for (const std::unique_ptr<Device>& device : parts.devices) devices.push_back(device.get());
   // One step holds a row for each sequence and a chunk.
   BATON_ASSIGN_OR_RETURN(
       parts.model,
-      Model::Load(*parts.device, {.directory = options.model,
-                                  .weights = options.weights,
-                                  .activation_bytes = options.activation_bits / 8,
-                                  .threads = std::max(1u, options.threads),
-                                  .pin_threads = options.pin_threads,
-                                  .batch_tokens_max = options.sequences_max + options.chunk_tokens,
-                                  .progress = progress}));
+      Model::Load(devices, {.directory = options.model,
+                            .weights = options.weights,
+                            .activation_bytes = options.activation_bits / 8,
+                            .threads = std::max(1u, options.threads),
+                            .pin_threads = options.pin_threads,
+                            .batch_tokens_max = options.sequences_max + options.chunk_tokens,
+                            .progress = progress}));
   const ModelConfig& config = parts.model->config();
   const KvLayout layout = {.layers = config.layers,
                            .kv_heads = config.kv_heads,
@@ -130,7 +138,7 @@ absl::StatusOr<EngineParts> EngineParts::Create(const EngineOptions& options,
                            .block_tokens = options.block_tokens,
                            .dtype = KvDType(options, config)};
   BATON_ASSIGN_OR_RETURN(const uint32_t block_count, BlockCount(options, layout, config));
-  BATON_ASSIGN_OR_RETURN(parts.arena, KvArena::Create(*parts.device, layout, block_count));
+  BATON_ASSIGN_OR_RETURN(parts.arena, KvArena::Create(devices, layout, block_count));
   parts.pool = std::make_unique<BlockPool>(block_count);
   parts.executor = std::make_unique<Executor>(parts.model.get(), parts.arena.get());
   return parts;

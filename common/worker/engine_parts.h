@@ -7,6 +7,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "common/device/device.h"
@@ -22,6 +23,7 @@ namespace baton {
 struct EngineOptions {
   std::string model;  // A Hugging Face folder.
   std::string device = "cpu";
+  uint32_t tensor_parallelism = 1;     // Devices that compute the model together, from `device` on.
   std::string weights = {};            // Empty: as stored.
   std::optional<DType> kv_dtype = {};  // Absent: as the model is stored (F16 becomes F32).
   uint32_t activation_bits = 0;        // 8, 16 or 32; 0: the most that the weights have.
@@ -40,7 +42,7 @@ absl::StatusOr<EngineOptions> EngineOptionsFromFlags();
 // Members are destroyed in reverse order: who borrows goes before who lends.
 struct EngineParts {
   EngineOptions options;
-  std::unique_ptr<Device> device;
+  std::vector<std::unique_ptr<Device>> devices;  // By rank.
   std::unique_ptr<Model> model;
   std::unique_ptr<KvArena> arena;
   std::unique_ptr<BlockPool> pool;

@@ -16,6 +16,7 @@
 #include "common/device/device.h"
 #include "common/kv_cache/kv_arena.h"
 #include "common/model/model.h"
+#include "common/model/shard.h"
 
 namespace baton {
 namespace {
@@ -62,21 +63,28 @@ class ModelCudaTest : public testing::TestWithParam<const char*> {
   ModelCudaTest() : golden_(GetParam()) {}
 
   void SetUp() override {
-    absl::StatusOr<std::unique_ptr<Device>> device = OpenDevice("cuda");
-    if (!device.ok()) GTEST_SKIP() << device.status();
-    device_ = *std::move(device);
+    const absl::Status status = Open(1);
+    if (!status.ok()) GTEST_SKIP() << status;
+  }
+  // The model is then loaded on so many GPUs together.
+  absl::Status Open(uint32_t count) {
+    absl::StatusOr<std::vector<std::unique_ptr<Device>>> devices = OpenDevices("cuda", count);
+    if (devices.ok()) devices_ = *std::move(devices);
+    return devices.status();
   }
 
   bool HasExperts() const { return ModelConfig::Load(golden_.folder).value().experts.count > 0; }
 
   void Load(const std::string& weights, DType kv_type) {
+    std::vector<Device*> devices;
+    for (const std::unique_ptr<Device>& device : devices_) devices.push_back(device.get());
     absl::StatusOr<std::unique_ptr<Model>> model = Model::Load(
-        *device_,
+        devices,
         {.directory = golden_.folder, .weights = weights, .batch_tokens_max = 4 * kTokensMax});
     ASSERT_TRUE(model.ok()) << model.status();
     model_ = *std::move(model);
     const ModelConfig& config = model_->config();
-    cache_ = KvArena::Create(*device_,
+    cache_ = KvArena::Create(devices,
                              {.layers = config.layers,
                               .kv_heads = config.kv_heads,
                               .head_dim = config.head_dim,
@@ -114,7 +122,7 @@ class ModelCudaTest : public testing::TestWithParam<const char*> {
   }
 
   const Golden golden_;
-  std::unique_ptr<Device> device_;
+  std::vector<std::unique_ptr<Device>> devices_;
   std::unique_ptr<Model> model_;
   std::unique_ptr<KvArena> cache_;
   std::vector<BlockId> blocks_;
@@ -123,6 +131,29 @@ class ModelCudaTest : public testing::TestWithParam<const char*> {
 TEST_P(ModelCudaTest, LogitsAgreeInFloat32) {
   Load("f32", DType::kF32);
   const float error = RelativeError(RunPrompt(), golden_.logits);
+  RecordProperty("relative_error", testing::PrintToString(error));
+
+  EXPECT_LE(error, 1e-4f);
+}
+
+// The first half at once; the others one by one, in steps that are recorded and replayed.
+TEST_P(ModelCudaTest, LogitsOfTwoGpusAgreeInFloat32) {
+  if (const absl::Status status = Open(2); !status.ok()) GTEST_SKIP() << status;
+  const ModelConfig config = ModelConfig::Load(golden_.folder).value();
+  if (const absl::Status status = ConfigOfShard(config, 2).status(); !status.ok()) {
+    GTEST_SKIP() << status;
+  }
+  Load("f32", DType::kF32);
+  std::vector<float> logits;
+  const size_t half = golden_.prompt.size() / 2;
+  for (size_t begin = 0; begin < golden_.prompt.size();) {
+    const size_t end = std::max(half, begin + 1);
+    const BatchRow row = Row(golden_.prompt, begin, end);
+    const std::vector<float> part = Run({&row, 1});
+    logits.insert(logits.end(), part.begin(), part.end());
+    begin = end;
+  }
+  const float error = RelativeError(logits, golden_.logits);
   RecordProperty("relative_error", testing::PrintToString(error));
 
   EXPECT_LE(error, 1e-4f);

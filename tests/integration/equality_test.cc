@@ -63,11 +63,12 @@ const std::vector<v1::GenerateRequest>& Requests() {
 }
 
 // One process, one thread, one request at a time.
-void RunOracle(OracleModel* oracle) {
-  EngineParts parts =
-      EngineParts::Create(
-          {.model = oracle->folder.path(), .threads = 1, .kv_memory_bytes = 16 << 20})
-          .value();
+void RunOracle(OracleModel* oracle, uint32_t tensor_parallelism) {
+  EngineParts parts = EngineParts::Create({.model = oracle->folder.path(),
+                                           .tensor_parallelism = tensor_parallelism,
+                                           .threads = 1,
+                                           .kv_memory_bytes = 16 << 20})
+                          .value();
   LocalRunner runner(&parts);
   for (const v1::GenerateRequest& request : Requests()) {
     const LocalResult result = runner.Run(
@@ -79,13 +80,14 @@ void RunOracle(OracleModel* oracle) {
 }
 
 // Made when it is first asked for.
-const OracleModel& Oracle(ModelKind kind) {
-  static auto* const oracles = new std::map<ModelKind, std::unique_ptr<OracleModel>>();
-  std::unique_ptr<OracleModel>& oracle = (*oracles)[kind];
+const OracleModel& Oracle(ModelKind kind, uint32_t tensor_parallelism) {
+  using Key = std::pair<ModelKind, uint32_t>;
+  static auto* const oracles = new std::map<Key, std::unique_ptr<OracleModel>>();
+  std::unique_ptr<OracleModel>& oracle = (*oracles)[{kind, tensor_parallelism}];
   if (oracle == nullptr) {
     oracle = std::make_unique<OracleModel>();
     EXPECT_TRUE(WriteTinyModel(oracle->folder.path(), ModelOptionsOf(kind)).ok());
-    RunOracle(oracle.get());
+    RunOracle(oracle.get(), tensor_parallelism);
   }
   return *oracle;
 }
@@ -96,17 +98,20 @@ struct Deployment {
   int decode;
   std::vector<std::string> worker_flags;
   ModelKind model = ModelKind::kLlama;
+  uint32_t tensor_parallelism = 1;  // Of all workers, and of the process they are compared with.
 };
 
 class EqualityTest : public testing::TestWithParam<Deployment> {};
 
 TEST_P(EqualityTest, StreamsEqualTheSingleProcess) {
   const Deployment& deployment = GetParam();
-  const OracleModel& oracle = Oracle(deployment.model);
+  const OracleModel& oracle = Oracle(deployment.model, deployment.tensor_parallelism);
+  std::vector<std::string> worker_flags = deployment.worker_flags;
+  worker_flags.push_back(absl::StrCat("--tp=", deployment.tensor_parallelism));
   const auto cluster = Cluster::Start({.model = oracle.folder.path(),
                                        .prefill = deployment.prefill,
                                        .decode = deployment.decode,
-                                       .worker_flags = deployment.worker_flags,
+                                       .worker_flags = worker_flags,
                                        .decode_flags = {},
                                        .router_flags = {}});
   ASSERT_TRUE(cluster.ok()) << cluster.status();
@@ -143,7 +148,10 @@ INSTANTIATE_TEST_SUITE_P(
                     Deployment{"SplitGemma2", 1, 1, {"--chunk_tokens=16"}, ModelKind::kGemma2},
                     Deployment{"SplitExperts", 1, 1, {"--chunk_tokens=16"}, ModelKind::kQwen2Moe},
                     Deployment{"ColocatedExperts", 0, 1, {"--threads=2"}, ModelKind::kQwen2Moe},
-                    Deployment{"SplitGpt2", 1, 1, {"--chunk_tokens=16"}, ModelKind::kGpt2}),
+                    Deployment{"SplitGpt2", 1, 1, {"--chunk_tokens=16"}, ModelKind::kGpt2},
+                    Deployment{"SplitTp2", 1, 1, {"--chunk_tokens=16"}, ModelKind::kLlama, 2},
+                    Deployment{"SplitTp2Experts", 1, 1, {}, ModelKind::kQwen2Moe, 2},
+                    Deployment{"ColocatedTp4Gpt2", 0, 1, {}, ModelKind::kGpt2, 4}),
     [](const testing::TestParamInfo<Deployment>& param) { return param.param.name; });
 
 }  // namespace

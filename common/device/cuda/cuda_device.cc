@@ -65,7 +65,8 @@ absl::Status CudaStatus(cudaError_t error, const std::string& what) {
 }
 
 absl::StatusOr<std::unique_ptr<CudaDevice>> CudaDevice::Open(const std::string& name,
-                                                             const KernelTable* kernels) {
+                                                             const KernelTable* kernels,
+                                                             const CollectiveTable* collectives) {
   BATON_ASSIGN_OR_RETURN(const int index, ParseIndex(name));
   int count = 0;
   BATON_RETURN_IF_ERROR(
@@ -77,7 +78,7 @@ absl::StatusOr<std::unique_ptr<CudaDevice>> CudaDevice::Open(const std::string& 
   cudaDeviceProp properties{};
   BATON_RETURN_IF_ERROR(
       CudaStatus(cudaGetDeviceProperties(&properties, index), "asking for GPU " + name));
-  std::unique_ptr<CudaDevice> device(new CudaDevice(index, properties, kernels));
+  std::unique_ptr<CudaDevice> device(new CudaDevice(index, properties, kernels, collectives));
   BATON_RETURN_IF_ERROR(device->Select());
   BATON_RETURN_IF_ERROR(
       CudaStatus(cudaStreamCreateWithFlags(&device->stream_, cudaStreamNonBlocking),
@@ -88,11 +89,13 @@ absl::StatusOr<std::unique_ptr<CudaDevice>> CudaDevice::Open(const std::string& 
   return device;
 }
 
-CudaDevice::CudaDevice(int index, const cudaDeviceProp& properties, const KernelTable* kernels)
+CudaDevice::CudaDevice(int index, const cudaDeviceProp& properties, const KernelTable* kernels,
+                       const CollectiveTable* collectives)
     : index_(index),
       name_(absl::StrCat("cuda:", index, " ", properties.name)),
       properties_(properties),
-      kernels_(kernels) {}
+      kernels_(kernels),
+      collectives_(collectives) {}
 
 CudaDevice::~CudaDevice() {
   if (!Select().ok()) return;

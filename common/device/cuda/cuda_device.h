@@ -19,14 +19,16 @@ absl::Status CudaStatus(cudaError_t error, const std::string& what);
 
 class CudaDevice final : public Device {
  public:
-  // "cuda" or "cuda:INDEX". `kernels` outlives the device. kUnavailable: there is no such GPU.
-  static absl::StatusOr<std::unique_ptr<CudaDevice>> Open(const std::string& name,
-                                                          const KernelTable* kernels);
+  // "cuda" or "cuda:INDEX". The tables outlive the device. kUnavailable: there is no such GPU.
+  static absl::StatusOr<std::unique_ptr<CudaDevice>> Open(
+      const std::string& name, const KernelTable* kernels,
+      const CollectiveTable* collectives = nullptr);
   ~CudaDevice() override;
 
   DeviceKind kind() const override { return DeviceKind::kCuda; }
   std::string name() const override { return name_; }
   const KernelTable* kernels() const override { return kernels_; }
+  const CollectiveTable* collectives() const override { return collectives_; }
   absl::StatusOr<DeviceMemory> Allocate(size_t bytes) override;
   absl::StatusOr<DeviceMemory> AllocatePinned(size_t bytes) override;
   // Behind all that is on the stream.
@@ -36,6 +38,7 @@ class CudaDevice final : public Device {
   absl::Status Gather(std::byte* to, std::span<const std::span<const std::byte>> from) override;
   absl::Status Scatter(std::span<const std::span<std::byte>> to, const std::byte* from) override;
 
+  int index() const { return index_; }
   // The runtime's current device belongs to the calling thread.
   absl::Status Select() const;
   // What the engine's thread computes on.
@@ -43,7 +46,8 @@ class CudaDevice final : public Device {
   const cudaDeviceProp& properties() const { return properties_; }
 
  private:
-  CudaDevice(int index, const cudaDeviceProp& properties, const KernelTable* kernels);
+  CudaDevice(int index, const cudaDeviceProp& properties, const KernelTable* kernels,
+             const CollectiveTable* collectives);
   absl::Status Copy(std::byte* to, const std::byte* from, size_t bytes, cudaMemcpyKind kind);
   // Waits also for copies that began before one failed: nothing is copied after this returns.
   absl::Status FinishCopies(const absl::Status& started) const;
@@ -53,6 +57,7 @@ class CudaDevice final : public Device {
   const std::string name_;
   const cudaDeviceProp properties_;
   const KernelTable* const kernels_;
+  const CollectiveTable* const collectives_;
   cudaStream_t stream_ = nullptr;
   cudaStream_t copies_ = nullptr;
 };

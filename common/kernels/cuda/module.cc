@@ -4,6 +4,7 @@
 #include <memory>
 #include <string>
 
+#include "common/collective/nccl/nccl_collective.h"
 #include "common/device/cuda/cuda_device.h"
 #include "common/kernels/cuda/cuda_kernels.h"
 
@@ -11,7 +12,7 @@
 extern "C" __attribute__((visibility("default"))) baton::Device* BatonOpenCudaDevice(
     const char* name, char* error, size_t error_bytes) {
   absl::StatusOr<std::unique_ptr<baton::CudaDevice>> device =
-      baton::CudaDevice::Open(name, &baton::cuda::CudaKernels());
+      baton::CudaDevice::Open(name, &baton::cuda::CudaKernels(), baton::NcclCollectives());
   if (device.ok()) return device->release();
   std::snprintf(error, error_bytes, "%s", std::string(device.status().message()).c_str());
   return nullptr;

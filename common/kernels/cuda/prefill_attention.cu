@@ -475,7 +475,8 @@ __global__ void __launch_bounds__(kThreads, 2)
 template <typename T, uint32_t kDim, bool kCapped>
 cudaError_t StartPrefill(const Launch& launch, const AttentionArgs& args) {
   const auto kernel = PrefillKernel<T, kDim, kCapped>;
-  static const cudaError_t prepared = cudaFuncSetAttribute(
+  // Once per GPU: a thread computes on one.
+  static thread_local const cudaError_t prepared = cudaFuncSetAttribute(
       kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Layout<kDim>::kBytes);
   if (prepared != cudaSuccess) return prepared;
   const uint32_t rows_max = args.table.count_max * (args.heads / args.pages.kv_heads);

@@ -728,7 +728,8 @@ cudaError_t FillParams(const AttentionArgs& args, Params* params) {
 template <typename T, uint32_t kDim>
 cudaError_t Start(const Launch& launch, const AttentionArgs& args) {
   constexpr uint32_t kBytes = Shared<kDim>::kBytes;
-  static const cudaError_t allowed = cudaFuncSetAttribute(
+  // Once per GPU: a thread computes on one.
+  static thread_local const cudaError_t allowed = cudaFuncSetAttribute(
       AttentionKernel<T, kDim>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
   if (allowed != cudaSuccess) return allowed;
   Params params;

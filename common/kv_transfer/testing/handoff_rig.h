@@ -70,8 +70,8 @@ inline std::vector<BlockId> Blocks(std::initializer_list<uint32_t> numbers) {
 inline std::vector<std::byte> RowOf(const KvArena& arena, BlockId block, uint32_t layer, bool value,
                                     uint32_t head, uint32_t row) {
   std::vector<std::byte> bytes(arena.layout().row_bytes());
-  BATON_CHECK_OK(arena.device().CopyToHost(
-      bytes.data(), arena.RowData(block, layer, value, head, row), bytes.size()));
+  const std::byte* const data = arena.RowData(block, layer, value, head, row);
+  BATON_CHECK_OK(arena.device(arena.ShardOf(data)).CopyToHost(bytes.data(), data, bytes.size()));
   return bytes;
 }
 

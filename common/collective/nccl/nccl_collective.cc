@@ -1,0 +1,177 @@
+#include "common/collective/nccl/nccl_collective.h"
+
+#include <dlfcn.h>
+#include <nccl.h>
+
+#include <atomic>
+#include <string>
+#include <type_traits>
+#include <utility>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/functional/function_ref.h"
+#include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
+#include "common/base/check.h"
+#include "common/base/status_macros.h"
+#include "common/device/cuda/cuda_device.h"
+
+namespace baton {
+namespace {
+
+constexpr char kLibrary[] = "libnccl.so.2";
+
+// The functions that are needed. A module that is linked to NCCL would not load without it.
+struct Nccl {
+  decltype(&ncclCommInitAll) init_all = nullptr;
+  decltype(&ncclAllReduce) all_reduce = nullptr;
+  decltype(&ncclBroadcast) broadcast = nullptr;
+  decltype(&ncclCommAbort) abort = nullptr;
+  decltype(&ncclCommDestroy) destroy = nullptr;
+  decltype(&ncclGetErrorString) error_string = nullptr;
+
+  // Is never unloaded.
+  static absl::StatusOr<Nccl> Load();
+  absl::Status Check(ncclResult_t result, const std::string& what) const {
+    if (result == ncclSuccess) return absl::OkStatus();
+    return absl::UnavailableError(absl::StrCat(what, ": NCCL: ", error_string(result)));
+  }
+};
+
+absl::StatusOr<Nccl> Nccl::Load() {
+  void* const library = dlopen(kLibrary, RTLD_NOW | RTLD_LOCAL);
+  if (library == nullptr) {
+    return absl::UnavailableError(absl::StrCat("several GPUs need NCCL: ", dlerror()));
+  }
+  const auto find = [library](const char* name, auto* function) {
+    *function = reinterpret_cast<std::decay_t<decltype(*function)>>(dlsym(library, name));
+    return *function != nullptr;
+  };
+  Nccl nccl;
+  if (find("ncclCommInitAll", &nccl.init_all) && find("ncclAllReduce", &nccl.all_reduce) &&
+      find("ncclBroadcast", &nccl.broadcast) && find("ncclCommAbort", &nccl.abort) &&
+      find("ncclCommDestroy", &nccl.destroy) && find("ncclGetErrorString", &nccl.error_string)) {
+    return nccl;
+  }
+  return absl::UnavailableError(absl::StrCat(kLibrary, " lacks a function"));
+}
+
+// REQUIRES: a float type.
+ncclDataType_t TypeOf(DType dtype) {
+  BATON_CHECK(dtype == DType::kF32 || dtype == DType::kBF16 || dtype == DType::kF16);
+  if (dtype == DType::kF32) return ncclFloat32;
+  return dtype == DType::kBF16 ? ncclBfloat16 : ncclFloat16;
+}
+
+// What the ranks share. Communicators go together, when the last rank has gone.
+class Group {
+ public:
+  explicit Group(const Nccl& nccl) : nccl_(nccl) {}
+  ~Group() {
+    if (aborted_) return;
+    for (Rank& rank : ranks_) {
+      const absl::MutexLock lock(&rank.mutex);
+      if (rank.communicator != nullptr) nccl_.destroy(rank.communicator);
+    }
+  }
+
+  absl::Status Connect(std::span<Device* const> devices) {
+    std::vector<int> indices;
+    ranks_ = std::vector<Rank>(devices.size());
+    for (size_t i = 0; i < devices.size(); ++i) {
+      // MakeCollectives took its table from such a device.
+      ranks_[i].device = static_cast<CudaDevice*>(devices[i]);
+      indices.push_back(ranks_[i].device->index());
+    }
+    std::vector<ncclComm_t> communicators(devices.size());
+    BATON_RETURN_IF_ERROR(
+        nccl_.Check(nccl_.init_all(communicators.data(), static_cast<int>(communicators.size()),
+                                   indices.data()),
+                    absl::StrCat("connecting ", communicators.size(), " GPUs")));
+    for (size_t i = 0; i < ranks_.size(); ++i) {
+      const absl::MutexLock lock(&ranks_[i].mutex);
+      ranks_[i].communicator = communicators[i];
+    }
+    return absl::OkStatus();
+  }
+
+  uint32_t size() const { return static_cast<uint32_t>(ranks_.size()); }
+
+  absl::Status AllReduceSum(uint32_t index, const TensorView& x) {
+    return Queue(index, [&](ncclComm_t communicator, cudaStream_t stream) {
+      return nccl_.all_reduce(x.data(), x.data(), x.elements(), TypeOf(x.dtype()), ncclSum,
+                              communicator, stream);
+    });
+  }
+  absl::Status Broadcast(uint32_t index, const TensorView& x) {
+    return Queue(index, [&](ncclComm_t communicator, cudaStream_t stream) {
+      return nccl_.broadcast(x.data(), x.data(), x.elements(), TypeOf(x.dtype()), /*root=*/0,
+                             communicator, stream);
+    });
+  }
+
+  // Kernels that wait for a rank that will not come end, too.
+  void Abort() {
+    if (aborted_.exchange(true)) return;
+    for (Rank& rank : ranks_) {
+      const absl::MutexLock lock(&rank.mutex);
+      nccl_.abort(rank.communicator);
+    }
+  }
+
+ private:
+  struct Rank {
+    CudaDevice* device = nullptr;
+    absl::Mutex mutex;
+    ncclComm_t communicator ABSL_GUARDED_BY(mutex) = nullptr;  // Gone once aborted_ is set.
+  };
+
+  using Operation = absl::FunctionRef<ncclResult_t(ncclComm_t communicator, cudaStream_t stream)>;
+  absl::Status Queue(uint32_t index, Operation operation) {
+    Rank& rank = ranks_[index];
+    const absl::MutexLock lock(&rank.mutex);
+    if (aborted_) return absl::AbortedError("another GPU cannot go on");
+    BATON_RETURN_IF_ERROR(rank.device->Select());
+    return nccl_.Check(operation(rank.communicator, rank.device->stream()), rank.device->name());
+  }
+
+  const Nccl nccl_;
+  std::vector<Rank> ranks_;
+  std::atomic<bool> aborted_ = false;
+};
+
+class NcclCollective final : public Collective {
+ public:
+  NcclCollective(std::shared_ptr<Group> group, uint32_t rank)
+      : group_(std::move(group)), rank_(rank) {}
+
+  uint32_t rank() const override { return rank_; }
+  uint32_t size() const override { return group_->size(); }
+  absl::Status AllReduceSum(const TensorView& x) override { return group_->AllReduceSum(rank_, x); }
+  absl::Status Broadcast(const TensorView& x) override { return group_->Broadcast(rank_, x); }
+  void Abort() override { group_->Abort(); }
+
+ private:
+  const std::shared_ptr<Group> group_;
+  const uint32_t rank_;
+};
+
+absl::StatusOr<std::vector<std::unique_ptr<Collective>>> Make(std::span<Device* const> devices) {
+  BATON_ASSIGN_OR_RETURN(const Nccl nccl, Nccl::Load());
+  const auto group = std::make_shared<Group>(nccl);
+  BATON_RETURN_IF_ERROR(group->Connect(devices));
+  std::vector<std::unique_ptr<Collective>> ranks;
+  for (uint32_t rank = 0; rank < group->size(); ++rank) {
+    ranks.push_back(std::make_unique<NcclCollective>(group, rank));
+  }
+  return ranks;
+}
+
+}  // namespace
+
+const CollectiveTable* NcclCollectives() {
+  static constexpr CollectiveTable kTable = {.make = &Make};
+  return &kTable;
+}
+
+}  // namespace baton
