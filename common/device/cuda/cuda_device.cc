@@ -115,8 +115,7 @@ absl::StatusOr<DeviceMemory> CudaDevice::Allocate(size_t bytes) {
   DeviceMemory memory(this, static_cast<std::byte*>(data), bytes);
   BATON_RETURN_IF_ERROR(
       CudaStatus(cudaMemsetAsync(data, 0, bytes, stream_), name_ + ": clearing memory"));
-  BATON_RETURN_IF_ERROR(
-      CudaStatus(cudaStreamSynchronize(stream_), name_ + ": clearing memory"));
+  BATON_RETURN_IF_ERROR(CudaStatus(cudaStreamSynchronize(stream_), name_ + ": clearing memory"));
   return memory;
 }
 

@@ -33,9 +33,12 @@ float Rounding(DType type) {
       return 0x1p-8f;
     case DType::kF16:
       return 0x1p-11f;
-    default:
+    case DType::kF32:
       return 0x1p-24f;
+    case DType::kI8:
+      break;
   }
+  return 0.5f;
 }
 
 Floats Rounded(const Floats& values, DType type) { return Decode(Encode(values, type), type); }
