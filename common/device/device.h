@@ -57,7 +57,7 @@ class DeviceMemory {
   bool pinned_ = false;
 };
 
-// Thread-safe.
+// Thread-safe, but for CopyFromHost and CopyToHost, which are the engine's thread's.
 class Device {
  public:
   static constexpr size_t kAlignment = 64;

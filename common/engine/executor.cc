@@ -7,6 +7,12 @@
 #include "common/sampling/sample_plan.h"
 
 namespace baton {
+namespace {
+
+// Of a step: 8 MiB. A penalty makes one for each different token of a sequence.
+constexpr size_t kEditsMax = size_t{8} << 20 >> 5;
+
+}  // namespace
 
 absl::StatusOr<std::vector<std::optional<SampledToken>>> Executor::Run(
     std::span<const StepItem> items, const LayerDone& layer_done) {
@@ -56,6 +62,7 @@ absl::StatusOr<std::vector<SampledToken>> Executor::RunSampling(
     samples.push_back(plan.row);
     edits.insert(edits.end(), plan.edits.begin(), plan.edits.end());
   }
+  if (edits.size() > kEditsMax) return RunWithLogits(rows, sampling, layer_done);
   std::vector<TokenId> ids(sampling.size());
   BATON_RETURN_IF_ERROR(model_->ForwardAndSample(rows, *arena_, samples, edits, ids, layer_done));
   std::vector<SampledToken> tokens(ids.size());

@@ -175,6 +175,14 @@ absl::Status KernelContext::RunStep(const StepShape* shape,
   return state_ == nullptr ? body() : state_->RunStep(shape, body);
 }
 
+absl::Status KernelContext::Finish() {
+  return state_ == nullptr ? absl::OkStatus() : state_->Finish();
+}
+
+absl::Status KernelContext::Health() const {
+  return state_ == nullptr ? absl::OkStatus() : state_->Health();
+}
+
 void KernelContext::WhenDone(std::function<void()> done) {
   if (state_ != nullptr) return state_->WhenDone(std::move(done));
   done();

@@ -79,7 +79,8 @@ struct PlacedSequences {
 struct StepShape {
   uint32_t rows = 0;
   uint32_t end_max = 0;         // No sequence ends behind it.
-  const void* cache = nullptr;  // The KV arena.
+  const void* cache = nullptr;  // The KV arena,
+  uint64_t layout = 0;          // and the fingerprint of its layout.
 
   friend bool operator==(const StepShape&, const StepShape&) = default;
 };
@@ -97,6 +98,8 @@ class KernelState {
   virtual absl::Status RunStep(const StepShape* shape, absl::FunctionRef<absl::Status()> body) = 0;
   virtual void WhenDone(std::function<void()> done) = 0;
   virtual uint32_t PaddedRows(uint32_t rows) const = 0;
+  virtual absl::Status Finish() = 0;
+  virtual absl::Status Health() const = 0;
 };
 
 // What every operation needs: the device's implementation, threads and scratch memory.
@@ -123,13 +126,18 @@ class KernelContext {
   PlacedSequences Place(std::span<const SequenceRows> sequences, uint32_t end_max = 0);
   // Calls the operations of a step. With a shape they are always the same ones, with the same
   // tensors, for all steps of that shape; only numbers that were placed differ. Then a GPU records
-  // them once and replays them, without calling `body`. OK does not mean that a GPU has finished.
+  // them once and replays them, without calling `body`. OK does not mean that a GPU has finished;
+  // after an error it has.
   absl::Status RunStep(const StepShape* shape, absl::FunctionRef<absl::Status()> body);
   // Calls `done` when all operations before it have finished: on a GPU at the end of the step's
   // RunStep, which then waits. Not within a step that has a shape.
   void WhenDone(std::function<void()> done);
   // Rows that a decode step is filled up to, with sequences of no tokens, so that few shapes occur.
   uint32_t PaddedRows(uint32_t rows) const;
+  // Waits until the device has finished all operations.
+  absl::Status Finish();
+  // kUnavailable: the device will compute nothing more in this process.
+  absl::Status Health() const;
 
   // For implementations only.
   const KernelTable& table() const { return *table_; }

@@ -259,7 +259,10 @@ Decoder::Step Decoder::PlaceBatch(Batch& batch, const StepShape* shape) {
 
 std::optional<StepShape> Decoder::ShapeOf(std::span<const BatchRow> rows, const KvArena& cache,
                                           const LayerDone& layer_done) const {
-  if (layer_done != nullptr || config_.experts.count > 0) return std::nullopt;
+  // Experts are chosen on the host; and NCCL does not give up a group that a recording knows.
+  if (layer_done != nullptr || config_.experts.count > 0 || collective_ != nullptr) {
+    return std::nullopt;
+  }
   uint32_t end = kRecordedEndMin;
   for (const BatchRow& row : rows) {
     if (row.tokens.size() != 1 || row.logit_count != 1) return std::nullopt;
@@ -267,8 +270,10 @@ std::optional<StepShape> Decoder::ShapeOf(std::span<const BatchRow> rows, const 
   }
   const uint32_t padded = context_->PaddedRows(static_cast<uint32_t>(rows.size()));
   if (padded > std::min<size_t>(batch_tokens_max_, logits_.dim(0))) return std::nullopt;
-  return StepShape{
-      .rows = padded, .end_max = std::bit_ceil(end), .cache = cache.BlockData(BlockId{0}, rank())};
+  return StepShape{.rows = padded,
+                   .end_max = std::bit_ceil(end),
+                   .cache = cache.BlockData(BlockId{0}, rank()),
+                   .layout = cache.layout().Fingerprint()};
 }
 
 void Decoder::FillAngles(const Step& step, const Activations& all) {
@@ -348,10 +353,17 @@ absl::Status Decoder::Run(std::span<const BatchRow> rows, KvArena& cache,
   }));
   for (size_t begin = 0; begin < wanted; begin += logits_.dim(0)) {
     const size_t count = std::min(logits_.dim(0), wanted - begin);
-    if (!at_once) RunHead(h.Rows(begin, count));
+    if (!at_once) {
+      BATON_RETURN_IF_ERROR(context_->RunStep(nullptr, [&] {
+        RunHead(h.Rows(begin, count));
+        return absl::OkStatus();
+      }));
+    }
     BATON_RETURN_IF_ERROR(take(begin, count));
   }
-  return absl::OkStatus();
+  // What was taken has been waited for. Otherwise blocks must not be given away before they are
+  // written.
+  return wanted > 0 ? absl::OkStatus() : context_->Finish();
 }
 
 absl::Status Decoder::RunLayers(const Step& step, KvArena& cache, Activations all,

@@ -43,6 +43,7 @@ class Decoder final : public Model {
 
   absl::Status Forward(std::span<const BatchRow> rows, KvArena& cache, std::span<float> logits,
                        const LayerDone& layer_done) override;
+  absl::Status Health() const override { return context_->Health(); }
   bool samples_tokens() const override { return CanSampleTokens(*context_); }
   absl::Status ForwardAndSample(std::span<const BatchRow> rows, KvArena& cache,
                                 std::span<const SampleRow> samples,

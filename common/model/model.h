@@ -1,9 +1,9 @@
 // A decoder-only transformer: weights and the forward pass, written once over common/kernels.
 //
 // Weights are immutable after Load. Forward uses scratch memory of the model, so one thread at a
-// time (the engine thread) calls it. The logits of a token depend only on the tokens before it: not
-// on the other rows, on chunk boundaries, or on the number of threads. See "Equal bits" in
-// DESIGN_NOTES.md.
+// time (the engine thread) calls it. On a CPU the logits of a token depend only on the tokens
+// before it: not on the other rows, on chunk boundaries, or on the number of threads. On a GPU that
+// holds up to rounding. See "Equal bits" and "Numbers on a GPU" in DESIGN_NOTES.md.
 #ifndef BATON_COMMON_MODEL_MODEL_H_
 #define BATON_COMMON_MODEL_MODEL_H_
 
@@ -54,7 +54,7 @@ class Model {
   virtual const ModelConfig& config() const = 0;
   // SHA-256 over config, tokenizer, safetensors headers and first and last 4 KiB of each tensor.
   virtual const std::string& fingerprint() const = 0;  // 32 bytes.
-  // Weight form and kernel path, e.g. "bf16/cpu-2": equal numerics give equal bits.
+  // Weight form and kernel path, e.g. "bf16/cpu-2": on a CPU equal numerics give equal bits.
   virtual const std::string& numerics() const = 0;
   virtual uint64_t parameter_count() const = 0;
 
@@ -63,6 +63,9 @@ class Model {
   // batch_tokens_max tokens; blocks cover each row; logits.size() fits exactly.
   virtual absl::Status Forward(std::span<const BatchRow> rows, KvArena& cache,
                                std::span<float> logits, const LayerDone& layer_done) = 0;
+
+  // kUnavailable: the model will compute nothing more in this process. Cheap.
+  virtual absl::Status Health() const { return absl::OkStatus(); }
 
   // Whether ForwardAndSample can be called: the logits are far from the host, and need not come.
   virtual bool samples_tokens() const { return false; }

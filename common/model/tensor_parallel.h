@@ -39,6 +39,8 @@ class TensorParallelModel final : public Model {
   // The cache has a shard per rank. `layer_done` is called when all ranks have the layer.
   absl::Status Forward(std::span<const BatchRow> rows, KvArena& cache, std::span<float> logits,
                        const LayerDone& layer_done) override;
+  // A rank that has failed ends the group.
+  absl::Status Health() const override { return failed_ ? FirstError() : absl::OkStatus(); }
   bool samples_tokens() const override { return first().samples_tokens(); }
   absl::Status ForwardAndSample(std::span<const BatchRow> rows, KvArena& cache,
                                 std::span<const SampleRow> samples,

@@ -43,7 +43,7 @@ namespace {
 
 constexpr uint32_t kBlockTokensMax = 1024;
 constexpr uint32_t kChunkTokensMax = 1u << 16;
-constexpr uint32_t kSequencesMaxMax = 1u << 16;
+constexpr uint32_t kSequencesMaxMax = (1u << 16) - 1;
 constexpr uint32_t kThreadsMax = 1024;
 constexpr uint32_t kTensorParallelismMax = 64;
 

@@ -1,4 +1,4 @@
-// Whether the engine thread still comes back from what it does.
+// Whether the engine thread still comes back from what it does, and can do anything.
 //
 // Heartbeats come from another thread, so that a long step does not break sessions; without this
 // watch they would also hide a step that never ends. The engine thread reports, any thread asks.
@@ -7,8 +7,10 @@
 
 #include <atomic>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
 #include "common/base/clock.h"
 
 namespace baton {
@@ -22,8 +24,18 @@ class EngineWatch {
   // rounds too.
   void RoundEnded(Instant now) { last_round_.store(now, std::memory_order_relaxed); }
 
-  // kUnavailable: the engine hangs.
+  // The engine will compute nothing more, for this reason. For good; the first reason stays.
+  void Break(const absl::Status& reason) {
+    absl::MutexLock lock(&mutex_);
+    if (broken_.ok()) broken_ = reason;
+  }
+
+  // kUnavailable: the engine hangs or is broken.
   absl::Status Check(Instant now) const {
+    {
+      absl::MutexLock lock(&mutex_);
+      if (!broken_.ok()) return broken_;
+    }
     const Duration age = now - last_round_.load(std::memory_order_relaxed);
     if (stall_max_ == Duration::zero() || age <= stall_max_) return absl::OkStatus();
     return absl::UnavailableError(absl::StrCat("the engine hangs: no step has ended for ",
@@ -34,6 +46,8 @@ class EngineWatch {
  private:
   const Duration stall_max_;
   std::atomic<Instant> last_round_;
+  mutable absl::Mutex mutex_;
+  absl::Status broken_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace baton

@@ -27,5 +27,15 @@ TEST(EngineWatchTest, ZeroAllowsAnyTime) {
   EXPECT_TRUE(watch.Check(kStart + std::chrono::hours(1000)).ok());
 }
 
+TEST(EngineWatchTest, BrokenIsForGoodWithItsFirstReason) {
+  EngineWatch watch(seconds(10), kStart);
+
+  watch.Break(absl::UnavailableError("the GPU is gone"));
+  watch.Break(absl::UnavailableError("again"));
+  watch.RoundEnded(kStart + seconds(1));
+
+  EXPECT_EQ(watch.Check(kStart + seconds(1)), absl::UnavailableError("the GPU is gone"));
+}
+
 }  // namespace
 }  // namespace baton

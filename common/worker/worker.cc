@@ -88,6 +88,7 @@ class Worker::Impl final : public SessionHandler, public EventPort {
     sessions_ = std::make_unique<SessionServer>(this, session_options);
     published_sessions_.store(sessions_.get(), std::memory_order_release);
     BATON_ASSIGN_OR_RETURN(server_, RpcServer::Start(options_.rpc, {sessions_.get()}));
+    published_server_.store(server_.get(), std::memory_order_release);
     server_->SetServing(true);
     return absl::OkStatus();
   }
@@ -208,7 +209,18 @@ class Worker::Impl final : public SessionHandler, public EventPort {
     const Instant start = Now();
     if (!engine_->Step(start)) return false;
     metrics_.ObserveStep(Now() - start);
+    if (const absl::Status health = parts_.model->Health(); !health.ok()) Break(health);
     return true;
+  }
+
+  // Routers go to other workers, and whoever watches the health of processes starts this one again.
+  void Break(const absl::Status& reason) {
+    if (std::exchange(broken_, true)) return;
+    LogError("the device is lost; start the worker again", {{"reason", reason.ToString()}});
+    watch_.Break(reason);
+    if (RpcServer* server = published_server_.load(std::memory_order_acquire)) {
+      server->SetServing(false);
+    }
   }
 
   void Dispatch(InboxItem item) {
@@ -307,6 +319,7 @@ class Worker::Impl final : public SessionHandler, public EventPort {
   std::unique_ptr<WorkerEngine> engine_;
   std::unique_ptr<SessionServer> sessions_;
   std::atomic<SessionServer*> published_sessions_{nullptr};
+  std::atomic<RpcServer*> published_server_{nullptr};
   std::unique_ptr<RpcServer> server_;
   std::thread engine_thread_;
   bool stopped_ = false;  // Owner's thread.
@@ -315,6 +328,7 @@ class Worker::Impl final : public SessionHandler, public EventPort {
   std::map<Incarnation, SessionId> session_of_;
   std::map<SessionId, Incarnation> router_of_;
   bool draining_ = false;
+  bool broken_ = false;
   Instant next_load_{};
 };
 

@@ -3,6 +3,7 @@
 // user would run it, a memory as good. Method: the demo model's lists; see recall_test.
 #include <gtest/gtest.h>
 
+#include <cstdlib>
 #include <iostream>
 #include <string>
 #include <vector>
@@ -55,7 +56,10 @@ class ClusterCudaTest : public testing::Test {
  protected:
   void SetUp() override {
     const absl::StatusOr<std::unique_ptr<Device>> device = OpenDevice("cuda");
-    if (!device.ok()) GTEST_SKIP() << device.status();
+    if (!device.ok()) {
+      ASSERT_EQ(std::getenv("BATON_REQUIRE_GPU"), nullptr) << device.status();
+      GTEST_SKIP() << device.status();
+    }
   }
 
   static const Oracle& Cpu() {

@@ -114,8 +114,8 @@ absl::StatusOr<DeviceMemory> CudaDevice::Allocate(size_t bytes) {
                                    absl::StrCat(name_, ": allocating ", bytes, " bytes")));
   DeviceMemory memory(this, static_cast<std::byte*>(data), bytes);
   BATON_RETURN_IF_ERROR(
-      CudaStatus(cudaMemsetAsync(data, 0, bytes, stream_), name_ + ": clearing memory"));
-  BATON_RETURN_IF_ERROR(CudaStatus(cudaStreamSynchronize(stream_), name_ + ": clearing memory"));
+      CudaStatus(cudaMemsetAsync(data, 0, bytes, copies_), name_ + ": clearing memory"));
+  BATON_RETURN_IF_ERROR(CudaStatus(cudaStreamSynchronize(copies_), name_ + ": clearing memory"));
   return memory;
 }
 

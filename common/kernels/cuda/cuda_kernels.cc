@@ -115,7 +115,7 @@ bool ChunksFit(const Launch& launch, const AttentionArgs& args) {
 void RunSingles(CudaState& state, AttentionArgs args) {
   args.scratch_bytes = DecodeAttentionScratchBytes(state.launch(), args);
   args.scratch = state.Scratch(args.scratch_bytes);
-  if (args.scratch == nullptr) return;
+  if (args.scratch == nullptr && args.scratch_bytes > 0) return;
   state.Check(DecodeAttention(state.launch(), args), "attention of single tokens");
 }
 
@@ -196,9 +196,11 @@ void AddCuda(KernelContext& context, const ConstTensorView& y, const TensorView&
 
 void GatherRowsCuda(KernelContext& context, const ConstTensorView& x, const Placed<uint32_t>& rows,
                     const TensorView& out) {
+  const uint32_t* const numbers = DeviceNumbers(context, rows);
+  if (!StateOf(context).ok()) return;
   StateOf(context).Check(
-      GatherRows(StateOf(context).launch(), x.data(), DeviceNumbers(context, rows),
-                 Size(rows.host.size()), x.dim(1) * DTypeBytes(x.dtype()), out.data()),
+      GatherRows(StateOf(context).launch(), x.data(), numbers, Size(rows.host.size()),
+                 x.dim(1) * DTypeBytes(x.dtype()), out.data()),
       "gathering rows");
 }
 
@@ -212,6 +214,7 @@ void CombineRowsCuda(KernelContext& context, const ConstTensorView& x,
       static_cast<const uint32_t*>(state.Place(rows.data(), rows.size_bytes()));
   const auto* factors =
       static_cast<const float*>(state.Place(weights.data(), weights.size_bytes()));
+  if (!state.ok()) return;
   state.Check(CombineRows(state.launch(), x.data(), x.dtype(), row_numbers, factors, tokens,
                           Size(rows.size() / tokens), Size(x.dim(1)), out.data()),
               "combining rows");
@@ -224,6 +227,7 @@ void RouteExpertsCuda(KernelContext& context, const ConstTensorView& logits, uin
   std::vector<float> copy(logits.elements());
   state.Check(state.device().CopyToHost(reinterpret_cast<std::byte*>(copy.data()), logits.data(),
                                         logits.bytes()));
+  state.ForgetPlaced();
   const ConstTensorView host(reinterpret_cast<const std::byte*>(copy.data()), DType::kF32,
                              DeviceKind::kCpu, {logits.dim(0), logits.dim(1)});
   CpuKernels().route_experts(context, host, per_token, normalize, experts, weights);
@@ -240,6 +244,7 @@ absl::Status SampleTokensCuda(KernelContext& context, const TensorView& logits,
       static_cast<const SampleRow*>(state.Place(samples.data(), samples.size_bytes()));
   const auto* changes =
       static_cast<const LogitEdit*>(state.Place(edits.data(), edits.size_bytes()));
+  if (!state.ok()) return state.TakeStatus();
   // The tokens first, then what the kernels need.
   const size_t token_bytes = (rows * sizeof(int32_t) + 255) / 256 * 256;
   auto* const scratch =

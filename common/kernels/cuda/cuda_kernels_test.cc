@@ -468,6 +468,35 @@ TEST_P(CudaKernelsTest, WhatIsWaitedForIsDoneInOrder) {
   EXPECT_EQ(Read(x.ours)[999], 8.0f);
 }
 
+TEST_P(CudaKernelsTest, AStepThatFailsLeavesNothingForTheNext) {
+  const Both x = Make(Floats(10, 1.0f), DType::kF32, {1, 10});
+  int calls = 0;
+  ours_->BeginStep();
+  const absl::Status failed = ours_->RunStep(nullptr, [&] {
+    Scale(*ours_, 2.0f, x.ours);
+    ours_->WhenDone([&] { ++calls; });
+    return absl::InternalError("planted");
+  });
+  ours_->BeginStep();
+  const std::vector<uint32_t> too_many(std::size_t{10} << 20);
+  ours_->Place(std::span<const uint32_t>(too_many));
+  const absl::Status too_large = ours_->RunStep(nullptr, [&] {
+    ++calls;
+    return absl::OkStatus();
+  });
+  ours_->BeginStep();
+  const absl::Status good = ours_->RunStep(nullptr, [&] {
+    Scale(*ours_, 2.0f, x.ours);
+    return absl::OkStatus();
+  });
+
+  EXPECT_EQ(failed, absl::InternalError("planted"));
+  EXPECT_EQ(too_large.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_TRUE(good.ok()) << good;
+  EXPECT_EQ(calls, 0);
+  EXPECT_EQ(Read(x.ours)[9], 4.0f);
+}
+
 INSTANTIATE_TEST_SUITE_P(Types, CudaKernelsTest,
                          testing::Values(DType::kF32, DType::kF16, DType::kBF16),
                          [](const auto& type) { return std::string(DTypeName(type.param)); });

@@ -14,6 +14,7 @@ namespace {
 
 // Rows of int8 weights are widened in pieces of so many bytes at most.
 constexpr size_t kWidenedBytesMax = size_t{128} << 20;
+constexpr size_t kPieceRows = 128;  // Of a piece, a multiple: so results stay aligned.
 // Up to so many rows our own kernel reads weights of the type of activations as fast as cuBLASLt or
 // faster, and overlaps with its neighbours (cuda_bench on an H100: 64 rows take it 1.4 times as
 // long). For int8 there is no other.
@@ -51,6 +52,15 @@ struct Product {
   DType out_type = DType::kF32;
 };
 
+// What the addresses of a product are multiples of, up to what cuBLASLt asks for at most.
+uint32_t AlignmentOf(const Product& product) {
+  constexpr uintptr_t kMost = 256;
+  const uintptr_t bits = reinterpret_cast<uintptr_t>(product.x) |
+                         reinterpret_cast<uintptr_t>(product.weight) |
+                         reinterpret_cast<uintptr_t>(product.out) | kMost;
+  return static_cast<uint32_t>(bits & -bits);
+}
+
 // cuBLASLt's descriptions of a product. It thinks in columns: out^T = weight x^T, where weight^T is
 // what lies in memory.
 class ProductDescription {
@@ -80,13 +90,21 @@ class ProductDescription {
   cublasStatus_t status() const { return status_; }
 
   // Up to kProposalsMax ways to compute it, the one that it thinks best first.
-  cublasStatus_t Propose(CudaState& state, std::vector<cublasLtMatmulAlgo_t>* algorithms) const {
+  cublasStatus_t Propose(CudaState& state, uint32_t alignment,
+                         std::vector<cublasLtMatmulAlgo_t>* algorithms) const {
     cublasLtMatmulPreference_t preference = nullptr;
     cublasStatus_t status = cublasLtMatmulPreferenceCreate(&preference);
     if (status != CUBLAS_STATUS_SUCCESS) return status;
     const size_t workspace = state.lane(0).workspace_bytes;
     status = cublasLtMatmulPreferenceSetAttribute(
         preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace, sizeof(workspace));
+    for (const cublasLtMatmulPreferenceAttributes_t operand :
+         {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+          CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES}) {
+      if (status != CUBLAS_STATUS_SUCCESS) break;
+      status =
+          cublasLtMatmulPreferenceSetAttribute(preference, operand, &alignment, sizeof(alignment));
+    }
     cublasLtMatmulHeuristicResult_t results[kProposalsMax] = {};
     int found = 0;
     if (status == CUBLAS_STATUS_SUCCESS) {
@@ -148,7 +166,7 @@ float TimeOf(CudaState& state, const Product& product, const ProductDescription&
 cublasStatus_t Choose(CudaState& state, const Product& product,
                       const ProductDescription& description, cublasLtMatmulAlgo_t* algorithm) {
   std::vector<cublasLtMatmulAlgo_t> proposals;
-  const cublasStatus_t status = description.Propose(state, &proposals);
+  const cublasStatus_t status = description.Propose(state, AlignmentOf(product), &proposals);
   if (status != CUBLAS_STATUS_SUCCESS) return status;
   *algorithm = proposals[0];
   if (product.rows > kTimedRowsMax || state.recording()) return status;
@@ -165,8 +183,8 @@ cublasStatus_t Choose(CudaState& state, const Product& product,
 cublasStatus_t Multiply(CudaState& state, const Product& product, const Lane& lane) {
   const ProductDescription description(product);
   if (description.status() != CUBLAS_STATUS_SUCCESS) return description.status();
-  const CudaState::ProductKey key(product.outputs, product.rows, product.inputs, product.type,
-                                  product.out_type);
+  const CudaState::ProductKey key(product.outputs, product.rows, product.inputs, product.stride,
+                                  AlignmentOf(product), product.type, product.out_type);
   auto found = state.algorithms().find(key);
   if (found == state.algorithms().end()) {
     cublasLtMatmulAlgo_t algorithm{};
@@ -190,8 +208,9 @@ void RunProduct(CudaState& state, const Product& product, const Lane& lane) {
 void RunWidened(CudaState& state, const LinearOutput& output, Product product) {
   const PackedWeight& weight = *output.weight;
   const size_t row_bytes = weight.inputs() * DTypeBytes(product.type);
-  const auto piece =
-      static_cast<uint32_t>(std::clamp<size_t>(kWidenedBytesMax / row_bytes, 1, weight.outputs()));
+  const auto piece = static_cast<uint32_t>(
+      std::min(std::max(kWidenedBytesMax / row_bytes / kPieceRows, size_t{1}) * kPieceRows,
+               weight.outputs()));
   auto* const widened = static_cast<std::byte*>(state.Scratch(piece * row_bytes));
   if (widened == nullptr) return;
   const auto* numbers = reinterpret_cast<const int8_t*>(weight.data());

@@ -1,12 +1,13 @@
 #include "common/kernels/cuda/cuda_state.h"
 
 #include <algorithm>
-#include <cstdlib>
+#include <bit>
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
 #include "common/base/check.h"
 #include "common/base/status_macros.h"
+#include "common/telemetry/log.h"
 
 namespace baton::cuda {
 namespace {
@@ -30,6 +31,10 @@ absl::StatusOr<std::unique_ptr<KernelState>> CudaState::Create(const KernelOptio
                          .multiprocessors = properties.multiProcessorCount,
                          .compute_capability = properties.major * 10 + properties.minor};
   std::unique_ptr<CudaState> state(new CudaState(device, launch));
+  BATON_RETURN_IF_ERROR(
+      CudaStatus(FindCode(),
+                 absl::StrCat(device.name(), ": this build has no code for it (compute capability ",
+                              properties.major, ".", properties.minor, ")")));
   BATON_RETURN_IF_ERROR(state->Allocate());
   return std::unique_ptr<KernelState>(std::move(state));
 }
@@ -167,16 +172,30 @@ std::shared_ptr<const void> CudaState::Place(std::span<const SequenceRows> seque
 
 absl::Status CudaState::RunStep(const StepShape* shape, absl::FunctionRef<absl::Status()> body) {
   in_step_ = false;
-  BATON_RETURN_IF_ERROR(device_.Select());
+  Check(device_.Select());
   Upload();
-  if (shape == nullptr) {
-    BATON_RETURN_IF_ERROR(RunNow(body));
-    return CallDone();
-  }
-  Recording& recording = recordings_[*shape];
+  step_inputs_ = used_;
+  // With what could not be placed nothing may run.
+  if (!ok()) return TakeStatus();
+  const absl::Status status = shape == nullptr ? RunNow(body) : RunShape(*shape, body);
+  if (status.ok()) return CallDone();
+  static_cast<void>(cudaStreamSynchronize(launch_.stream));
+  for (auto& [event, done] : when_done_) spare_events_.push_back(event);
+  when_done_.clear();
+  return status;
+}
+
+absl::Status CudaState::RunShape(const StepShape& shape, absl::FunctionRef<absl::Status()> body) {
+  Recording& recording = recordings_[shape];
+  if (recording.runs++ == 0 || recording.impossible) return RunNow(body);
   if (recording.graph == nullptr) {
-    if (recording.runs++ == 0) return RunNow(body);
-    BATON_RETURN_IF_ERROR(Record(&recording, body));
+    const absl::Status recorded = Record(&recording, body);
+    if (!recorded.ok()) {
+      LogError("a step cannot be recorded, and runs operation by operation",
+               {{"device", device_.name()}, {"reason", recorded.ToString()}});
+      recording.impossible = true;
+      return RunNow(body);
+    }
   }
   Check(cudaGraphLaunch(recording.graph, launch_.stream), "replaying a step");
   return TakeStatus();
@@ -258,13 +277,25 @@ uint32_t CudaState::PaddedRows(uint32_t rows) const {
   return static_cast<uint32_t>(rows <= 64 ? RoundUp(rows, 8) : RoundUp(rows, 32));
 }
 
+absl::Status CudaState::Finish() {
+  Check(cudaStreamSynchronize(launch_.stream), "computing a step");
+  return TakeStatus();
+}
+
+absl::Status CudaState::Health() const {
+  // An error of a kernel stays until the process ends: every call returns it.
+  const cudaError_t error = cudaStreamQuery(launch_.stream);
+  return error == cudaErrorNotReady ? absl::OkStatus() : CudaStatus(error, device_.name());
+}
+
 void* CudaState::Scratch(size_t bytes) {
   if (scratch_.bytes() >= bytes) return scratch_.data();
   BATON_CHECK_MSG(!recording_, "a recorded step needs more scratch memory than its first run");
   Check(cudaStreamSynchronize(launch_.stream), "waiting for scratch memory");
   DropRecordings();  // They know the old address.
   scratch_ = {};
-  absl::StatusOr<DeviceMemory> memory = device_.Allocate(std::max(bytes, kScratchBytesMin));
+  absl::StatusOr<DeviceMemory> memory =
+      device_.Allocate(std::max(std::bit_ceil(bytes), kScratchBytesMin));
   if (!memory.ok()) {
     Check(memory.status());
     return nullptr;

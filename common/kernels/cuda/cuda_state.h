@@ -1,9 +1,9 @@
 // What the CUDA kernels keep between operations: the stream, what a step needs to know, scratch
 // memory, cuBLASLt, and recorded steps.
 //
-// A step of a shape is run twice as it is: whatever is chosen or allocated on first use is then
-// there. From the second time on it is recorded as a CUDA graph and replayed; one launch instead of
-// some hundred. What differs between steps lies in memory whose address does not.
+// A step of a shape is run once as it is: whatever is chosen or allocated on first use is then
+// there. The second time it is recorded as a CUDA graph, and replayed from then on: one launch
+// instead of some hundred. What differs between steps lies in memory whose address does not.
 #ifndef BATON_COMMON_KERNELS_CUDA_CUDA_STATE_H_
 #define BATON_COMMON_KERNELS_CUDA_CUDA_STATE_H_
 
@@ -53,6 +53,8 @@ class CudaState final : public KernelState {
   absl::Status RunStep(const StepShape* shape, absl::FunctionRef<absl::Status()> body) override;
   void WhenDone(std::function<void()> done) override;
   uint32_t PaddedRows(uint32_t rows) const override;
+  absl::Status Finish() override;
+  absl::Status Health() const override;
 
   const Launch& launch() const { return launch_; }
   cublasLtHandle_t cublas() const { return cublas_; }
@@ -60,6 +62,10 @@ class CudaState final : public KernelState {
   // Keeps the first error, which the step returns.
   void Check(cudaError_t error, const char* what);
   void Check(absl::Status status);
+  bool ok() const { return status_.ok(); }
+  // The device has finished all operations of the step so far, so what was placed since it began to
+  // run makes room.
+  void ForgetPlaced() { used_ = uploaded_ = step_inputs_; }
   // The error that was kept, which is then forgotten.
   absl::Status TakeStatus() { return std::exchange(status_, absl::OkStatus()); }
 
@@ -77,23 +83,26 @@ class CudaState final : public KernelState {
   bool recording() const { return recording_; }
   // cuBLASLt's choice for a product, by (outputs, rows, inputs, how many, type, type of the
   // result).
-  using ProductKey = std::tuple<uint32_t, uint32_t, uint32_t, DType, DType>;
+  using ProductKey = std::tuple<uint32_t, uint32_t, uint32_t, uint32_t, uint32_t, DType, DType>;
   std::map<ProductKey, cublasLtMatmulAlgo_t>& algorithms() { return algorithms_; }
 
  private:
   struct Recording {
     uint32_t runs = 0;
+    bool impossible = false;  // To record.
     cudaGraphExec_t graph = nullptr;
   };
   struct ShapeLess {
     bool operator()(const StepShape& a, const StepShape& b) const {
-      return std::tie(a.rows, a.end_max, a.cache) < std::tie(b.rows, b.end_max, b.cache);
+      return std::tie(a.rows, a.end_max, a.cache, a.layout) <
+             std::tie(b.rows, b.end_max, b.cache, b.layout);
     }
   };
 
   CudaState(CudaDevice& device, const Launch& launch) : device_(device), launch_(launch) {}
   absl::Status Allocate();
   void Upload();
+  absl::Status RunShape(const StepShape& shape, absl::FunctionRef<absl::Status()> body);
   absl::Status RunNow(absl::FunctionRef<absl::Status()> body);
   absl::Status Record(Recording* recording, absl::FunctionRef<absl::Status()> body);
   void DropRecordings();
@@ -115,6 +124,7 @@ class CudaState final : public KernelState {
   DeviceMemory inputs_;
   size_t used_ = 0;
   size_t uploaded_ = 0;
+  size_t step_inputs_ = 0;  // Of used_, what was placed before the step began to run.
   cudaEvent_t uploads_done_ = nullptr;
   bool in_step_ = false;
 

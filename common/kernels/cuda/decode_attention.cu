@@ -468,7 +468,7 @@ __global__ void __launch_bounds__(kDim* kMergeGroups)
   float value = 0.0f;
 #pragma unroll 4
   for (uint32_t split = threadIdx.y; split < geometry.splits; split += kMergeGroups) {
-    // What found nothing has written nothing.
+    // What found nothing need not be read.
     if (factors[split] == 0.0f) continue;
     value += part_outputs[(first + split * geometry.rows) * kDim + threadIdx.x] * factors[split];
   }

@@ -60,6 +60,9 @@ struct Launch {
   int compute_capability = 0;  // 80, 90, 100.
 };
 
+// Whether the kernels were compiled for the current GPU.
+cudaError_t FindCode();
+
 // ---- rowwise.cu ------------------------------------------------------------------------------
 // `type` is the type of activations: kF32, kF16 or kBF16. The residual stream x is float32.
 

@@ -441,6 +441,11 @@ cudaError_t StartGate(const Launch& launch, const void* gate, const void* up, si
 
 }  // namespace
 
+cudaError_t FindCode() {
+  cudaFuncAttributes attributes = {};
+  return cudaFuncGetAttributes(&attributes, ScaleKernel);
+}
+
 cudaError_t Embedding(const Launch& launch, const void* table, DType table_type, const int32_t* ids,
                       uint32_t rows, uint32_t n, float* out) {
   if (rows == 0) return cudaSuccess;

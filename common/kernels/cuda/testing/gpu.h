@@ -5,6 +5,7 @@
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <optional>
 #include <vector>
@@ -18,8 +19,12 @@ namespace baton::cuda {
 
 #define ASSERT_CUDA(call) ASSERT_EQ((call), cudaSuccess) << cudaGetErrorString(cudaGetLastError())
 // First line of every test.
-#define SKIP_WITHOUT_GPU() \
-  if (!::baton::cuda::Gpu().has_value()) GTEST_SKIP() << "no GPU can be used here"
+// With BATON_REQUIRE_GPU in the environment a missing GPU is a failure.
+#define SKIP_WITHOUT_GPU()                                                        \
+  if (!::baton::cuda::Gpu().has_value()) {                                        \
+    ASSERT_EQ(std::getenv("BATON_REQUIRE_GPU"), nullptr) << "no GPU can be used"; \
+    GTEST_SKIP() << "no GPU can be used here";                                    \
+  }
 
 // The first GPU, on its default stream; nothing if there is none.
 inline std::optional<Launch> Gpu() {
