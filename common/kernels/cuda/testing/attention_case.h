@@ -34,6 +34,7 @@ struct AttentionShape {
   uint32_t window = 0;
   float soft_cap = 0.0f;
   float value_deviation = 1.0f;  // Standard deviation of the numbers of V.
+  uint32_t block_padding = 48;   // Bytes that a block has more than what the layer needs.
 };
 
 // Consecutive tokens of a sequence. count 0: a place that is not taken.
@@ -156,9 +157,8 @@ class AttentionCase {
   static uint32_t End(const DeviceSequence& sequence) { return sequence.position + sequence.count; }
   float Scale() const { return 1.0f / std::sqrt(static_cast<float>(shape_.head_dim)); }
   size_t RowBytes() const { return KvRowBytes(shape_.kv_type, shape_.head_dim); }
-  // More than what the layer needs, and still a multiple of 16.
   size_t BlockBytes() const {
-    return size_t{2} * shape_.kv_heads * shape_.block_tokens * RowBytes() + 48;
+    return size_t{2} * shape_.kv_heads * shape_.block_tokens * RowBytes() + shape_.block_padding;
   }
   // First position that the token at `position` sees.
   uint32_t Begin(uint32_t position) const {
