@@ -32,6 +32,8 @@ constexpr uint32_t kBlocksWanted = 2;
 constexpr uint32_t kLongTiles = 128;
 constexpr uint32_t kMergeGroups = 4;
 constexpr float kLog2E = 1.4426950408889634f;
+// Numbers of V below it count as zero next to others.
+constexpr float kValueScaleMin = 0x1p-64f;
 
 struct Geometry {
   uint32_t group = 0;  // Query heads of a KV head.
@@ -258,7 +260,7 @@ class Decoder {
     for (uint32_t high = 0; high < kHigh; ++high) {
       float row[4] = {scores[0][2 * high], scores[0][2 * high + 1], scores[1][2 * high],
                       scores[1][2 * high + 1]};
-      Weigh(first_token, high, key_scales, row, running);
+      Weigh(first_token, high, key_scales, value_scales, row, running);
       if constexpr (sizeof(Kv) == 1) {
 #pragma unroll
         for (uint32_t i = 0; i < 4; ++i) row[i] *= value_scales[i];
@@ -291,9 +293,11 @@ class Decoder {
   }
 
   // Scores of one row become weights, by powers of two; what was summed is scaled to the new
-  // maximum.
+  // maximum. Over int8 that is the maximum of the weights times the scales of V, as these products
+  // become float16: the scales alone may be too small for it.
   __device__ void Weigh(uint32_t first_token, uint32_t high, const float (&key_scales)[4],
-                        float (&row)[4], Running<kDim, kWide>& running) const {
+                        const float (&value_scales)[4], float (&row)[4],
+                        Running<kDim, kWide>& running) const {
     float highest = running.maximum[high];
 #pragma unroll
     for (uint32_t i = 0; i < 4; ++i) {
@@ -303,7 +307,9 @@ class Decoder {
       const uint32_t token = first_token + TokenOf(i);
       const bool seen = token >= first_[high] && token <= last_[high];
       row[i] = seen ? score * kLog2E : -INFINITY;
-      highest = fmaxf(highest, row[i]);
+      float product = row[i];
+      if constexpr (sizeof(Kv) == 1) product += __log2f(fmaxf(value_scales[i], kValueScaleMin));
+      highest = fmaxf(highest, product);
     }
     highest = fmaxf(highest, __shfl_xor_sync(0xffffffffu, highest, 1));
     highest = fmaxf(highest, __shfl_xor_sync(0xffffffffu, highest, 2));
