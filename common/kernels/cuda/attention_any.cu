@@ -45,11 +45,12 @@ __global__ void __launch_bounds__(kWarps* kWarp)
   const uint32_t head = blockIdx.y;
   const uint32_t index = args.table.row_sequence[row];
   if (index == kNoSequence) return;
+  const DeviceSequence sequence = args.table.sequences[index];
+  if (sequence.count == 0) return;
   const DevicePages& pages = args.pages;
   const uint32_t n = pages.head_dim;
   const uint32_t warp = threadIdx.x / kWarp;
   const uint32_t lane = threadIdx.x % kWarp;
-  const DeviceSequence sequence = args.table.sequences[index];
   const uint32_t* const blocks = args.table.block_table + sequence.blocks;
   const uint32_t position = sequence.position + row - sequence.row;
   const uint32_t first =

@@ -32,6 +32,8 @@ constexpr uint32_t kBlocksWanted = 2;
 constexpr uint32_t kLongTiles = 128;
 constexpr uint32_t kMergeGroups = 4;
 constexpr float kLog2E = 1.4426950408889634f;
+// Numbers of V below it count as zero next to others.
+constexpr float kValueScaleMin = 0x1p-64f;
 
 struct Geometry {
   uint32_t group = 0;  // Query heads of a KV head.
@@ -144,6 +146,8 @@ struct Task {
   DeviceSequence sequence;
   const uint32_t* blocks = nullptr;
   uint32_t kv_head = 0;
+  uint32_t begin = 0;  // What no row sees is not read.
+  uint32_t end = 0;
   uint32_t tile_begin = 0;
   uint32_t tile_end = 0;
 };
@@ -205,7 +209,6 @@ class Decoder {
     const uint32_t g = group_lane();
     const uint32_t c = column_lane();
     const uint32_t first_token = tile * kTile;
-    const uint32_t end = task_.sequence.position + task_.sequence.count;
     const DevicePages& pages = args_.pages;
     const std::byte* const k = pages.data + block * pages.block_bytes +
                                (static_cast<size_t>(task_.kv_head) * pages.block_tokens +
@@ -213,13 +216,13 @@ class Decoder {
                                    kRowBytes;
     const std::byte* const v =
         k + static_cast<size_t>(pages.kv_heads) * pages.block_tokens * kRowBytes;
-    // All loads first. What lies behind the end is not a number, perhaps: zeros instead.
+    // All loads first. What no row sees is not a number, perhaps: zeros instead.
     Eight<Kv> keys[2][kSteps];
     Eight<Kv> values[4][kHalves];
 #pragma unroll
     for (uint32_t i = 0; i < 2; ++i) {
       const uint32_t token = 8 * i + g;
-      if (first_token + token >= end) continue;
+      if (!Exists(first_token + token)) continue;
 #pragma unroll
       for (uint32_t j = 0; j < kSteps; ++j) keys[i][j].Load(k + token * kRowBytes, 32 * j + 8 * c);
     }
@@ -228,7 +231,7 @@ class Decoder {
 #pragma unroll
     for (uint32_t i = 0; i < 4; ++i) {
       const uint32_t token = TokenOf(i);
-      if (first_token + token >= end) continue;
+      if (!Exists(first_token + token)) continue;
 #pragma unroll
       for (uint32_t h = 0; h < kHalves; ++h) {
         values[i][h].Load(v + token * kRowBytes, 64 * h + 8 * g);
@@ -257,7 +260,7 @@ class Decoder {
     for (uint32_t high = 0; high < kHigh; ++high) {
       float row[4] = {scores[0][2 * high], scores[0][2 * high + 1], scores[1][2 * high],
                       scores[1][2 * high + 1]};
-      Weigh(first_token, high, key_scales, row, running);
+      Weigh(first_token, high, key_scales, value_scales, row, running);
       if constexpr (sizeof(Kv) == 1) {
 #pragma unroll
         for (uint32_t i = 0; i < 4; ++i) row[i] *= value_scales[i];
@@ -279,6 +282,10 @@ class Decoder {
     }
   }
 
+  // Behind begin, too, as the difference has no sign.
+  __device__ bool Exists(uint32_t position) const {
+    return position - task_.begin < task_.end - task_.begin;
+  }
   // The tokens of a thread's scores and values, in the tile.
   __device__ static uint32_t TokenOf(uint32_t i) { return 2 * column_lane() + i % 2 + i / 2 * 8; }
   __device__ static float ScaleOf(const std::byte* row) {
@@ -286,9 +293,11 @@ class Decoder {
   }
 
   // Scores of one row become weights, by powers of two; what was summed is scaled to the new
-  // maximum.
+  // maximum. Over int8 that is the maximum of the weights times the scales of V, as these products
+  // become float16: the scales alone may be too small for it.
   __device__ void Weigh(uint32_t first_token, uint32_t high, const float (&key_scales)[4],
-                        float (&row)[4], Running<kDim, kWide>& running) const {
+                        const float (&value_scales)[4], float (&row)[4],
+                        Running<kDim, kWide>& running) const {
     float highest = running.maximum[high];
 #pragma unroll
     for (uint32_t i = 0; i < 4; ++i) {
@@ -298,7 +307,9 @@ class Decoder {
       const uint32_t token = first_token + TokenOf(i);
       const bool seen = token >= first_[high] && token <= last_[high];
       row[i] = seen ? score * kLog2E : -INFINITY;
-      highest = fmaxf(highest, row[i]);
+      float product = row[i];
+      if constexpr (sizeof(Kv) == 1) product += __log2f(fmaxf(value_scales[i], kValueScaleMin));
+      highest = fmaxf(highest, product);
     }
     highest = fmaxf(highest, __shfl_xor_sync(0xffffffffu, highest, 1));
     highest = fmaxf(highest, __shfl_xor_sync(0xffffffffu, highest, 2));
@@ -363,8 +374,10 @@ __global__ void __launch_bounds__(kWarps* kWarp, kWide || sizeof(Kv) == 1 ? 2 : 
   const uint32_t position = task.sequence.position;
   const uint32_t first =
       args.window == 0 || position < args.window ? 0 : position - args.window + 1;
-  const uint32_t tile_begin = first / kTile;
-  const uint32_t tile_end = (position + task.sequence.count + kTile - 1) / kTile;
+  task.begin = first;
+  task.end = position + task.sequence.count;
+  const uint32_t tile_begin = task.begin / kTile;
+  const uint32_t tile_end = (task.end + kTile - 1) / kTile;
   const uint32_t share = (tile_end - tile_begin + geometry.splits - 1) / geometry.splits;
   task.tile_begin = min(tile_end, tile_begin + split * share);
   task.tile_end = min(tile_end, task.tile_begin + share);

@@ -160,7 +160,8 @@ size_t WidePagesBytes(const AttentionArgs& args);
 cudaError_t WidenPages(const Launch& launch, AttentionArgs* args, void* scratch);
 
 // decode_attention.cu: flash decoding. Sequences of few rows (count_max * heads / kv_heads <= 16),
-// q of kBF16 or kF16, and KV of the same type or kI8.
+// q of kBF16 or kF16, and KV of the same type or kI8; head_dim 64 or 128, blocks of a multiple of
+// 16 tokens.
 bool DecodeAttentionFits(const AttentionArgs& args);
 size_t DecodeAttentionScratchBytes(const Launch& launch, const AttentionArgs& args);
 cudaError_t DecodeAttention(const Launch& launch, const AttentionArgs& args);
