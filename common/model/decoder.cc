@@ -141,6 +141,7 @@ absl::Status Decoder::AllocateScratch() {
   }
   const auto place = [&](const RopeAngles& angles, TensorView* view) -> absl::Status {
     const std::vector<float>& numbers = angles.frequencies();
+    if (numbers.empty()) return absl::OkStatus();  // Positions are learned.
     const absl::Status status = allocate(DType::kF32, numbers.size(), 1, view);
     if (!status.ok()) return status;
     *view = view->Reshaped({numbers.size()});
