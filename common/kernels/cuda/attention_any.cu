@@ -3,6 +3,7 @@
 // maximum, sum and output (Milakov and Gimelshein, "Online normalizer calculation for softmax",
 // 2018), which are merged at the end.
 #include "common/kernels/cuda/device_code.cuh"
+#include "common/tensor/kv_row.h"
 
 namespace baton::cuda {
 namespace {
@@ -116,8 +117,7 @@ __global__ void __launch_bounds__(kWarps* kWarp)
 cudaError_t AttentionAny(const Launch& launch, const AttentionArgs& args) {
   if (args.table.rows == 0) return cudaSuccess;
   if (args.pages.head_dim > kHeadDimMost) return cudaErrorInvalidValue;
-  const size_t row_bytes = args.pages.head_dim * DTypeBytes(args.pages.dtype) +
-                           (args.pages.dtype == DType::kI8 ? sizeof(float) : 0);
+  const size_t row_bytes = KvRowBytes(args.pages.dtype, args.pages.head_dim);
   const dim3 grid(args.table.rows, args.heads);
   return WithActivationType(args.type, [&](auto sample) {
     using T = decltype(sample);

@@ -162,7 +162,7 @@ float TimeOf(CudaState& state, const Product& product, const ProductDescription&
 }
 
 // For products of decode steps, of which there are few and which take long to read their weights,
-// what is fastest is measured: what cuBLASLt thinks best may take a quarter longer.
+// what is fastest is measured: what cuBLASLt proposes first need not be.
 cublasStatus_t Choose(CudaState& state, const Product& product,
                       const ProductDescription& description, cublasLtMatmulAlgo_t* algorithm) {
   std::vector<cublasLtMatmulAlgo_t> proposals;

@@ -17,7 +17,6 @@ constexpr size_t kInputBytes = size_t{32} << 20;
 constexpr size_t kWorkspaceBytes = size_t{32} << 20;
 constexpr size_t kScratchBytesMin = size_t{64} << 20;
 constexpr size_t kInputAlignment = 256;
-constexpr uint32_t kNoSequence = ~0u;
 
 size_t RoundUp(size_t bytes, size_t to) { return (bytes + to - 1) / to * to; }
 

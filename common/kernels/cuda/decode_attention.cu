@@ -16,6 +16,7 @@
 #include <type_traits>
 
 #include "common/kernels/cuda/device_code.cuh"
+#include "common/kernels/cuda/tensor_cores.cuh"
 
 namespace baton::cuda {
 namespace {
@@ -31,7 +32,6 @@ constexpr uint32_t kSplitTilesMin = kWarps;
 constexpr uint32_t kBlocksWanted = 2;
 constexpr uint32_t kLongTiles = 128;
 constexpr uint32_t kMergeGroups = 4;
-constexpr float kLog2E = 1.4426950408889634f;
 // Numbers of V below it count as zero next to others.
 constexpr float kValueScaleMin = 0x1p-64f;
 
@@ -40,15 +40,6 @@ struct Geometry {
   uint32_t rows = 0;   // count_max * group
   uint32_t splits = 0;
 };
-
-__device__ uint32_t PackPair(float low, float high, __nv_bfloat16) {
-  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-  return reinterpret_cast<const uint32_t&>(pair);
-}
-__device__ uint32_t PackPair(float low, float high, __half) {
-  const __half2 pair = __floats2half2_rn(low, high);
-  return reinterpret_cast<const uint32_t&>(pair);
-}
 
 // What the products are computed in. Numbers of 8 bits become float16 with few instructions, and
 // lose nothing in it; what q and the weights lose is less than the numbers have lost already.
@@ -78,20 +69,9 @@ struct Eight<int8_t> {
     words[1] = __ldg(reinterpret_cast<const uint32_t*>(row + element) + 1);
   }
   __device__ uint4 Pairs() const {
-    const uint2 first = Widen(words[0]);
-    const uint2 second = Widen(words[1]);
+    const uint2 first = WidenBytes(words[0], __half{});
+    const uint2 second = WidenBytes(words[1], __half{});
     return make_uint4(first.x, first.y, second.x, second.y);
-  }
-  // 1024 + u, for u in [0, 256), has u in its last bits.
-  __device__ static uint2 Widen(uint32_t bytes) {
-    const uint32_t biased = bytes ^ 0x80808080u;
-    const __half2 offset = __half2half2(__float2half_rn(1152.0f));
-    uint32_t low = __byte_perm(biased, 0x64646464u, 0x4140);
-    uint32_t high = __byte_perm(biased, 0x64646464u, 0x4342);
-    const __half2 first = __hsub2(reinterpret_cast<__half2&>(low), offset);
-    const __half2 second = __hsub2(reinterpret_cast<__half2&>(high), offset);
-    return make_uint2(reinterpret_cast<const uint32_t&>(first),
-                      reinterpret_cast<const uint32_t&>(second));
   }
 };
 
@@ -129,10 +109,6 @@ __device__ void Multiply(const uint32_t (&a)[4], uint32_t b0, uint32_t b1, float
   }
 }
 
-__device__ uint32_t Word(const uint4& four, uint32_t i) {
-  return i == 0 ? four.x : i == 1 ? four.y : i == 2 ? four.z : four.w;
-}
-
 // What a warp knows of its rows: of row g, and with kWide of row g + 8.
 template <uint32_t kDim, bool kWide>
 struct Running {
@@ -159,6 +135,7 @@ class Decoder {
   static constexpr uint32_t kSteps = kDim / 32;   // Loads of K for a token.
   static constexpr uint32_t kHalves = kDim / 64;  // Loads of V for a token.
   static constexpr uint32_t kHigh = kWide ? 2 : 1;
+  // As KvRowBytes.
   static constexpr uint32_t kRowBytes = kDim * sizeof(Kv) + (sizeof(Kv) == 1 ? sizeof(float) : 0);
 
   __device__ Decoder(const AttentionArgs& args, const Geometry& geometry, const Task& task)

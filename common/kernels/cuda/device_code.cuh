@@ -13,7 +13,6 @@
 
 namespace baton::cuda {
 
-constexpr uint32_t kNoSequence = ~0u;
 constexpr uint32_t kWarp = 32;
 
 // Starts a kernel whose blocks may take their places while those of the kernel before it still run

@@ -27,12 +27,14 @@ struct DeviceSequence {
   uint32_t blocks = 0;    // Where its blocks begin in `block_table`: of positions [0, end).
 };
 
+constexpr uint32_t kNoSequence = ~0u;
+
 // The sequences of a batch. The pointers are device memory.
 struct SequenceTable {
   const DeviceSequence* sequences = nullptr;  // [count]
   const uint32_t* block_table = nullptr;      // Block ids of all sequences.
   const uint32_t* row_sequence = nullptr;     // [rows]: the sequence of each row of the batch;
-                                              // ~0u: the row belongs to none.
+                                              // kNoSequence: of none.
   uint32_t count = 0;
   uint32_t rows = 0;
   uint32_t count_max = 0;  // The longest `count` of a sequence. 1: a decode step.

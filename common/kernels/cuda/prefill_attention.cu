@@ -16,6 +16,7 @@
 
 #include "common/kernels/cuda/device_code.cuh"
 #include "common/kernels/cuda/launch.h"
+#include "common/kernels/cuda/tensor_cores.cuh"
 
 namespace baton::cuda {
 namespace {
@@ -32,7 +33,6 @@ constexpr uint32_t kWarpRows = kRowTiles * kMmaRows;
 constexpr uint32_t kWarpKeys = kKeys / kWarps;
 constexpr uint32_t kChunk = 16;  // Bytes, of one copy.
 constexpr uint32_t kWorkBytes = 128;
-constexpr float kLog2E = 1.4426950408889634f;
 
 // The shared memory: the rows of q, later of the output; K; V; what is computed.
 template <uint32_t kDim>
@@ -75,34 +75,6 @@ __device__ void LoadTransposed(uint32_t (&to)[4], uint32_t shared) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
                : "r"(shared));
-}
-
-// sum [16, 8] += a [16, 16] b [16, 8].
-__device__ void MultiplyAdd(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
-                            __nv_bfloat16 /*type*/) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
-      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-__device__ void MultiplyAdd(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
-                            __half /*type*/) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
-      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-// Two numbers in a register, the first in the lower half.
-__device__ uint32_t Pack(float first, float second, __nv_bfloat16 /*type*/) {
-  const __nv_bfloat162 pair = __floats2bfloat162_rn(first, second);
-  return reinterpret_cast<const uint32_t&>(pair);
-}
-
-__device__ uint32_t Pack(float first, float second, __half /*type*/) {
-  const __half2 pair = __floats2half2_rn(first, second);
-  return reinterpret_cast<const uint32_t&>(pair);
 }
 
 __device__ float Exp2(float x) {
@@ -361,10 +333,10 @@ __device__ void AddValues(uint32_t values, const Scores& scores, Outputs<kDim>& 
     uint32_t a[kRowTiles][4];
 #pragma unroll
     for (uint32_t m = 0; m < kRowTiles; ++m) {
-      a[m][0] = Pack(scores[m][n][0], scores[m][n][1], T{});
-      a[m][1] = Pack(scores[m][n][2], scores[m][n][3], T{});
-      a[m][2] = Pack(scores[m][n + 1][0], scores[m][n + 1][1], T{});
-      a[m][3] = Pack(scores[m][n + 1][2], scores[m][n + 1][3], T{});
+      a[m][0] = PackPair(scores[m][n][0], scores[m][n][1], T{});
+      a[m][1] = PackPair(scores[m][n][2], scores[m][n][3], T{});
+      a[m][2] = PackPair(scores[m][n + 1][0], scores[m][n + 1][1], T{});
+      a[m][3] = PackPair(scores[m][n + 1][2], scores[m][n + 1][3], T{});
     }
 #pragma unroll
     for (uint32_t d = 0; d < kDim / 8; d += 2) {
@@ -398,7 +370,7 @@ __device__ void WriteOutputs(const AttentionArgs& args, const QueryTile& tile, s
     for (uint32_t d = 0; d < kDim / 8; ++d) {
       const float(&output)[4] = outputs[i / 2][d];
       *reinterpret_cast<uint32_t*>(row + d * 16) =
-          Pack(output[i % 2 * 2] * factor, output[i % 2 * 2 + 1] * factor, T{});
+          PackPair(output[i % 2 * 2] * factor, output[i % 2 * 2 + 1] * factor, T{});
     }
   }
   __syncwarp();

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "common/kernels/cuda/device_code.cuh"
+#include "common/tensor/kv_row.h"
 
 namespace baton::cuda {
 namespace {
@@ -519,8 +520,7 @@ cudaError_t RopeWriteKv(const Launch& launch, const float* cosines, const float*
   return WithActivationType(type, [&](auto sample) {
     using T = decltype(sample);
     const uint32_t planes = (heads + 2 * pages.kv_heads + kHeadWarps - 1) / kHeadWarps;
-    const size_t row_bytes =
-        pages.head_dim * DTypeBytes(pages.dtype) + (pages.dtype == DType::kI8 ? sizeof(float) : 0);
+    const size_t row_bytes = KvRowBytes(pages.dtype, pages.head_dim);
     const size_t shared =
         pages.dtype == DType::kI8 ? size_t{kHeadWarps} * pages.head_dim * sizeof(float) : 0;
     const bool twos = half % 2 == 0 && pages.head_dim % 2 == 0;

@@ -13,6 +13,7 @@
 #include <type_traits>
 
 #include "common/kernels/cuda/device_code.cuh"
+#include "common/kernels/cuda/tensor_cores.cuh"
 
 namespace baton::cuda {
 namespace {
@@ -36,59 +37,13 @@ __device__ uint4 LoadWeights(const std::byte* from) {
   return value;
 }
 
-// d += a b, a [16, 16], b [16, 8].
-template <typename T>
-__device__ void Multiply(const uint32_t (&a)[4], uint32_t b0, uint32_t b1, float (&d)[4]) {
-  if constexpr (std::is_same_v<T, __nv_bfloat16>) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-        "{%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-  } else {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-        "{%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-  }
-}
-
-// Four numbers of 8 bits as two pairs of T, exactly.
-__device__ uint2 Widen(uint32_t bytes, __half) {
-  // 1024 + u, for u in [0, 256), has u in its last bits.
-  const uint32_t biased = bytes ^ 0x80808080u;
-  const __half2 offset = __half2half2(__float2half_rn(1152.0f));
-  uint32_t low = __byte_perm(biased, 0x64646464u, 0x4140);
-  uint32_t high = __byte_perm(biased, 0x64646464u, 0x4342);
-  const __half2 first = __hsub2(reinterpret_cast<__half2&>(low), offset);
-  const __half2 second = __hsub2(reinterpret_cast<__half2&>(high), offset);
-  return make_uint2(reinterpret_cast<const uint32_t&>(first),
-                    reinterpret_cast<const uint32_t&>(second));
-}
-__device__ uint2 Widen(uint32_t bytes, __nv_bfloat16) {
-  // 2^23 + u has u in its last bits.
-  const uint32_t biased = bytes ^ 0x80808080u;
-  float numbers[4];
-#pragma unroll
-  for (uint32_t i = 0; i < 4; ++i) {
-    numbers[i] = __uint_as_float(__byte_perm(biased, 0x4b000000u, 0x7440 + i)) - 8388736.0f;
-  }
-  const __nv_bfloat162 first = __floats2bfloat162_rn(numbers[0], numbers[1]);
-  const __nv_bfloat162 second = __floats2bfloat162_rn(numbers[2], numbers[3]);
-  return make_uint2(reinterpret_cast<const uint32_t&>(first),
-                    reinterpret_cast<const uint32_t&>(second));
-}
-
-__device__ uint32_t Word(const uint4& four, uint32_t i) {
-  return i == 0 ? four.x : i == 1 ? four.y : i == 2 ? four.z : four.w;
-}
-
 // Weights of four k for rows g and g + 8, as the instruction wants them: word `i` of 16 bytes for
 // int8, words 2 i and 2 i + 1 for T.
 template <typename T, typename W>
 __device__ void Operand(const uint4& low, const uint4& high, uint32_t i, uint32_t (&a)[4]) {
   if constexpr (sizeof(W) == 1) {
-    const uint2 first = Widen(Word(low, i), T{});
-    const uint2 second = Widen(Word(high, i), T{});
+    const uint2 first = WidenBytes(Word(low, i), T{});
+    const uint2 second = WidenBytes(Word(high, i), T{});
     a[0] = first.x, a[1] = second.x, a[2] = first.y, a[3] = second.y;
   } else {
     a[0] = Word(low, 2 * i), a[1] = Word(high, 2 * i);
@@ -199,8 +154,8 @@ class Warp {
           Operand<T, W>(stages_[stage][2 * tile][j], stages_[stage][2 * tile + 1][j], step, a);
 #pragma unroll
           for (uint32_t column = 0; column < kColumnTiles; ++column) {
-            Multiply<T>(a, Word(x[column][step / 2], step % 2 * 2),
-                        Word(x[column][step / 2], step % 2 * 2 + 1), sums[tile][column]);
+            MultiplyAdd(sums[tile][column], a, Word(x[column][step / 2], step % 2 * 2),
+                        Word(x[column][step / 2], step % 2 * 2 + 1), T{});
           }
         }
       }

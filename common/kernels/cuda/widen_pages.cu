@@ -1,6 +1,7 @@
 // Brings what long chunks see of a cache of another type into the type of activations, so that the
 // fast kernels can read it: it is read once for each of their tiles, and copied once here.
 #include "common/kernels/cuda/device_code.cuh"
+#include "common/tensor/kv_row.h"
 
 namespace baton::cuda {
 namespace {
@@ -74,8 +75,7 @@ size_t WidePagesBytes(const AttentionArgs& args) {
 cudaError_t WidenPages(const Launch& launch, AttentionArgs* args, void* scratch) {
   const DevicePages pages = args->pages;
   const SequenceTable table = args->table;
-  const size_t row_bytes =
-      pages.head_dim * DTypeBytes(pages.dtype) + (pages.dtype == DType::kI8 ? sizeof(float) : 0);
+  const size_t row_bytes = KvRowBytes(pages.dtype, pages.head_dim);
   args->pages.data = static_cast<std::byte*>(scratch);
   args->pages.block_bytes = WideBlockBytes(*args);
   args->pages.dtype = args->type;

@@ -1,0 +1,73 @@
+// Operands of the tensor cores' products of 16 x 16 x 8 (PTX ISA, "mma.m16n8k16"), as all GPUs from
+// Ampere on have them.
+#ifndef BATON_COMMON_KERNELS_CUDA_TENSOR_CORES_CUH_
+#define BATON_COMMON_KERNELS_CUDA_TENSOR_CORES_CUH_
+
+#include <cstdint>
+
+#include "common/kernels/cuda/device_code.cuh"
+
+namespace baton::cuda {
+
+constexpr float kLog2E = 1.4426950408889634f;
+
+// sum [16, 8] += a [16, 16] b [16, 8].
+__device__ inline void MultiplyAdd(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0,
+                                   uint32_t b1, __nv_bfloat16 /*type*/) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+__device__ inline void MultiplyAdd(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0,
+                                   uint32_t b1, __half /*type*/) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// Two numbers in a register, the first in the lower half.
+__device__ inline uint32_t PackPair(float low, float high, __nv_bfloat16) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+  return reinterpret_cast<const uint32_t&>(pair);
+}
+__device__ inline uint32_t PackPair(float low, float high, __half) {
+  const __half2 pair = __floats2half2_rn(low, high);
+  return reinterpret_cast<const uint32_t&>(pair);
+}
+
+// Four numbers of 8 bits as two pairs of T, exactly.
+__device__ inline uint2 WidenBytes(uint32_t bytes, __half) {
+  // 1024 + u, for u in [0, 256), has u in its last bits.
+  const uint32_t biased = bytes ^ 0x80808080u;
+  const __half2 offset = __half2half2(__float2half_rn(1152.0f));
+  uint32_t low = __byte_perm(biased, 0x64646464u, 0x4140);
+  uint32_t high = __byte_perm(biased, 0x64646464u, 0x4342);
+  const __half2 first = __hsub2(reinterpret_cast<__half2&>(low), offset);
+  const __half2 second = __hsub2(reinterpret_cast<__half2&>(high), offset);
+  return make_uint2(reinterpret_cast<const uint32_t&>(first),
+                    reinterpret_cast<const uint32_t&>(second));
+}
+__device__ inline uint2 WidenBytes(uint32_t bytes, __nv_bfloat16) {
+  // 2^23 + u has u in its last bits.
+  const uint32_t biased = bytes ^ 0x80808080u;
+  float numbers[4];
+#pragma unroll
+  for (uint32_t i = 0; i < 4; ++i) {
+    numbers[i] = __uint_as_float(__byte_perm(biased, 0x4b000000u, 0x7440 + i)) - 8388736.0f;
+  }
+  const __nv_bfloat162 first = __floats2bfloat162_rn(numbers[0], numbers[1]);
+  const __nv_bfloat162 second = __floats2bfloat162_rn(numbers[2], numbers[3]);
+  return make_uint2(reinterpret_cast<const uint32_t&>(first),
+                    reinterpret_cast<const uint32_t&>(second));
+}
+
+__device__ inline uint32_t Word(const uint4& four, uint32_t i) {
+  return i == 0 ? four.x : i == 1 ? four.y : i == 2 ? four.z : four.w;
+}
+
+}  // namespace baton::cuda
+
+#endif  // BATON_COMMON_KERNELS_CUDA_TENSOR_CORES_CUH_
