@@ -161,6 +161,7 @@ v1::GetClusterResponse RouterCore::Cluster() const {
     status->set_reason(worker.reason);
     status->set_incarnation(worker.hello.incarnation());
     status->set_version(worker.hello.version());
+    status->set_drained(worker.drained);
     *status->mutable_load() = worker.load;
     if (!worker.ready()) continue;
     for (const auto& [key, pair] : pairs_.all()) {

@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "common/base/clock.h"
 #include "common/base/ids.h"
 #include "proto/inference.pb.h"
@@ -81,6 +82,10 @@ class RouterCore {
   void OnWorkerUp(WorkerId id, const v1::WorkerHello& hello, Instant now);
   void OnWorkerEvent(WorkerId id, const v1::Event& event, Instant now);
   void OnWorkerDown(WorkerId id, const absl::Status& why, Instant now);
+
+  // Tells the worker at this address to drain, and gives it no more work. kNotFound, kUnavailable:
+  // as Inference.DrainWorker.
+  absl::StatusOr<v1::DrainWorkerResponse> DrainWorker(const std::string& address, Instant now);
 
   // Clients. After OnRequest there is one Finish for that id, sooner or later.
   void OnRequest(NewRequest request, Instant now);
@@ -160,6 +165,7 @@ class RouterCore {
                     Instant now) const;
 
   // Moves of running requests away from workers that drain (router_core_moves.cc).
+  void OnDraining(WorkerEntry& worker, std::string reason, Instant now);
   void StartMoves(Instant now);
   void StartMove(Request& request, WorkerId to, Instant now);
   void OnMoveAdmitted(Request& request, const v1::Admitted& admitted, Instant now);

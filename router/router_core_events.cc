@@ -41,6 +41,7 @@ void RouterCore::OnWorkerEvent(WorkerId id, const v1::Event& event, Instant now)
   WorkerEntry* worker = workers_.Find(id);
   if (worker == nullptr || !worker->connected) return;
   if (event.has_draining() || event.has_drained()) worker->draining = true;
+  if (event.has_drained()) worker->drained = true;
   if (!worker->serving()) return;
   switch (event.event_case()) {
     case v1::Event::kLoad:
@@ -75,10 +76,7 @@ void RouterCore::OnWorkerEvent(WorkerId id, const v1::Event& event, Instant now)
       break;
     case v1::Event::kDraining:
     case v1::Event::kDrained:
-      worker->state = WorkerState::kDraining;
-      worker->reason = "the worker is going away";
-      SendProbes(now);
-      StartMoves(now);
+      OnDraining(*worker, "the worker is going away", now);
       break;
     case v1::Event::kFailed:
       OnSequenceFailed(id, event.failed(), now);

@@ -26,6 +26,41 @@ bool IsOf(const std::optional<MoveTarget>& move, uint64_t nonce) {
 
 }  // namespace
 
+absl::StatusOr<v1::DrainWorkerResponse> RouterCore::DrainWorker(const std::string& address,
+                                                                Instant now) {
+  const auto& all = workers_.all();
+  const auto found = std::find_if(all.begin(), all.end(), [&address](const auto& item) {
+    return item.second.address == address;
+  });
+  if (found == all.end()) {
+    return absl::NotFoundError(
+        absl::StrCat("no worker has the address ", address, "; `baton status` lists them"));
+  }
+  WorkerEntry& worker = *workers_.Find(found->first);
+  if (!worker.connected) {
+    return absl::UnavailableError(absl::StrCat("the worker ", address, " is not connected (",
+                                               WorkerStateName(worker.state), ")"));
+  }
+  v1::Command command;
+  command.mutable_drain();
+  actions_.push_back(SendCommand{.worker = worker.id, .command = std::move(command)});
+  actions_.push_back(Note{absl::StrCat("worker ", address, " is told to drain")});
+  v1::DrainWorkerResponse response;
+  response.set_incarnation(worker.hello.incarnation());
+  response.set_requests(worker.attempts);
+  // Before it says so itself, lest it be asked for what it would refuse.
+  worker.draining = true;
+  if (worker.serving()) OnDraining(worker, "the worker was told to go", now);
+  return response;
+}
+
+void RouterCore::OnDraining(WorkerEntry& worker, std::string reason, Instant now) {
+  worker.state = WorkerState::kDraining;
+  worker.reason = std::move(reason);
+  SendProbes(now);
+  StartMoves(now);
+}
+
 void RouterCore::StartMoves(Instant now) {
   const auto drains = [](const auto& item) { return item.second.state == WorkerState::kDraining; };
   if (std::none_of(workers_.all().begin(), workers_.all().end(), drains)) return;

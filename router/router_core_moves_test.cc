@@ -67,6 +67,31 @@ class RouterMovesTest : public testing::Test {
   uint64_t attempt = 0;
 };
 
+TEST_F(RouterMovesTest, WorkerThatIsToldToDrainGetsNoMoreWorkAndItsRequestsMove) {
+  const std::string address = driver.core.workers().Find(from)->address;
+
+  const absl::StatusOr<v1::DrainWorkerResponse> told = driver.core.DrainWorker(address, driver.now);
+  driver.Advance(milliseconds(1));
+
+  ASSERT_TRUE(told.ok()) << told.status();
+  EXPECT_EQ(told->requests(), 1u);
+  EXPECT_EQ(told->incarnation(), Raw(driver.core.workers().Find(from)->incarnation()));
+  EXPECT_TRUE(driver.Next(from).has_drain());
+  driver.AnswerProbes();
+  driver.Advance(milliseconds(20));
+  EXPECT_TRUE(driver.Next(to).has_admit());
+}
+
+TEST_F(RouterMovesTest, OnlyAConnectedWorkerCanBeToldToDrain) {
+  const std::string address = driver.core.workers().Find(to)->address;
+  driver.Down(to);
+
+  EXPECT_EQ(driver.core.DrainWorker("nowhere:1", driver.now).status().code(),
+            absl::StatusCode::kNotFound);
+  EXPECT_EQ(driver.core.DrainWorker(address, driver.now).status().code(),
+            absl::StatusCode::kUnavailable);
+}
+
 TEST_F(RouterMovesTest, TheOtherWorkerIsAskedForAllTokensShownOnceItIsReached) {
   Drain();
   EXPECT_TRUE(driver.Idle(to)) << "the way there was not probed yet";

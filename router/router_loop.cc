@@ -92,7 +92,7 @@ absl::Status RouterLoop::Submit(NewRequest request, ClientStream* stream) {
 // A cancel that finds no room is noticed when the stream refuses its next message.
 void RouterLoop::Cancel(RequestId id) { (void)queue_.TryPush(Cancelled{id}, cancel_room()); }
 
-absl::Status RouterLoop::Query(std::function<void(const RouterCore&)> query) {
+absl::Status RouterLoop::Query(std::function<void(RouterCore&)> query) {
   const bool has_room = query_count_.fetch_add(1) < kQueriesMax;
   if (has_room && queue_.TryPush(Asked{std::move(query)})) return absl::OkStatus();
   query_count_.fetch_sub(1);

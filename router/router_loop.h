@@ -51,7 +51,7 @@ class RouterLoop {
   void Cancel(RequestId id);
   // Runs `query` on the router's thread, before Stop returns. On failure it will not run.
   // kResourceExhausted: too many wait. kUnavailable: the router has stopped.
-  absl::Status Query(std::function<void(const RouterCore&)> query);
+  absl::Status Query(std::function<void(RouterCore&)> query);
   // The addresses that should have a session as workers of this role. One that is no longer named
   // keeps its session until that breaks: a name service forgets a worker that drains.
   void SetWorkers(v1::Role role, std::vector<std::string> addresses);
@@ -90,7 +90,7 @@ class RouterLoop {
     absl::Status status;
   };
   struct Asked {
-    std::function<void(const RouterCore&)> query;
+    std::function<void(RouterCore&)> query;
   };
   struct DrainAsked {};
   using Happening = std::variant<Arrived, Cancelled, WorkersNamed, WorkerUp, WorkerSaid, WorkerDown,

@@ -132,4 +132,20 @@ grpc::ServerUnaryReactor* RouterService::GetCluster(grpc::CallbackServerContext*
   return reactor;
 }
 
+grpc::ServerUnaryReactor* RouterService::DrainWorker(grpc::CallbackServerContext* context,
+                                                     const v1::DrainWorkerRequest* request,
+                                                     v1::DrainWorkerResponse* response) {
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  const absl::Status asked = options_.loop->Query([reactor, request, response](RouterCore& core) {
+    absl::StatusOr<v1::DrainWorkerResponse> told = core.DrainWorker(request->address(), Now());
+    if (told.ok()) *response = *std::move(told);
+    reactor->Finish(ToGrpcStatus(told.status()));
+  });
+  if (!asked.ok()) {
+    AddRetryHint(asked, context);
+    reactor->Finish(ToGrpcStatus(asked));
+  }
+  return reactor;
+}
+
 }  // namespace baton

@@ -16,10 +16,10 @@
 namespace baton {
 
 // Generate and Tokenize carry text, so they take the call's bytes: see wire_request.h.
-using RouterServiceBase =
-    v1::Inference::WithRawCallbackMethod_Generate<v1::Inference::WithRawCallbackMethod_Tokenize<
-        v1::Inference::WithCallbackMethod_Detokenize<v1::Inference::WithCallbackMethod_GetModel<
-            v1::Inference::WithCallbackMethod_GetCluster<v1::Inference::Service>>>>>;
+using RouterServiceBase = v1::Inference::WithRawCallbackMethod_Generate<
+    v1::Inference::WithRawCallbackMethod_Tokenize<v1::Inference::WithCallbackMethod_Detokenize<
+        v1::Inference::WithCallbackMethod_GetModel<v1::Inference::WithCallbackMethod_GetCluster<
+            v1::Inference::WithCallbackMethod_DrainWorker<v1::Inference::Service>>>>>>;
 
 class RouterService final : public RouterServiceBase {
  public:
@@ -49,6 +49,9 @@ class RouterService final : public RouterServiceBase {
   grpc::ServerUnaryReactor* GetCluster(grpc::CallbackServerContext* context,
                                        const v1::GetClusterRequest* request,
                                        v1::GetClusterResponse* response) override;
+  grpc::ServerUnaryReactor* DrainWorker(grpc::CallbackServerContext* context,
+                                        const v1::DrainWorkerRequest* request,
+                                        v1::DrainWorkerResponse* response) override;
 
  private:
   // Ends the call with what `answer` gives, on a thread of the pool.

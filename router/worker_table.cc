@@ -74,6 +74,7 @@ void WorkerTable::Up(WorkerId id, const v1::WorkerHello& hello) {
   worker->blocks_pledged = 0;
   worker->full_until = Instant{};
   worker->draining = false;
+  worker->drained = false;
   worker->state = verdict.ok() ? WorkerState::kReady : WorkerState::kRefused;
   worker->reason = std::string(verdict.message());
   worker->connected = true;

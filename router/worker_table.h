@@ -49,6 +49,7 @@ struct WorkerEntry {
   uint64_t blocks_pledged =
       0;                  // Asked for since the last load report: an upper bound of what it lacks.
   bool draining = false;  // It said so, whether it was in use or not.
+  bool drained = false;   // Nothing was left on it, it said.
   Instant full_until{};   // It said RESOURCE_EXHAUSTED: not asked again before.
 
   Incarnation incarnation() const { return static_cast<Incarnation>(hello.incarnation()); }

@@ -234,6 +234,7 @@ class Worker::Impl final : public SessionHandler, public EventPort {
       const auto router = router_of_.find(command->session);
       if (router == router_of_.end()) return;
       LogWork(command->command);
+      if (command->command.has_drain()) options_.drain_asked();
       engine_->OnCommand(router->second, command->command, now);
     } else if (auto* closed = std::get_if<SessionClosed>(&item)) {
       OnClosed(closed->session);
@@ -282,7 +283,11 @@ class Worker::Impl final : public SessionHandler, public EventPort {
       for (const auto& [session, router] : router_of_) SendLoad(session);
       next_load_ = now + kLoadInterval;
     }
-    if (draining_ && engine_->idle() && !drained_.HasBeenNotified()) drained_.Notify();
+    if (!draining_ || !engine_->idle() || drained_.HasBeenNotified()) return;
+    v1::Event drained;
+    drained.mutable_drained();
+    for (const auto& [session, router] : router_of_) SendTo(session, drained);
+    drained_.Notify();
   }
 
   void SendLoad(SessionId session) {

@@ -41,6 +41,8 @@ struct WorkerOptions {
   std::string version;
   // The longest that one step may take before the worker breaks its sessions; zero: any time.
   Duration engine_stall_max = std::chrono::seconds(120);
+  // A router told the worker to drain; from the engine's thread. The owner calls DrainAndStop.
+  std::function<void()> drain_asked = [] {};
 };
 
 class Worker {

@@ -12,8 +12,10 @@
 #include "common/telemetry/log.h"
 #include "common/worker/worker.h"
 
-ABSL_FLAG(uint32_t, drain_seconds, 30,
-          "After SIGTERM, how long running sequences may take to finish before they are ended.");
+ABSL_FLAG(
+    uint32_t, drain_seconds, 30,
+    "After SIGTERM or `baton drain`, how long running sequences may take to finish or to move "
+    "to another worker before they are ended.");
 
 ABSL_FLAG(uint32_t, engine_stall_seconds, 120,
           "A step of the engine that takes longer is taken for a hang: the sessions are broken, so "
@@ -50,6 +52,7 @@ absl::Status Serve(const v1::WorkerHello& hello, const EngineFactory& make_engin
   options.rpc = RpcServerOptionsFromFlags();
   options.transfers.listen_host = absl::GetFlag(FLAGS_transfer_host);
   options.version = Version();
+  options.drain_asked = [&termination] { termination.Request(); };
   options.engine_stall_max = std::chrono::seconds(absl::GetFlag(FLAGS_engine_stall_seconds));
   BATON_ASSIGN_OR_RETURN(const EngineOptions engine_options, EngineOptionsFromFlags());
   LogInfo("loading model", {{"model", engine_options.model}});

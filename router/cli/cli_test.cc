@@ -44,5 +44,33 @@ TEST(CliOutputTest, StatusShowsWhyAWorkerIsNotUsed) {
   EXPECT_THAT(ClusterTable({}, {}), HasSubstr("no workers"));
 }
 
+TEST(CliOptionsTest, DrainNeedsAWorker) {
+  EXPECT_EQ(OptionsFromFlags({"drain", "10.0.0.1:7"})->worker, "10.0.0.1:7");
+  EXPECT_THAT(std::string(OptionsFromFlags({"drain"}).status().message()),
+              HasSubstr("baton drain HOST:PORT"));
+}
+
+TEST(CliOutputTest, DrainIsOverWhenThatProcessIsGone) {
+  constexpr uint64_t kProcess = 5;
+  v1::GetClusterResponse cluster;
+  v1::WorkerStatus* worker = cluster.add_workers();
+  worker->set_address("10.0.0.1:7");
+  worker->set_incarnation(kProcess);
+  worker->set_state("draining");
+  worker->mutable_load()->set_sequences_running(3);
+  const auto progress = [&cluster] { return DrainProgress(cluster, "10.0.0.1:7", kProcess); };
+
+  EXPECT_THAT(progress().value(), HasSubstr("3 sequences running"));
+  worker->set_state("lost");
+  EXPECT_EQ(progress().status().code(), absl::StatusCode::kUnavailable);
+  worker->set_drained(true);
+  EXPECT_EQ(progress().value(), "");
+  // Its successor at the same address.
+  worker->set_incarnation(kProcess + 1);
+  worker->set_drained(false);
+  worker->set_state("ready");
+  EXPECT_EQ(progress().value(), "");
+}
+
 }  // namespace
 }  // namespace baton::cli

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/time.h"
 #include "common/rpc/channel.h"
 #include "common/rpc/status_codec.h"
 
@@ -109,6 +110,21 @@ absl::StatusOr<v1::GetModelResponse> Client::GetModel() {
   const grpc::Status status = stub_->GetModel(&call.context, {}, &response);
   if (!status.ok()) return Explain(status, call.context);
   return response;
+}
+
+absl::StatusOr<v1::DrainWorkerResponse> Client::DrainWorker(const std::string& worker) {
+  Call call(this);
+  v1::DrainWorkerRequest request;
+  request.set_address(worker);
+  v1::DrainWorkerResponse response;
+  const grpc::Status status = stub_->DrainWorker(&call.context, request, &response);
+  if (!status.ok()) return Explain(status, call.context);
+  return response;
+}
+
+bool Client::Pause(Duration duration) {
+  absl::MutexLock lock(&mutex_);
+  return !mutex_.AwaitWithTimeout(absl::Condition(&cancelled_), absl::FromChrono(duration));
 }
 
 absl::Status Client::Explain(const grpc::Status& grpc_status,

@@ -32,6 +32,10 @@ class Client {
   absl::StatusOr<v1::DetokenizeResponse> Detokenize(const v1::DetokenizeRequest& request);
   absl::StatusOr<v1::GetClusterResponse> GetCluster();
   absl::StatusOr<v1::GetModelResponse> GetModel();
+  absl::StatusOr<v1::DrainWorkerResponse> DrainWorker(const std::string& worker);
+
+  // Between calls. False: it was cancelled instead.
+  bool Pause(Duration duration);
 
   // Cancels the call that is under way, and those that come later. False: none is. Any thread.
   bool Cancel();

@@ -97,6 +97,28 @@ absl::Status Status(const Options& options, Client* client) {
   return absl::OkStatus();
 }
 
+// Waits until that process is gone, and shows how far it is.
+absl::Status AwaitExit(const std::string& address, uint64_t incarnation, Client* client) {
+  constexpr Duration kInterval = std::chrono::milliseconds(200);
+  std::string shown;
+  while (true) {
+    BATON_ASSIGN_OR_RETURN(const v1::GetClusterResponse cluster, client->GetCluster());
+    BATON_ASSIGN_OR_RETURN(const std::string progress,
+                           DrainProgress(cluster, address, incarnation));
+    if (progress.empty()) return absl::OkStatus();
+    if (progress != shown) std::fprintf(stderr, "%s\n", progress.c_str());
+    shown = progress;
+    if (!client->Pause(kInterval)) return absl::CancelledError("the worker drains on");
+  }
+}
+
+absl::Status Drain(const Options& options, Client* client) {
+  BATON_ASSIGN_OR_RETURN(const v1::DrainWorkerResponse told, client->DrainWorker(options.worker));
+  BATON_RETURN_IF_ERROR(AwaitExit(options.worker, told.incarnation(), client));
+  Print(options.worker + " has drained and is gone\n");
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::Status RunCommand(const Options& options, Client* client) {
@@ -111,6 +133,8 @@ absl::Status RunCommand(const Options& options, Client* client) {
       return Detokenize(options, client);
     case Command::kStatus:
       return Status(options, client);
+    case Command::kDrain:
+      return Drain(options, client);
   }
   return absl::InternalError("unknown command");
 }

@@ -15,8 +15,13 @@ namespace baton::cli {
 namespace {
 
 absl::StatusOr<Command> ParseCommand(const std::vector<std::string>& positional) {
-  const std::string names = "give one of generate, chat, tokenize, detokenize, status";
+  const std::string names = "give one of generate, chat, tokenize, detokenize, status, drain";
   if (positional.empty()) return absl::InvalidArgumentError("no command: " + names);
+  if (positional[0] == "drain" && positional.size() == 2) return Command::kDrain;
+  if (positional[0] == "drain" && positional.size() == 1) {
+    return absl::InvalidArgumentError(
+        "drain needs the worker's address as `baton status` shows it: baton drain HOST:PORT");
+  }
   if (positional.size() > 1) {
     return absl::InvalidArgumentError(
         absl::StrCat("unexpected argument ", positional[1], "; text goes into --prompt"));
@@ -47,6 +52,7 @@ absl::Status CheckInput(const Options& options) {
       return absl::InvalidArgumentError(
           "chat takes text: --prompt TEXT, or lines on standard input");
     case Command::kStatus:
+    case Command::kDrain:
       return absl::OkStatus();
   }
   return absl::OkStatus();
@@ -57,6 +63,7 @@ absl::Status CheckInput(const Options& options) {
 absl::StatusOr<Options> OptionsFromFlags(const std::vector<std::string>& positional) {
   Options options;
   BATON_ASSIGN_OR_RETURN(options.command, ParseCommand(positional));
+  if (options.command == Command::kDrain) options.worker = positional[1];
   options.router = absl::GetFlag(FLAGS_router);
   BATON_RETURN_IF_ERROR(ParseHostPort(options.router).status());
   const double timeout = absl::GetFlag(FLAGS_timeout);

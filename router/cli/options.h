@@ -12,7 +12,7 @@
 
 namespace baton::cli {
 
-enum class Command { kGenerate, kChat, kTokenize, kDetokenize, kStatus };
+enum class Command { kGenerate, kChat, kTokenize, kDetokenize, kStatus, kDrain };
 
 struct Options {
   Command command = Command::kGenerate;
@@ -21,6 +21,7 @@ struct Options {
   int message_bytes_max = 0;        // Of a gRPC message, each way.
   std::string request_id;           // Empty: the router draws one.
   TypedRequest typed;               // With an input that the command can take.
+  std::string worker;               // The one to drain: host:port.
 };
 
 // From the flags and the positional arguments. kInvalidArgument: what is wrong and what to give

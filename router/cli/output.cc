@@ -95,4 +95,21 @@ std::string ClusterTable(const v1::GetClusterResponse& cluster, const v1::ModelI
   return text + Table(rows);
 }
 
+absl::StatusOr<std::string> DrainProgress(const v1::GetClusterResponse& cluster,
+                                          const std::string& address, uint64_t incarnation) {
+  for (const v1::WorkerStatus& worker : cluster.workers()) {
+    if (worker.address() != address || worker.incarnation() != incarnation) continue;
+    if (worker.state() == "lost") {
+      if (worker.drained()) return "";
+      return absl::UnavailableError(absl::StrCat(
+          address, " went before it had drained (", worker.reason(),
+          "); requests that were left on it go on at other workers, see `baton status`"));
+    }
+    const v1::WorkerLoad& load = worker.load();
+    return absl::StrFormat("%s drains: %d sequences running, %d waiting", address,
+                           load.sequences_running(), load.sequences_waiting());
+  }
+  return "";
+}
+
 }  // namespace baton::cli

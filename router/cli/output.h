@@ -4,6 +4,7 @@
 
 #include <string>
 
+#include "absl/status/statusor.h"
 #include "proto/inference.pb.h"
 
 namespace baton::cli {
@@ -13,6 +14,11 @@ std::string TextJson(const std::string& text);
 std::string ClusterJson(const v1::GetClusterResponse& cluster, const v1::ModelInfo& model);
 
 std::string ClusterTable(const v1::GetClusterResponse& cluster, const v1::ModelInfo& model);
+
+// What that process at `address` still has to do before it exits. Empty: it is gone. kUnavailable:
+// it went before it was done.
+absl::StatusOr<std::string> DrainProgress(const v1::GetClusterResponse& cluster,
+                                          const std::string& address, uint64_t incarnation);
 
 }  // namespace baton::cli
 

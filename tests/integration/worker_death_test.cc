@@ -292,10 +292,25 @@ TEST_F(WorkerDeathTest, TerminatedDecodeWorkerFinishesItsStreams) {
 }
 
 // Goal: streams leave a worker that is told to go, with their KV, and nothing is computed twice.
-TEST_F(WorkerDeathTest, StreamsOfATerminatedDecodeWorkerMoveToAnother) {
+class WorkerDrainTest : public WorkerDeathTest, public testing::WithParamInterface<bool> {
+ protected:
+  // By SIGTERM or by the router's word.
+  void DrainDecode(int i) {
+    if (GetParam()) return cluster_->decode(i).Signal(SIGTERM);
+    grpc::ClientContext context;
+    v1::DrainWorkerRequest request;
+    request.set_address(cluster_->decode_address(i));
+    v1::DrainWorkerResponse response;
+    const grpc::Status status = cluster_->stub().DrainWorker(&context, request, &response);
+    EXPECT_TRUE(status.ok()) << status.error_message();
+    EXPECT_GT(response.requests(), 0u);
+  }
+};
+
+TEST_P(WorkerDrainTest, StreamsMoveToAnotherWorker) {
   StartCluster(1, 2);
 
-  const std::vector<Answer> answers = RunWithFault([this] { cluster_->decode(0).Signal(SIGTERM); });
+  const std::vector<Answer> answers = RunWithFault([this] { DrainDecode(0); });
 
   ExpectTrueStreams(answers);
   EXPECT_EQ(OkCount(answers), answers.size());
@@ -306,11 +321,21 @@ TEST_F(WorkerDeathTest, StreamsOfATerminatedDecodeWorkerMoveToAnother) {
   }
   EXPECT_EQ(last_workers.size(), 1u) << "not all of them moved";
   EXPECT_EQ(cluster_->decode(0).Wait(std::chrono::seconds(20)).value_or(-1), 0);
+  EXPECT_TRUE(cluster_->WaitUntil([](const v1::GetClusterResponse& status) {
+    const auto& workers = status.workers();
+    return std::any_of(workers.begin(), workers.end(), [](const v1::WorkerStatus& worker) {
+      return worker.state() == "lost" && worker.drained();
+    });
+  }));
   ASSERT_TRUE(cluster_->RestartDecode(0).ok());
   EXPECT_TRUE(cluster_->WaitUntil(
       [](const v1::GetClusterResponse& status) { return Cluster::ReadyCount(status) == 3; }));
   ExpectServesAndRests();
 }
+
+INSTANTIATE_TEST_SUITE_P(Causes, WorkerDrainTest, testing::Bool(), [](const auto& cause) {
+  return std::string(cause.param ? "Terminated" : "ToldByTheRouter");
+});
 
 TEST_F(WorkerDeathTest, TerminatedRouterLetsItsStreamsFinish) {
   StartCluster(1, 1);

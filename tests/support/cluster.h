@@ -76,6 +76,7 @@ class Cluster {
   Process& decode(int i) { return *decode_[static_cast<size_t>(i)].process; }
   Process& router() { return *router_; }
   v1::Inference::Stub& stub() { return *stub_; }
+  const std::string& decode_address(int i) const { return decode_[static_cast<size_t>(i)].address; }
   const std::string& router_address() const { return router_address_; }
 
   // Starts a worker again at its old address, after it died.
