@@ -20,7 +20,7 @@ constexpr uint32_t kRetryAfterMs = 50;
 
 DecodeEngine::DecodeEngine(const DecodeEngineOptions& options, Executor* executor, BlockPool* pool,
                            EventPort* events, TransferPort* transfers, ClockFunction clock,
-                           RandomFunction random)
+                           RandomFunction random, std::unique_ptr<SwapSpace> swap)
     : options_(options),
       executor_(executor),
       pool_(pool),
@@ -29,6 +29,7 @@ DecodeEngine::DecodeEngine(const DecodeEngineOptions& options, Executor* executo
       clock_(std::move(clock)),
       random_(std::move(random)),
       block_tokens_(executor->arena().layout().block_tokens),
+      swap_(std::move(swap)),
       probes_(events, transfers) {}
 
 DecodeEngine::~DecodeEngine() {
@@ -306,12 +307,13 @@ void DecodeEngine::Fail(RequestKey key, const absl::Status& status, bool retryab
 
 bool DecodeEngine::Step(Instant now) {
   std::vector<StepItem> items = PlanDecodeRows();
-  const size_t decode_rows = items.size();
-  const std::vector<StepItem> chunks = scheduler_.Plan(
-      options_.chunk_tokens,
-      [this, now](Sequence& sequence) { return ReserveForPrefill(*slots_.at(sequence.key), now); });
+  const std::vector<StepItem> chunks = PlanChunks(now);
   items.insert(items.end(), chunks.begin(), chunks.end());
   if (items.empty()) return false;
+  // One whose KV came back is as good as one that never lost it.
+  const auto decode_rows = std::count_if(items.begin(), items.end(), [](const StepItem& item) {
+    return item.sequence->pending() == 1 && item.sequence->generated() > 0;
+  });
 
   const auto sampled = executor_->Run(items, nullptr);
   const Instant end = clock_();
@@ -322,15 +324,7 @@ bool DecodeEngine::Step(Instant now) {
     }
     return true;
   }
-  uint32_t prompt_tokens = 0;
-  for (const StepItem& item : chunks) prompt_tokens += item.count;
-  ++stats_.steps;
-  stats_.step_rows += decode_rows;
-  stats_.decode_tokens += decode_rows;
-  stats_.prompt_tokens += prompt_tokens;
-  if (decode_rows > 0) decode_rate_.Add(static_cast<double>(decode_rows), end - now);
-  if (prompt_tokens > 0) prefill_rate_.Add(prompt_tokens, end - now);
-
+  CountStep(items, static_cast<size_t>(decode_rows), end - now);
   for (size_t i = 0; i < items.size(); ++i) {
     Slot& slot = *slots_.at(items[i].sequence->key);
     KeepBlocks(slot.sequence);
@@ -344,6 +338,25 @@ bool DecodeEngine::Step(Instant now) {
     if (Slot* slot = Find(key)) BeginMoveIfDue(*slot, end);
   }
   return true;
+}
+
+void DecodeEngine::CountStep(std::span<const StepItem> items, size_t decode_rows,
+                             Duration duration) {
+  size_t tokens = 0;
+  for (const StepItem& item : items) tokens += item.count;
+  const size_t prompt_tokens = tokens - decode_rows;
+  ++stats_.steps;
+  stats_.step_rows += decode_rows;
+  stats_.decode_tokens += decode_rows;
+  stats_.prompt_tokens += prompt_tokens;
+  if (decode_rows > 0) decode_rate_.Add(static_cast<double>(decode_rows), duration);
+  if (prompt_tokens > 0) prefill_rate_.Add(static_cast<double>(prompt_tokens), duration);
+}
+
+std::vector<StepItem> DecodeEngine::PlanChunks(Instant now) {
+  return scheduler_.Plan(options_.chunk_tokens, [this, now](Sequence& sequence) {
+    return ReserveForPrefill(*slots_.at(sequence.key), now);
+  });
 }
 
 std::vector<StepItem> DecodeEngine::PlanDecodeRows() {
@@ -380,54 +393,6 @@ bool DecodeEngine::Grow(Slot& slot) {
 void DecodeEngine::KeepBlocks(Sequence& sequence) {
   PublishFullBlocks(*pool_, block_tokens_, sequence);
   ReleaseUnseenBlocks(executor_->model().config(), block_tokens_, sequence);
-}
-
-DecodeEngine::Slot* DecodeEngine::ChooseVictim() {
-  Slot* victim = nullptr;
-  for (const auto& [key, slot] : slots_) {
-    const bool holds = slot->sequence.blocks.size() > 0 &&
-                       (slot->state == State::kRunning || slot->state == State::kPrefilling);
-    if (!holds) continue;
-    if (victim == nullptr || slot->sequence.priority < victim->sequence.priority ||
-        (slot->sequence.priority == victim->sequence.priority &&
-         slot->sequence.arrival > victim->sequence.arrival)) {
-      victim = slot.get();
-    }
-  }
-  BATON_CHECK(victim != nullptr);
-  return victim;
-}
-
-void DecodeEngine::Preempt(Slot& slot) {
-  ++stats_.preempted;
-  slot.sequence.GiveUpBlocks();
-  slot.held_blocks = 0;
-  if (slot.state == State::kPrefilling) return;
-  SetState(slot, State::kPrefilling);
-  scheduler_.Add(&slot.sequence);
-}
-
-bool DecodeEngine::ReserveForPrefill(Slot& slot, Instant now) {
-  Sequence& sequence = slot.sequence;
-  if (sequence.blocks.size() == 0 && !ReserveReplay(sequence)) return false;
-  // The stages of a replay are not the request's.
-  if (sequence.started == Instant{} && slot.first_token_at == Instant{}) sequence.started = now;
-  return true;
-}
-
-bool DecodeEngine::ReserveReplay(Sequence& sequence) {
-  const uint32_t cached_at_admission = sequence.cached_tokens;
-  TakeCachedPrefix(*pool_, block_tokens_, sequence);
-  sequence.cached_tokens = cached_at_admission;
-  // It starts only with room to grow, lest it be preempted again at once.
-  const uint32_t wanted = executor_->arena().layout().BlocksFor(sequence.token_count()) -
-                          sequence.blocks.size() + running_count_;
-  const bool room = running_count_ == 0 || wanted <= pool_->counts().available();
-  if (room && ReserveBlocks(*pool_, block_tokens_, sequence.token_count(), sequence).ok()) {
-    return true;
-  }
-  sequence.GiveUpBlocks();
-  return false;
 }
 
 void DecodeEngine::OnSampled(Slot& slot, const SampledToken& token, Instant now) {
@@ -482,6 +447,10 @@ v1::WorkerLoad DecodeEngine::Load() const {
   load.set_tokens_queued(scheduler_.queued_tokens());
   load.set_prefill_tokens_per_second(prefill_rate_.per_second());
   load.set_decode_tokens_per_second(decode_rate_.per_second());
+  if (swap_ != nullptr) {
+    load.set_swap_blocks_total(swap_->blocks_total());
+    load.set_swap_blocks_used(swap_->blocks_used());
+  }
   return load;
 }
 

@@ -13,6 +13,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -28,6 +29,7 @@
 #include "common/engine/sequence.h"
 #include "common/engine/worker_engine.h"
 #include "common/kv_cache/block_pool.h"
+#include "common/kv_cache/swap_space.h"
 #include "prefill_worker/prefill_scheduler.h"
 #include "proto/worker.pb.h"
 
@@ -52,10 +54,11 @@ class DecodeEngine final : public WorkerEngine {
   using RandomFunction = std::function<uint64_t()>;
 
   // Everything borrowed outlives the engine. `clock` is asked at the end of a step; `random` feeds
-  // nonces and comes from a cryptographic source in production.
+  // nonces and comes from a cryptographic source in production. `swap` takes the KV of sequences
+  // that are preempted; null: they compute it again.
   DecodeEngine(const DecodeEngineOptions& options, Executor* executor, BlockPool* pool,
                EventPort* events, TransferPort* transfers, ClockFunction clock,
-               RandomFunction random);
+               RandomFunction random, std::unique_ptr<SwapSpace> swap = nullptr);
   ~DecodeEngine() override;
 
   // Admit, Reopen, Migrate, Cancel and Probe; others are not for this role and are ignored.
@@ -82,6 +85,14 @@ class DecodeEngine final : public WorkerEngine {
     kRunning,     // All but the last token is in the cache.
     kMoving,      // As kRunning, but it stands still while its KV goes to another worker.
   };
+  // The KV that a preempted sequence had.
+  struct SwappedKv {
+    SwappedBlocks blocks;
+    uint32_t unseen_blocks = 0;  // Leading ones that no layer shows any more: not kept.
+    uint32_t computed = 0;       // As in Sequence.
+    uint32_t published_blocks = 0;
+    PrefixHash published_hash;
+  };
   struct Slot {
     Sequence sequence;
     State state = State::kPrefilling;
@@ -93,6 +104,7 @@ class DecodeEngine final : public WorkerEngine {
     // Where it is to go on, as soon as a token follows those that the ticket is for.
     std::optional<Ticket> next_home;
     TransferId move{};                    // While kMoving.
+    std::optional<SwappedKv> swapped;     // While it holds no blocks.
     std::deque<std::string> said_tokens;  // The last ones as sent, where log-probabilities count.
   };
   // The KV of a sequence on its way to another worker.
@@ -130,6 +142,11 @@ class DecodeEngine final : public WorkerEngine {
 
   // Gives every running sequence room for its next token, preempting others where there is none.
   std::vector<StepItem> PlanDecodeRows();
+  // Local prefill, replays, and sequences that come back with their KV.
+  std::vector<StepItem> PlanChunks(Instant now);
+  void CountStep(std::span<const StepItem> items, size_t decode_rows, Duration duration);
+
+  // Preemption (decode_engine_preemption.cc).
   // Makes room for the sequence's next token, if need be by preempting others.
   bool Grow(Slot& slot);
   // Publishes what is full, and keeps only what will be read. Not while a lease is open.
@@ -137,8 +154,15 @@ class DecodeEngine final : public WorkerEngine {
   // Of those that hold blocks and could give them up: the lowest priority, then the youngest.
   Slot* ChooseVictim();
   void Preempt(Slot& slot);
+  // Whether bringing the sequence's KV back will be sooner than computing it again.
+  bool SwapPays(const Sequence& sequence) const;
+  void SwapOut(Slot& slot);
+  // False: it stays without blocks.
   bool ReserveForPrefill(Slot& slot, Instant now);
   bool ReserveReplay(Sequence& sequence);
+  bool SwapIn(Slot& slot);
+  // Blocks for all tokens, with room to grow beside those that run.
+  bool ReserveWithGrowth(Sequence& sequence);
 
   void OnSampled(Slot& slot, const SampledToken& token, Instant now);
   void EmitToken(const Slot& slot, v1::Token token);
@@ -161,6 +185,7 @@ class DecodeEngine final : public WorkerEngine {
   const RandomFunction random_;
   const uint32_t block_tokens_;
 
+  const std::unique_ptr<SwapSpace> swap_;  // Null if there is none.
   Slots slots_;
   PrefillScheduler scheduler_;
   absl::flat_hash_map<LeaseId, RequestKey> lease_owner_;
@@ -175,6 +200,7 @@ class DecodeEngine final : public WorkerEngine {
   bool draining_ = false;
   RateMeter prefill_rate_;
   RateMeter decode_rate_;
+  RateMeter swap_rate_;  // Bytes, either way.
   EngineStats stats_;
 };
 

@@ -1,11 +1,15 @@
 // baton_decode_worker: receives KV caches and generates the tokens.
 #include <cstdio>
+#include <memory>
+#include <optional>
 #include <string>
+#include <utility>
 
 #include "absl/flags/flag.h"
 #include "absl/strings/str_cat.h"
 #include "common/base/command_line.h"
 #include "common/base/secure_random.h"
+#include "common/base/status_macros.h"
 #include "common/base/version.h"
 #include "common/telemetry/log.h"
 #include "common/worker/worker.h"
@@ -16,7 +20,25 @@ ABSL_FLAG(
     "Whether this worker computes prompts itself: never, always, or auto (when the router has "
     "no prefill worker).");
 
+ABSL_FLAG(
+    std::optional<baton::ByteSize>, swap_memory, std::nullopt,
+    "Memory of the host for the KV of sequences that must give way to others, which otherwise "
+    "compute it again, e.g. 8GiB. Absent: 4GiB with a GPU, none on the CPU, where --kv_memory "
+    "is the same memory.");
+
 namespace {
+
+// Null: none is wanted.
+absl::StatusOr<std::unique_ptr<baton::SwapSpace>> SwapSpaceFromFlag(const baton::KvArena& arena) {
+  const bool gpu = arena.device().kind() == baton::DeviceKind::kCuda;
+  const uint64_t bytes =
+      absl::GetFlag(FLAGS_swap_memory).value_or(baton::ByteSize{gpu ? uint64_t{4} << 30 : 0}).bytes;
+  if (bytes == 0) return nullptr;
+  BATON_ASSIGN_OR_RETURN(std::unique_ptr<baton::SwapSpace> swap,
+                         baton::SwapSpace::Create(arena, bytes));
+  baton::LogInfo("swap space", {{"kv_blocks", swap->blocks_total()}});
+  return swap;
+}
 
 absl::StatusOr<baton::LocalPrefill> LocalPrefillFromFlag() {
   const std::string value = absl::GetFlag(FLAGS_local_prefill);
@@ -46,14 +68,19 @@ int main(int argc, char** argv) {
   hello.set_role(baton::v1::ROLE_DECODE);
   hello.set_local_prefill(*local_prefill != baton::LocalPrefill::kRefused);
   hello.set_local_prefill_always(*local_prefill == baton::LocalPrefill::kAlways);
-  return baton::RunWorkerProcess(hello, [local_prefill](const baton::EngineContext& context) {
-    const baton::EngineOptions& options = context.parts->options;
-    return std::make_unique<baton::DecodeEngine>(
-        baton::DecodeEngineOptions{.incarnation = context.incarnation,
-                                   .chunk_tokens = options.chunk_tokens,
-                                   .sequences_max = options.sequences_max,
-                                   .local_prefill = *local_prefill},
-        context.parts->executor.get(), context.parts->pool.get(), context.events, context.transfers,
-        baton::Now, baton::SecureRandom);
-  });
+  return baton::RunWorkerProcess(
+      hello,
+      [local_prefill](const baton::EngineContext& context)
+          -> absl::StatusOr<std::unique_ptr<baton::WorkerEngine>> {
+        const baton::EngineOptions& options = context.parts->options;
+        BATON_ASSIGN_OR_RETURN(std::unique_ptr<baton::SwapSpace> swap,
+                               SwapSpaceFromFlag(*context.parts->arena));
+        return std::make_unique<baton::DecodeEngine>(
+            baton::DecodeEngineOptions{.incarnation = context.incarnation,
+                                       .chunk_tokens = options.chunk_tokens,
+                                       .sequences_max = options.sequences_max,
+                                       .local_prefill = *local_prefill},
+            context.parts->executor.get(), context.parts->pool.get(), context.events,
+            context.transfers, baton::Now, baton::SecureRandom, std::move(swap));
+      });
 }

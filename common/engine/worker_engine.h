@@ -26,8 +26,10 @@ struct EngineStats {
   uint64_t finished = 0;  // Decode: sequences that ended well; prefill: first tokens sampled.
   uint64_t failed = 0;
   uint64_t rejected = 0;
-  uint64_t moved = 0;      // Decode: sequences that went to another worker with their KV.
-  uint64_t preempted = 0;  // Running sequences that gave up their blocks, to be replayed.
+  uint64_t moved = 0;        // Decode: sequences that went to another worker with their KV.
+  uint64_t preempted = 0;    // Running sequences that gave up their blocks.
+  uint64_t swapped_out = 0;  // Of these, went to the host's memory with their KV.
+  uint64_t swapped_in = 0;   // And came back.
   uint64_t steps = 0;
   uint64_t step_rows = 0;  // Decode rows of all steps: step_rows / steps is the mean batch.
 };

@@ -198,6 +198,12 @@ void BlockTable::Append(std::span<const BlockId> referenced) {
   blocks_.insert(blocks_.end(), referenced.begin(), referenced.end());
 }
 
+void BlockTable::AppendReleased(uint32_t count) {
+  BATON_CHECK(blocks_.empty());
+  blocks_.assign(count, kNoBlock);
+  released_ = count;
+}
+
 void BlockTable::ReleaseBefore(uint32_t index) {
   BATON_CHECK(index <= blocks_.size());
   for (uint32_t i = index; i > released_; --i) {

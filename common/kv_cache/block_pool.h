@@ -115,6 +115,8 @@ class BlockTable {
 
   // Adopts references that the caller holds.
   void Append(std::span<const BlockId> referenced);
+  // So many places without a block. REQUIRES: the table is empty.
+  void AppendReleased(uint32_t count);
   // Releases the blocks before `index` that are still there, last block first. Their places stay.
   // REQUIRES: index <= size().
   void ReleaseBefore(uint32_t index);

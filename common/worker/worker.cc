@@ -76,10 +76,10 @@ class Worker::Impl final : public SessionHandler, public EventPort {
                            {"transport_memory", agent->transport_memory()}});
     transfers_ = std::make_unique<AgentPort>(std::move(agent));
     hello_ = MakeHello();
-    engine_ = make_engine({.parts = &parts_,
-                           .incarnation = incarnation_,
-                           .events = this,
-                           .transfers = transfers_.get()});
+    BATON_ASSIGN_OR_RETURN(engine_, make_engine({.parts = &parts_,
+                                                 .incarnation = incarnation_,
+                                                 .events = this,
+                                                 .transfers = transfers_.get()}));
     engine_thread_ = std::thread([this] { RunEngine(); });
     BATON_RETURN_IF_ERROR(ProbeItself());
     SessionServerOptions session_options;

@@ -32,7 +32,8 @@ struct EngineContext {
   EventPort* events;
   TransferPort* transfers;
 };
-using EngineFactory = std::function<std::unique_ptr<WorkerEngine>(const EngineContext&)>;
+using EngineFactory =
+    std::function<absl::StatusOr<std::unique_ptr<WorkerEngine>>(const EngineContext&)>;
 
 struct WorkerOptions {
   v1::WorkerHello hello;  // Role and local prefill; the worker fills in the rest.

@@ -19,6 +19,12 @@ Counter& SequenceCounter(MetricsRegistry* registry, const char* end) {
                               {{"end", end}});
 }
 
+Counter& SwapCounter(MetricsRegistry* registry, const char* direction) {
+  return registry->AddCounter("baton_kv_swaps_total",
+                              "Preempted sequences whose KV went to the host's memory, and back",
+                              {{"direction", direction}});
+}
+
 Counter& ByteCounter(MetricsRegistry* registry, const char* direction) {
   return registry->AddCounter(kHandoffBytesTotal, "KV bytes moved between workers",
                               {{"direction", direction}});
@@ -62,6 +68,10 @@ WorkerMetrics::WorkerMetrics(MetricsRegistry* registry)
       moved_(SequenceCounter(registry, "moved")),
       preempted_(registry->AddCounter("baton_preemptions_total",
                                       "Running sequences that gave up their KV blocks")),
+      swapped_out_(SwapCounter(registry, "out")),
+      swapped_in_(SwapCounter(registry, "in")),
+      swap_blocks_used_(registry->AddGauge(
+          "baton_kv_swap_blocks", "KV blocks in the host's memory, of preempted sequences")),
       bytes_sent_(ByteCounter(registry, "sent")),
       bytes_received_(ByteCounter(registry, "received")),
       refused_{.malformed = RefusedCounter(registry, "malformed"),
@@ -107,6 +117,9 @@ void WorkerMetrics::Update(const v1::WorkerLoad& load, const EngineStats& stats,
   CatchUp(rejected_, stats.rejected);
   CatchUp(moved_, stats.moved);
   CatchUp(preempted_, stats.preempted);
+  CatchUp(swapped_out_, stats.swapped_out);
+  CatchUp(swapped_in_, stats.swapped_in);
+  swap_blocks_used_.Set(load.swap_blocks_used());
   CatchUp(bytes_sent_, transfer.bytes_sent);
   CatchUp(bytes_received_, transfer.bytes_received);
   CatchUp(refused_.malformed, transfer.refused_malformed);

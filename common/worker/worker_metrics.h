@@ -41,6 +41,9 @@ class WorkerMetrics {
   Counter& rejected_;
   Counter& moved_;
   Counter& preempted_;
+  Counter& swapped_out_;
+  Counter& swapped_in_;
+  Gauge& swap_blocks_used_;
   Counter& bytes_sent_;
   Counter& bytes_received_;
   struct {

@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <set>
 #include <span>
@@ -28,13 +29,19 @@ struct Heard {
 
 class Harness {
  public:
-  explicit Harness(uint32_t blocks = 64, uint32_t sequences_max = 16, uint32_t model_window = 0)
+  explicit Harness(uint32_t blocks = 64, uint32_t sequences_max = 16, uint32_t model_window = 0,
+                   uint32_t swap_blocks = 0)
       : window(model_window),
         fixture(blocks, model_window),
         engine(
             {.incarnation = Incarnation{1}, .chunk_tokens = 8, .sequences_max = sequences_max},
             &fixture.executor, &fixture.pool, &fixture.events, &fixture.transfers,
-            [] { return Instant{}; }, [this] { return ++nonce; }) {}
+            [this] { return clock(); }, [this] { return ++nonce; },
+            swap_blocks == 0
+                ? nullptr
+                : SwapSpace::Create(*fixture.arena,
+                                    swap_blocks * fixture.arena->layout().block_bytes())
+                      .value()) {}
 
   void Admit(const v1::Work& work, bool local) {
     v1::Command command;
@@ -123,6 +130,7 @@ class Harness {
   uint64_t nonce = 0;
   const uint32_t window;
   EngineFixture fixture;
+  std::function<Instant()> clock = [] { return Instant{}; };
   DecodeEngine engine;
   std::map<uint64_t, Heard> requests;
   std::map<uint64_t, uint64_t> lease_of;  // By request, the lease of its last ticket.

@@ -43,7 +43,9 @@ Json LoadJson(const v1::WorkerLoad& load) {
           {"sequences_waiting", load.sequences_waiting()},
           {"tokens_queued", load.tokens_queued()},
           {"prefill_tokens_per_second", load.prefill_tokens_per_second()},
-          {"decode_tokens_per_second", load.decode_tokens_per_second()}};
+          {"decode_tokens_per_second", load.decode_tokens_per_second()},
+          {"swap_blocks_total", load.swap_blocks_total()},
+          {"swap_blocks_used", load.swap_blocks_used()}};
 }
 
 }  // namespace

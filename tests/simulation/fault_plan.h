@@ -17,6 +17,7 @@ struct FaultPlan {
   uint32_t decode_workers = 1;
   uint32_t prefill_blocks = 64;
   uint32_t decode_blocks = 64;
+  uint32_t swap_blocks = 0;  // Of each decode worker.
   uint32_t chunk_tokens = 16;
   Duration step_max = std::chrono::milliseconds(5);  // Of an engine.
   uint32_t window = 0;                               // Of the model's attention; 0: none.
@@ -102,6 +103,7 @@ inline FaultPlan DrawPlan(Dice& dice) {
     plan.requests = dice.Between(8, 16);
     plan.arrivals = std::chrono::milliseconds(300);
   }
+  plan.swap_blocks = dice.Chance(0.5) ? 0 : dice.Between(4, 64);
   return plan;
 }
 

@@ -56,16 +56,18 @@ void Happened::Add(const Happened& other) {
   checksum_mismatches += other.checksum_mismatches;
   messages_refused += other.messages_refused;
   preempted += other.preempted;
+  swapped += other.swapped;
 }
 
 std::string Happened::ToString() const {
-  return absl::StrCat(
-      "requests ", requests, ", completed ", completed, ", retries ", retries, ", moves ", moves,
-      ", moves failed ", moves_failed, "\nworkers killed ", crashes, ", paused ", pauses,
-      ", drained ", drains, ", routers killed ", router_crashes, ", sessions broken ",
-      sessions_broken, "\ntransfers acknowledged ", transfers_acked, ", failed ", transfers_failed,
-      ", connections closed by force ", force_closes, "\nmessages refused ", messages_refused,
-      ", checksum mismatches ", checksum_mismatches, ", sequences preempted ", preempted);
+  return absl::StrCat("requests ", requests, ", completed ", completed, ", retries ", retries,
+                      ", moves ", moves, ", moves failed ", moves_failed, "\nworkers killed ",
+                      crashes, ", paused ", pauses, ", drained ", drains, ", routers killed ",
+                      router_crashes, ", sessions broken ", sessions_broken,
+                      "\ntransfers acknowledged ", transfers_acked, ", failed ", transfers_failed,
+                      ", connections closed by force ", force_closes, "\nmessages refused ",
+                      messages_refused, ", checksum mismatches ", checksum_mismatches,
+                      ", sequences preempted ", preempted, ", came back with their KV ", swapped);
 }
 
 SimulatedCluster::SimulatedCluster(uint64_t seed, Record& record)
@@ -493,6 +495,7 @@ void SimulatedCluster::Collect(const SimulatedWorker& worker) {
   happened_.messages_refused += in.refused_unknown_lease + in.refused_stale + in.refused_range +
                                 in.refused_overlap + in.refused_size;
   happened_.preempted += worker.stats().preempted;
+  happened_.swapped += worker.stats().swapped_in;
 }
 
 SimulatedCluster::Place* SimulatedCluster::Find(WorkerId id) {

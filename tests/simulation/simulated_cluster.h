@@ -44,6 +44,7 @@ struct Happened {
   uint64_t checksum_mismatches = 0;
   uint64_t messages_refused = 0;
   uint64_t preempted = 0;
+  uint64_t swapped = 0;  // Came back with their KV.
 
   void Add(const Happened& other);
   std::string ToString() const;

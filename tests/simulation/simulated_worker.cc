@@ -133,7 +133,11 @@ SimulatedWorker::SimulatedWorker(std::string name, v1::Role role, Incarnation in
                             .local_prefill = plan.colocated       ? LocalPrefill::kAlways
                                              : plan.local_prefill ? LocalPrefill::kOnRequest
                                                                   : LocalPrefill::kRefused},
-        &executor_, &pool_, this, this, clock, [this] { return dice_.Roll(); });
+        &executor_, &pool_, this, this, clock, [this] { return dice_.Roll(); },
+        plan.swap_blocks == 0
+            ? nullptr
+            : SwapSpace::Create(*arena_, plan.swap_blocks * arena_->layout().block_bytes())
+                  .value());
   }
 }
 
@@ -220,6 +224,9 @@ void SimulatedWorker::CheckAtRest() {
         now_, absl::StrCat(name_, " is not at rest: ", counts.in_use, " blocks in use, ",
                            counts.receiving, " receiving, ", counts.quarantined, " quarantined",
                            engine_->idle() ? "" : ", the engine is not idle"));
+  }
+  if (engine_->Load().swap_blocks_used() > 0) {
+    record_.Violated(now_, absl::StrCat(name_, " keeps swapped KV of nobody at rest"));
   }
   if (transfers_->busy() || transfers_->receiver().open_count() > 0) {
     record_.Violated(

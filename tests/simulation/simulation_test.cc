@@ -30,6 +30,7 @@ TEST(SimulationTest, NoRuleIsViolated) {
   EXPECT_GT(happened.checksum_mismatches, 0u);
   EXPECT_GT(happened.messages_refused, 0u);
   EXPECT_GT(happened.preempted, 0u);
+  EXPECT_GT(happened.swapped, 0u);
 }
 
 TEST(SimulationReplayTest, ASeedTellsTheSameStoryTwice) {
