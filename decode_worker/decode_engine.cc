@@ -67,7 +67,10 @@ void DecodeEngine::OnAdmit(Incarnation router, const v1::Admit& admit, Instant n
   if (absl::Status room = CheckRoom(slot.sequence); !room.ok()) return Reject(key, room);
   slots_[key] = std::move(owned);
   lease_owner_[slot.lease] = key;
-  const absl::Status opened = Open(slot, admit.local_prefill());
+  const uint32_t cached = slot.sequence.cached_tokens;
+  const bool only_a_tail = cached > 0 && options_.local_prefill != LocalPrefill::kRefused &&
+                           slot.sequence.token_count() - cached <= admit.local_prefill_tokens_max();
+  const absl::Status opened = Open(slot, admit.local_prefill() || only_a_tail);
   if (!opened.ok()) {
     Drop(key);
     return Reject(key, opened);

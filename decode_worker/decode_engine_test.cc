@@ -277,6 +277,30 @@ TEST(DecodeEngineTest, LocalPrefillPolicyDecides) {
   }
 }
 
+// Goal: for a few tokens behind what is cached no prefill worker is waited for.
+TEST(DecodeEngineTest, ShortTailBehindACachedPrefixIsComputedHere) {
+  Harness harness;
+  const std::vector<TokenId> prompt = CountingPrompt(18);
+  harness.Admit(GreedyWork(1, prompt, 3), /*local=*/true);
+  harness.RunAll();
+  const auto admit = [&](uint64_t request, const std::vector<TokenId>& tokens, uint32_t tail_max) {
+    v1::Command command;
+    *command.mutable_admit()->mutable_work() = GreedyWork(request, tokens, 4);
+    command.mutable_admit()->set_local_prefill_tokens_max(tail_max);
+    harness.engine.OnCommand(kRouter, command, harness.fixture.now);
+    harness.Listen();
+    return harness.last.admitted();
+  };
+
+  // Four blocks of four are cached; two tokens are left.
+  EXPECT_TRUE(admit(2, prompt, 1).has_ticket());
+  EXPECT_FALSE(admit(3, prompt, 2).has_ticket());
+  EXPECT_EQ(harness.last.admitted().cached_tokens(), 16u);
+  EXPECT_TRUE(admit(4, CountingPrompt(2, 50), 8).has_ticket()) << "nothing of it is cached";
+  harness.RunAll();
+  EXPECT_THAT(harness.requests[3].tokens, ElementsAreArray(FakeContinuation(prompt, 4)));
+}
+
 TEST(DecodeEngineTest, SessionLossRetiresEverythingOfThatRouter) {
   Harness harness;
   harness.Admit(GreedyWork(1, CountingPrompt(10), 6), false);

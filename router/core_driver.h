@@ -190,13 +190,13 @@ class CoreDriver {
     Event(worker, event);
   }
   void PrefillFailed(WorkerId worker, uint64_t attempt, bool retryable, bool transfer,
-                     uint32_t epoch = 1) {
+                     uint32_t epoch = 1, absl::StatusCode code = absl::StatusCode::kInternal) {
     v1::Event event;
     event.mutable_prefill_failed()->set_request(attempt);
     event.mutable_prefill_failed()->set_epoch(epoch);
     event.mutable_prefill_failed()->set_retryable(retryable);
     event.mutable_prefill_failed()->set_transfer(transfer);
-    event.mutable_prefill_failed()->set_code(static_cast<int32_t>(absl::StatusCode::kInternal));
+    event.mutable_prefill_failed()->set_code(static_cast<int32_t>(code));
     event.mutable_prefill_failed()->set_message("it broke");
     Event(worker, event);
   }

@@ -32,6 +32,9 @@ ABSL_FLAG(uint32_t, retries, 3, "How often one request is moved after failures o
 ABSL_FLAG(uint32_t, streams_max, 8192, "Most calls inside the router at once.");
 ABSL_FLAG(uint64_t, prefill_queue_tokens, 8192,
           "A prefill worker that has work is given no more tokens than this.");
+ABSL_FLAG(uint32_t, local_prefill_tokens, 32,
+          "A decode worker that finds all but so many tokens of a request in its prefix cache "
+          "computes these itself, instead of waiting for a prefill worker.");
 ABSL_FLAG(baton::ByteSize, client_buffer, baton::ByteSize{1 << 20},
           "What one client may leave unread before its request is ended.");
 ABSL_FLAG(std::string, model_fingerprint, "",
@@ -89,6 +92,7 @@ absl::StatusOr<RouterOptions> RouterOptionsFromFlags() {
   core.request_time_max = std::chrono::seconds(absl::GetFlag(FLAGS_request_seconds));
   core.retries_max = absl::GetFlag(FLAGS_retries);
   core.prefill_tokens_max = absl::GetFlag(FLAGS_prefill_queue_tokens);
+  core.local_prefill_tokens_max = absl::GetFlag(FLAGS_local_prefill_tokens);
   core.client_buffer_bytes_max = absl::GetFlag(FLAGS_client_buffer).bytes;
   BATON_ASSIGN_OR_RETURN(core.cluster.model_fingerprint, Fingerprint());
   core.cluster.mixed_numerics = absl::GetFlag(FLAGS_mixed_numerics);

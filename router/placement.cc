@@ -48,7 +48,10 @@ std::vector<const WorkerEntry*> DecodeCandidates(const WorkerTable& workers,
     if (MayAdmit(worker, need, now)) candidates.push_back(&worker);
   }
   const auto rank = [&need](const WorkerEntry* worker) {
-    return std::tuple(need.avoid == worker->id, worker->attempts, -Room(*worker), worker->id);
+    const bool home = need.home.has_value() && need.home->worker == worker->id &&
+                      need.home->incarnation == worker->incarnation();
+    return std::tuple(need.avoid == worker->id, !home, worker->attempts, -Room(*worker),
+                      worker->id);
   };
   std::sort(candidates.begin(), candidates.end(),
             [&rank](const WorkerEntry* a, const WorkerEntry* b) { return rank(a) < rank(b); });

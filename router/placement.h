@@ -15,11 +15,18 @@
 
 namespace baton {
 
+// A process that runs, or ran, a request.
+struct DecodeHome {
+  WorkerId worker{};
+  Incarnation incarnation{};
+};
+
 struct PlacementNeed {
   uint32_t tokens = 0;            // To prefill.
   uint32_t total_tokens_max = 0;  // What prompt and answer may grow to.
   bool first_token_only = false;  // One token is all that is wanted: no decode worker is needed.
   std::optional<WorkerId> avoid;  // It failed this request before: taken only if there is no other.
+  std::optional<DecodeHome> home = std::nullopt;  // Taken first, if it can admit.
   uint64_t prefill_tokens_max =
       0;  // A prefill worker that has work takes no more than this in all.
 };

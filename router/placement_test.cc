@@ -128,6 +128,21 @@ TEST_F(PlacementTest, AvoidedWorkersComeLast) {
   EXPECT_EQ(Choose()->decode, d1.id);
 }
 
+// Its prefix cache has the KV; that of another process at the same address has not.
+TEST_F(PlacementTest, ProcessThatRanItBeforeComesFirst) {
+  WorkerEntry& p = Add(v1::ROLE_PREFILL);
+  WorkerEntry& d1 = Add(v1::ROLE_DECODE);
+  WorkerEntry& d2 = Add(v1::ROLE_DECODE);
+  Connect(p, d1);
+  Connect(p, d2);
+  d2.attempts = 1;
+  need.home = {.worker = d2.id, .incarnation = d2.incarnation()};
+  EXPECT_EQ(Choose()->decode, d2.id);
+
+  need.home->incarnation = Incarnation{99};
+  EXPECT_EQ(Choose()->decode, d1.id);
+}
+
 TEST_F(PlacementTest, OneTokenNeedsOnlyAPrefillWorkerWhereThereIsOne) {
   WorkerEntry& d = Add(v1::ROLE_DECODE, true);
   need.first_token_only = true;

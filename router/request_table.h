@@ -19,6 +19,7 @@
 #include "common/request/checked_request.h"
 #include "proto/types.pb.h"
 #include "proto/worker.pb.h"
+#include "router/placement.h"
 #include "router/worker_table.h"
 
 namespace baton {
@@ -68,8 +69,12 @@ struct Request {
   uint32_t placed_tokens = 0;        // How many of spec.tokens went with Admit.
   uint64_t prefill_charge = 0;       // Part of WorkerEntry::prefill_tokens.
   std::optional<WorkerId> avoid;     // Failed it last.
-  Instant queued_since{};            // Since when it has been looking for a worker.
-  Instant queued_at{};               // When it went into the queue last.
+  bool pushed_again = false;         // Its KV arrived damaged once.
+  // The decode worker whose session broke: if it is the same process that comes back, it has most
+  // of the KV in its prefix cache.
+  std::optional<DecodeHome> home;
+  Instant queued_since{};  // Since when it has been looking for a worker.
+  Instant queued_at{};     // When it went into the queue last.
   bool in_queue = false;
   Instant asked_at{};  // When Admit or Reopen went out.
   std::optional<MoveTarget> move;

@@ -72,6 +72,7 @@ void RouterCore::OnWorkerDown(WorkerId id, const absl::Status& why, Instant now)
     Request* request = requests_.Find(request_id);
     if (request == nullptr) continue;
     if (request->decode == id) {
+      request->home = DecodeHome{.worker = id, .incarnation = worker->incarnation()};
       PlacementGone(*request, RetryCause::kDecodeLost, reason, /*knows=*/id, now);
     } else {
       PrefillGone(*request, RetryCause::kPrefillLost, reason, now);
@@ -190,6 +191,7 @@ void RouterCore::Place(Instant now) {
                              .total_tokens_max = request.spec.total_tokens_max,
                              .first_token_only = request.tokens_left() == 1,
                              .avoid = request.avoid,
+                             .home = request.home,
                              .prefill_tokens_max = options_.prefill_tokens_max};
     if (const absl::Status fits = CheckFits(workers_, need); !fits.ok()) {
       // Nothing is wrong with a request that was taken once; it has grown since.
@@ -228,6 +230,7 @@ void RouterCore::StartPlacement(Request& request, const Placement& placement, In
   WorkerEntry& decode = *workers_.Find(*placement.decode);
   request.decode = decode.id;
   request.decode_address = decode.address;
+  request.home.reset();
   decode.attempts += 1;
   decode.blocks_pledged += BlocksFor(decode, request.placed_tokens + 1);
   request.state = RequestState::kAdmitting;
@@ -235,6 +238,7 @@ void RouterCore::StartPlacement(Request& request, const Placement& placement, In
   *command.mutable_admit()->mutable_work() =
       MakeWork(request, request.attempt, request.placed_tokens, now);
   command.mutable_admit()->set_local_prefill(!placement.prefill.has_value());
+  command.mutable_admit()->set_local_prefill_tokens_max(options_.local_prefill_tokens_max);
   Send(decode.id, std::move(command));
 }
 

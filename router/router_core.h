@@ -42,6 +42,8 @@ struct CoreOptions {
   // A prefill worker with work in hand is given no more tokens than this; the rest waits in the
   // queue.
   uint64_t prefill_tokens_max = 8192;
+  // A decode worker that has the KV of all but so many tokens of a request computes these itself.
+  uint32_t local_prefill_tokens_max = 32;
   // What a client may leave unread before its request is ended.
   uint64_t client_buffer_bytes_max = 1u << 20;
   PairOptions pairs;
@@ -151,7 +153,10 @@ class RouterCore {
   void CancelWorkers(const Request& request, std::optional<WorkerId> except);
   void AssignPrefill(Request& request, WorkerId prefill);
   void ReleasePrefill(Request& request);
-  void Reopen(Request& request, Instant now);
+  // `again`: the prefill worker that has computed it already, if it can still be used.
+  void Reopen(Request& request, Instant now, std::optional<WorkerId> again = std::nullopt);
+  // The KV arrived damaged: the same prefill worker sends it once more, from its prefix cache.
+  void PushAgain(Request& request, const std::string& why, Instant now);
   // Counts a retry. False: there are none left and the request has ended.
   bool CountRetry(Request& request, RetryCause cause, const std::string& why,
                   std::optional<WorkerId> knows, Instant now);

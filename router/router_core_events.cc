@@ -237,6 +237,11 @@ void RouterCore::OnPrefillFailed(WorkerId worker, const v1::PrefillFailed& faile
   if (request == nullptr) return;
   const std::string why = absl::StrCat("prefill worker ", workers_.Find(worker)->address,
                                        " failed: ", failed.message());
+  const bool damaged = failed.code() == static_cast<int>(absl::StatusCode::kDataLoss);
+  if (failed.transfer() && damaged && request->state == RequestState::kPrefilling &&
+      request->decode.has_value() && !request->pushed_again) {
+    return PushAgain(*request, why, now);
+  }
   if (failed.transfer() && request->decode.has_value()) {
     pairs_.Failed(worker, *request->decode, failed.message(), now);
   }

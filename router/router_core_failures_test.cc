@@ -228,6 +228,38 @@ TEST_F(FailureTest, FailedTransferMarksThePairAndUsesAnother) {
   EXPECT_TRUE(driver.Next(p1).has_probe()) << "after its backoff";
 }
 
+TEST_F(FailureTest, DamagedKvIsSentAgainByTheSamePrefillWorkerOnce) {
+  const uint64_t attempt = Prefilling();
+  v1::Event busy;
+  busy.mutable_load()->mutable_load()->set_tokens_queued(500);
+  driver.Event(p1, busy);
+  driver.PrefillFailed(p1, attempt, /*retryable=*/true, /*transfer=*/true, 1,
+                       absl::StatusCode::kDataLoss);
+  ASSERT_TRUE(driver.Next(d1).has_reopen());
+  driver.Admitted(d1, attempt, 2);
+  ASSERT_TRUE(driver.Next(p1).has_prefill());
+  EXPECT_EQ(driver.core.Cluster().workers(0).reason(), "") << "once may be chance";
+
+  driver.PrefillFailed(p1, attempt, /*retryable=*/true, /*transfer=*/true, 2,
+                       absl::StatusCode::kDataLoss);
+  ASSERT_TRUE(driver.Next(d1).has_reopen());
+  driver.Admitted(d1, attempt, 3);
+  EXPECT_TRUE(driver.Next(p2).has_prefill());
+  EXPECT_THAT(driver.core.Cluster().workers(0).reason(), HasSubstr("no KV path with worker3"));
+}
+
+TEST_F(FailureTest, DamagedKvGoesElsewhereIfItsPrefillWorkerLeaves) {
+  const uint64_t attempt = Prefilling();
+  v1::Event draining;
+  draining.mutable_draining();
+  driver.Event(p1, draining);
+  driver.PrefillFailed(p1, attempt, /*retryable=*/true, /*transfer=*/true, 1,
+                       absl::StatusCode::kDataLoss);
+  ASSERT_TRUE(driver.Next(d1).has_reopen());
+  driver.Admitted(d1, attempt, 2);
+  EXPECT_TRUE(driver.Next(p2).has_prefill());
+}
+
 TEST_F(FailureTest, FinalPrefillFailureEndsTheRequest) {
   const uint64_t attempt = Prefilling();
   driver.PrefillFailed(p1, attempt, /*retryable=*/false, /*transfer=*/false);

@@ -80,10 +80,14 @@ void RouterCore::ReleasePrefill(Request& request) {
   request.prefill.reset();
 }
 
-void RouterCore::Reopen(Request& request, Instant now) {
+void RouterCore::Reopen(Request& request, Instant now, std::optional<WorkerId> again) {
   const WorkerEntry& decode = *workers_.Find(*request.decode);
+  const bool usable = again.has_value() && workers_.Find(*again)->ready() &&
+                      pairs_.state(*again, decode.id) == PairState::kHealthy;
   const std::optional<WorkerId> prefill =
-      ChoosePrefill(workers_, pairs_, decode.id, request.placed_tokens, request.avoid, now);
+      usable
+          ? again
+          : ChoosePrefill(workers_, pairs_, decode.id, request.placed_tokens, request.avoid, now);
   if (!prefill.has_value() && !decode.hello.local_prefill()) {
     // Nobody can fill the lease now. Requests wait in the queue, holding no blocks.
     CancelWorkers(request, std::nullopt);
@@ -138,6 +142,15 @@ void RouterCore::PrefillGone(Request& request, RetryCause cause, const std::stri
     Reopen(request, now);
   } else {
     Requeue(request, now);
+  }
+}
+
+void RouterCore::PushAgain(Request& request, const std::string& why, Instant now) {
+  const std::optional<WorkerId> prefill = request.prefill;
+  ReleasePrefill(request);
+  request.pushed_again = true;
+  if (CountRetry(request, RetryCause::kPrefillFailed, why, prefill, now)) {
+    Reopen(request, now, prefill);
   }
 }
 

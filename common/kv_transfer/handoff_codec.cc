@@ -153,6 +153,12 @@ bool IsRetryable(NakReason reason) {
   return false;
 }
 
+absl::Status NakStatus(NakReason reason) {
+  const char* text = NakReasonText(reason);
+  if (reason == NakReason::kChecksum) return absl::DataLossError(text);
+  return IsRetryable(reason) ? absl::AbortedError(text) : absl::InternalError(text);
+}
+
 std::vector<std::byte> Encode(const KvMessage& message) {
   return Writer(HandoffType::kKv)
       .Put(message.name)

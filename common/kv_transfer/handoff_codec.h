@@ -81,6 +81,8 @@ enum class NakReason : uint32_t {
 };
 
 // For people.
+// kDataLoss for damaged bytes; kAborted for what else may be tried again; otherwise kInternal.
+absl::Status NakStatus(NakReason reason);
 const char* NakReasonText(NakReason reason);
 // Whether pushing the same KV again, with another ticket, may succeed. Otherwise one of the two
 // sides has a bug.

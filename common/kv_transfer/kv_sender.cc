@@ -370,9 +370,7 @@ void KvSender::OnNak(const IncomingMessage& incoming) {
   TransferId id{};
   Transfer* transfer = FindAnswered(message->name, id);
   if (transfer == nullptr) return;
-  const bool retryable = IsRetryable(message->reason);
-  const char* text = NakReasonText(message->reason);
-  Fail(id, *transfer, retryable ? absl::AbortedError(text) : absl::InternalError(text), retryable);
+  Fail(id, *transfer, NakStatus(message->reason), IsRetryable(message->reason));
 }
 
 void KvSender::Fail(TransferId id, Transfer& transfer, const absl::Status& status, bool retryable) {

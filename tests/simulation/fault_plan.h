@@ -18,6 +18,7 @@ struct FaultPlan {
   uint32_t prefill_blocks = 64;
   uint32_t decode_blocks = 64;
   uint32_t swap_blocks = 0;  // Of each decode worker.
+  uint32_t local_prefill_tokens_max = 0;
   uint32_t chunk_tokens = 16;
   Duration step_max = std::chrono::milliseconds(5);  // Of an engine.
   uint32_t window = 0;                               // Of the model's attention; 0: none.
@@ -104,6 +105,7 @@ inline FaultPlan DrawPlan(Dice& dice) {
     plan.arrivals = std::chrono::milliseconds(300);
   }
   plan.swap_blocks = dice.Chance(0.5) ? 0 : dice.Between(4, 64);
+  plan.local_prefill_tokens_max = dice.Chance(0.5) ? 0 : dice.Between(1, 20);
   return plan;
 }
 

@@ -28,6 +28,7 @@ CoreOptions OptionsOf(const FaultPlan& plan) {
   options.retries_max = plan.retries_max;
   options.queue_time_max = plan.unlimited_retries() ? std::chrono::hours(1) : seconds(20);
   options.prefill_tokens_max = 64;
+  options.local_prefill_tokens_max = plan.local_prefill_tokens_max;
   options.client_buffer_bytes_max = plan.slow_clients ? 300 : 1u << 20;
   options.pairs = {.probes_in_flight_max = 2,
                    .probe_timeout = milliseconds(400),
