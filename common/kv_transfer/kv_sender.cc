@@ -182,6 +182,8 @@ void KvSender::Tick(Instant now) {
       stuck.push_back(transfer.peer);
     } else if (!IsUnderWay(id, transfer)) {
       transfer.deadline = now + options_.transfer_deadline;  // The prompt is being computed.
+    } else if (const Instant in_line = DeadlineInLine(transfer); now < in_line) {
+      transfer.deadline = in_line;
     } else {
       late.push_back(id);
     }
@@ -207,6 +209,14 @@ bool KvSender::IsUnderWay(TransferId id, const Transfer& transfer) const {
   const auto& queue = peer->second.queue;
   return std::any_of(queue.begin(), queue.end(),
                      [id](const Waiting& waiting) { return waiting.id == id; });
+}
+
+Instant KvSender::DeadlineInLine(const Transfer& transfer) const {
+  const auto found = peers_.find(transfer.peer);
+  if (transfer.sends > 0 || transfer.commit_sent || found == peers_.end()) return {};
+  // With nothing in flight to its peer it waits for staging that others have.
+  const Peer& peer = found->second;
+  return (peer.in_flight_bytes > 0 ? peer.read_at : read_at_) + options_.transfer_deadline;
 }
 
 Instant KvSender::next_deadline() const {
@@ -326,6 +336,7 @@ void KvSender::OnSent(TransferId id, PeerId peer_id, const StagedPiece& staged,
   Transfer& transfer = transfers_.at(id);  // Sends keep it.
   --transfer.sends;
   if (status.ok()) {  // D reads, if slowly.
+    read_at_ = peers_.at(peer_id).read_at = now_;
     transfer.deadline =
         now_ + (transfer.ended ? options_.force_close_after : options_.transfer_deadline);
   }

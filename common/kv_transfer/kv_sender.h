@@ -34,7 +34,7 @@ namespace baton {
 struct KvSenderOptions {
   size_t in_flight_bytes_max = size_t{64} << 20;  // Per peer; one message always goes.
   size_t message_bytes_max = size_t{8} << 20;     // As far as one layer of one block allows.
-  Duration transfer_deadline = std::chrono::seconds(60);  // Without progress.
+  Duration transfer_deadline = std::chrono::seconds(10);  // Without progress.
   // How long sends of an ended transfer may stay under way before the connection is closed.
   Duration force_close_after = std::chrono::seconds(2);
 };
@@ -110,6 +110,7 @@ class KvSender {
   struct Peer {
     std::deque<Waiting> queue;
     uint64_t in_flight_bytes = 0;
+    Instant read_at{};  // When it last took something.
   };
   // Identifies a transfer in D's answers.
   using AnswerKey = std::tuple<LeaseId, uint64_t, uint64_t, Epoch, uint32_t>;
@@ -119,6 +120,9 @@ class KvSender {
   Transfer* FindActive(TransferId id);
   // Something of it waits to be sent, is being sent, or has to be answered.
   bool IsUnderWay(TransferId id, const Transfer& transfer) const;
+
+  // Until when a transfer of which everything waits behind others has time: those are being read.
+  Instant DeadlineInLine(const Transfer& transfer) const;
 
   void Pump(PeerId peer);
   bool SendReady(PeerId peer_id, Peer& peer);
@@ -147,7 +151,8 @@ class KvSender {
   std::map<PeerId, Peer> peers_;               // Those with something queued or in flight.
   std::deque<PeerId> line_;                    // Those whose next piece finds no room, in turn.
   uint64_t in_flight_bytes_ = 0;
-  Instant now_{};  // As last passed in: callbacks of the transport bring no time.
+  Instant read_at_{};  // When any peer last took something.
+  Instant now_{};      // As last passed in: callbacks of the transport bring no time.
   Counters counters_;
 };
 

@@ -216,15 +216,54 @@ TEST_P(KvSenderTest, AnAbortedTransferIsReleasedOnlyAfterItsSends) {
   EXPECT_EQ(sender_.in_flight_bytes(), 0u);
 }
 
+// One message at a time.
+class KvSenderInLineTest : public KvSenderTest {
+ protected:
+  KvSenderInLineTest() : KvSenderTest(KvSenderOptions{.in_flight_bytes_max = 1}) {}
+};
+INSTANTIATE_TEST_SUITE_P(Memories, KvSenderInLineTest, kMemories, kMemoryNames);
+
+TEST_P(KvSenderInLineTest, ATransferThatWaitsBehindOthersIsNotLate) {
+  const Duration deadline = KvSenderOptions().transfer_deadline;
+  Instant now = start_;
+  for (const uint64_t id : {1, 2}) {
+    Begin(id);
+    PushAll(id);
+  }
+  // The first one's three messages take longer than the second one has.
+  while (kv_.size() < 6) {
+    ASSERT_LT(now, start_ + 100 * deadline);
+    now += deadline * 2 / 3;
+    sender_.Tick(now);
+    for (int i = 0; i < 3; ++i) {  // About one message.
+      p_->Poll();
+      d_->Poll();
+    }
+  }
+  EXPECT_TRUE(log_.Of<TransferFailed>().empty());
+
+  // If nobody reads, both are.
+  Settle();
+  hung_ = true;
+  for (const uint64_t id : {3, 4}) {
+    sender_.Begin(TransferId{id}, TicketOf(id), Blocks({4, 2, 7, 1, 3}), {}, now);
+    sender_.Push(TransferId{id}, {0, 1}, {0, 18}, now);
+  }
+  Settle();
+  sender_.Tick(now + deadline + deadline);
+  EXPECT_EQ(log_.Of<TransferFailed>().size(), 2u);
+  hung_ = false;
+}
+
 TEST_P(KvSenderTest, ATransferThatIsNotAnsweredFailsAtItsDeadline) {
   Begin(1);
   PushAll(1);
   sender_.Commit(TransferId{1}, {}, start_);
   Settle();
-  sender_.Tick(start_ + std::chrono::seconds(59));
+  sender_.Tick(start_ + KvSenderOptions().transfer_deadline - std::chrono::seconds(1));
   EXPECT_TRUE(log_.all().empty());
 
-  sender_.Tick(start_ + std::chrono::seconds(60));
+  sender_.Tick(start_ + KvSenderOptions().transfer_deadline);
   Settle();
 
   ASSERT_EQ(log_.Count<TransferFailed>(), 1u);

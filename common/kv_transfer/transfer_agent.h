@@ -42,8 +42,9 @@ struct TransferOptions {
   // Of one KV message's payload; a push is split into so many messages as it needs. At least one
   // layer of one block, whatever it says.
   size_t message_bytes_max = size_t{8} << 20;
-  // Without progress of what was pushed or committed; computing the prompt does not count.
-  Duration transfer_deadline = std::chrono::seconds(60);
+  // Without progress of what was pushed or committed; computing the prompt does not count, nor does
+  // waiting behind other transfers that make progress.
+  Duration transfer_deadline = std::chrono::seconds(10);
   // How long retired receives, or sends of an ended transfer, may stay under way before the
   // connection to that peer is closed by force.
   Duration force_close_after = std::chrono::seconds(2);

@@ -1,4 +1,5 @@
 // The main() of prefill and decode workers.
+#include <algorithm>
 #include <cstdio>
 #include <string>
 #include <utility>
@@ -26,6 +27,11 @@ ABSL_FLAG(
     "The IP address at which other workers reach this one for KV transfers, at any free port. "
     "Empty: every IPv4 address of this machine; the others find the best way.");
 
+ABSL_FLAG(
+    uint32_t, transfer_seconds, 10,
+    "A KV transfer that makes no progress for so long has failed: the way to the other worker "
+    "is taken for broken, and its request is tried elsewhere.");
+
 namespace baton {
 namespace {
 
@@ -51,6 +57,8 @@ absl::Status Serve(const v1::WorkerHello& hello, const EngineFactory& make_engin
   options.hello = hello;
   options.rpc = RpcServerOptionsFromFlags();
   options.transfers.listen_host = absl::GetFlag(FLAGS_transfer_host);
+  options.transfers.transfer_deadline =
+      std::chrono::seconds(std::max(1u, absl::GetFlag(FLAGS_transfer_seconds)));
   options.version = Version();
   options.drain_asked = [&termination] { termination.Request(); };
   options.engine_stall_max = std::chrono::seconds(absl::GetFlag(FLAGS_engine_stall_seconds));

@@ -6,27 +6,15 @@
 #include <signal.h>
 
 #include <algorithm>
-#include <atomic>
 #include <set>
 #include <string>
 #include <thread>
 #include <vector>
 
-#include "absl/strings/str_cat.h"
-#include "absl/synchronization/mutex.h"
-#include "common/model/testing/tiny_model.h"
-#include "common/worker/engine_parts.h"
-#include "decode_worker/local_runner.h"
-#include "tests/support/cluster.h"
-#include "tests/support/workload.h"
+#include "tests/integration/testing/cluster_streams.h"
 
 namespace baton {
 namespace {
-
-constexpr int kStreams = 8;
-// Long enough that every stream runs when the fault comes.
-constexpr uint32_t kStreamTokens = 1500 / BATON_TEST_SLOWNESS;
-constexpr Duration kDeadline = std::chrono::seconds(60);
 
 // Prompts that take seconds, a few tokens at a time. A step is mostly not computing, so sanitizers
 // slow it down by less than BATON_TEST_SLOWNESS, and short prompts would be over before the fault
@@ -47,132 +35,7 @@ std::vector<v1::GenerateRequest> LongPrompts() {
   return requests;
 }
 
-std::vector<v1::GenerateRequest> LongRequests() {
-  std::vector<v1::GenerateRequest> requests = MakeWorkload(
-      {.requests = kStreams, .seed = 7, .vocab = 256, .prompt_max = 60, .output_max = 1});
-  for (v1::GenerateRequest& request : requests) {
-    request.set_max_tokens(kStreamTokens);
-    request.mutable_stopping()->set_ignore_eos(true);
-  }
-  return requests;
-}
-
-using Streams = std::vector<std::vector<TokenId>>;
-
-class WorkerDeathTest : public testing::Test {
- protected:
-  static void SetUpTestSuite() {
-    folder_ = new TemporaryFolder;
-    TinyModelOptions options;
-    options.layers = 3;
-    options.context_tokens = 2048;
-    ASSERT_TRUE(WriteTinyModel(folder_->path(), options).ok());
-    oracle_ = new Streams(Undisturbed(LongRequests()));
-  }
-
-  // What one process answers.
-  static Streams Undisturbed(const std::vector<v1::GenerateRequest>& requests) {
-    EngineParts parts =
-        EngineParts::Create({.model = folder_->path(), .threads = 1, .kv_memory_bytes = 16 << 20})
-            .value();
-    LocalRunner runner(&parts);
-    Streams streams;
-    for (const v1::GenerateRequest& request : requests) {
-      streams.emplace_back();
-      for (const v1::Token& token : runner.Run(WorkOf(request, {}, 1)).tokens) {
-        streams.back().push_back(token.id());
-      }
-    }
-    return streams;
-  }
-
-  static void TearDownTestSuite() {
-    delete oracle_;
-    delete folder_;
-  }
-
-  void StartCluster(int prefill, int decode, std::vector<std::string> worker_flags = {}) {
-    auto cluster = Cluster::Start({.model = folder_->path(),
-                                   .prefill = prefill,
-                                   .decode = decode,
-                                   .worker_flags = std::move(worker_flags),
-                                   .decode_flags = {},
-                                   .router_flags = {}});
-    ASSERT_TRUE(cluster.ok()) << cluster.status();
-    cluster_ = *std::move(cluster);
-  }
-
-  // Runs all requests at once and calls `fault` once every stream has given a few tokens.
-  std::vector<Answer> RunWithFault(const std::function<void()>& fault) {
-    const std::vector<v1::GenerateRequest> requests = LongRequests();
-    std::vector<Answer> answers(requests.size());
-    absl::Mutex mutex;
-    int under_way = 0;
-    std::vector<std::thread> clients;
-    for (size_t i = 0; i < requests.size(); ++i) {
-      clients.emplace_back([&, i] {
-        size_t tokens = 0;
-        bool counted = false;
-        answers[i] = cluster_->Generate(requests[i], kDeadline, [&](const v1::Delta& delta) {
-          tokens += static_cast<size_t>(delta.tokens_size());
-          if (tokens >= 5 && !counted) {
-            counted = true;
-            absl::MutexLock lock(&mutex);
-            ++under_way;
-          }
-          return true;
-        });
-      });
-    }
-    {
-      absl::MutexLock lock(&mutex);
-      const auto all = [&under_way] { return under_way == kStreams; };
-      EXPECT_TRUE(mutex.AwaitWithTimeout(absl::Condition(&all), absl::Seconds(30)));
-    }
-    fault();
-    for (std::thread& client : clients) client.join();
-    return answers;
-  }
-
-  // A stream that ended well is the oracle's; one that did not is a prefix of it with a clear
-  // status.
-  static void ExpectTrueStreams(const std::vector<Answer>& answers) {
-    for (size_t i = 0; i < answers.size(); ++i) {
-      const std::vector<TokenId>& truth = (*oracle_)[i];
-      const std::vector<TokenId>& tokens = answers[i].tokens;
-      ASSERT_LE(tokens.size(), truth.size());
-      EXPECT_TRUE(std::equal(tokens.begin(), tokens.end(), truth.begin())) << "stream " << i;
-      if (answers[i].status.ok()) {
-        EXPECT_EQ(tokens.size(), truth.size()) << "stream " << i;
-      } else {
-        EXPECT_EQ(answers[i].status.code(), absl::StatusCode::kUnavailable) << answers[i].status;
-        EXPECT_FALSE(answers[i].status.message().empty());
-      }
-    }
-  }
-
-  static size_t OkCount(const std::vector<Answer>& answers) {
-    size_t count = 0;
-    for (const Answer& answer : answers) count += answer.status.ok() ? 1 : 0;
-    return count;
-  }
-
-  void ExpectServesAndRests() {
-    v1::GenerateRequest request = LongRequests()[0];
-    request.set_max_tokens(20);
-    const Answer answer = cluster_->Generate(request);
-    ASSERT_TRUE(answer.status.ok()) << answer.status;
-    EXPECT_TRUE(std::equal(answer.tokens.begin(), answer.tokens.end(), (*oracle_)[0].begin()));
-    EXPECT_TRUE(cluster_->WaitUntil(Cluster::AtRest)) << cluster_->Status()->DebugString();
-  }
-
-  static TemporaryFolder* folder_;
-  static Streams* oracle_;
-  std::unique_ptr<Cluster> cluster_;
-};
-
-TemporaryFolder* WorkerDeathTest::folder_ = nullptr;
-Streams* WorkerDeathTest::oracle_ = nullptr;
+class WorkerDeathTest : public ClusterStreamsTest {};
 
 TEST_F(WorkerDeathTest, PrefillWorkerDiesUnderRunningStreams) {
   StartCluster(1, 1);

@@ -38,7 +38,7 @@ TemporaryFolder::TemporaryFolder()
 }
 
 TemporaryFolder::~TemporaryFolder() {
-  if (testing::UnitTest::GetInstance()->Failed()) return;
+  if (keep_ || testing::UnitTest::GetInstance()->Failed()) return;
   std::error_code ignored;  // A folder that is left behind harms nobody.
   std::filesystem::remove_all(path_, ignored);
 }
@@ -50,11 +50,11 @@ absl::StatusOr<std::unique_ptr<Cluster>> Cluster::Start(const ClusterOptions& op
   auto cluster = std::unique_ptr<Cluster>(new Cluster(options));
   cluster->prefill_.resize(static_cast<size_t>(options.prefill));
   cluster->decode_.resize(static_cast<size_t>(options.decode));
-  for (WorkerProcess& worker : cluster->prefill_) {
-    BATON_RETURN_IF_ERROR(cluster->StartWorker("prefill", "127.0.0.1:0", &worker));
+  for (int i = 0; i < options.prefill; ++i) {
+    BATON_RETURN_IF_ERROR(cluster->StartWorker("prefill", i, "127.0.0.1:0"));
   }
-  for (WorkerProcess& worker : cluster->decode_) {
-    BATON_RETURN_IF_ERROR(cluster->StartWorker("decode", "127.0.0.1:0", &worker));
+  for (int i = 0; i < options.decode; ++i) {
+    BATON_RETURN_IF_ERROR(cluster->StartWorker("decode", i, "127.0.0.1:0"));
   }
   BATON_RETURN_IF_ERROR(cluster->StartRouter());
   const int workers = options.prefill + options.decode;
@@ -69,8 +69,8 @@ absl::StatusOr<std::unique_ptr<Cluster>> Cluster::Start(const ClusterOptions& op
   return cluster;
 }
 
-absl::Status Cluster::StartWorker(const char* role, const std::string& listen,
-                                  WorkerProcess* worker) {
+absl::Status Cluster::StartWorker(const std::string& role, int index, const std::string& listen) {
+  WorkerProcess& worker = (role == "decode" ? decode_ : prefill_)[static_cast<size_t>(index)];
   std::vector<std::string> command = {absl::StrCat(BinaryFolder(), "/baton_", role, "_worker"),
                                       "--model",
                                       options_.model,
@@ -81,14 +81,15 @@ absl::Status Cluster::StartWorker(const char* role, const std::string& listen,
                                       "--threads",
                                       "1"};
   command.insert(command.end(), options_.worker_flags.begin(), options_.worker_flags.end());
-  if (std::string(role) == "decode") {
+  if (role == "decode") {
     command.insert(command.end(), options_.decode_flags.begin(), options_.decode_flags.end());
   }
+  if (options_.place != nullptr) options_.place(role, index, &command);
   BATON_ASSIGN_OR_RETURN(
-      worker->process,
+      worker.process,
       Process::Start(command, absl::StrCat(folder_.path(), "/", role, "-", starts_++, ".log")));
-  BATON_ASSIGN_OR_RETURN(worker->address,
-                         worker->process->WaitForLine("listening on ", kStartTimeout));
+  BATON_ASSIGN_OR_RETURN(worker.address,
+                         worker.process->WaitForLine("listening on ", kStartTimeout));
   return absl::OkStatus();
 }
 
@@ -102,7 +103,7 @@ absl::Status Cluster::StartRouter() {
                                       "--model",
                                       options_.model,
                                       "--listen",
-                                      "127.0.0.1:0",
+                                      router_address_.empty() ? "127.0.0.1:0" : router_address_,
                                       absl::StrCat("--decode=", addresses(decode_))};
   if (!prefill_.empty()) command.push_back(absl::StrCat("--prefill=", addresses(prefill_)));
   command.insert(command.end(), options_.router_flags.begin(), options_.router_flags.end());
@@ -114,13 +115,11 @@ absl::Status Cluster::StartRouter() {
 }
 
 absl::Status Cluster::RestartPrefill(int i) {
-  WorkerProcess& worker = prefill_[static_cast<size_t>(i)];
-  return StartWorker("prefill", std::string(worker.address), &worker);
+  return StartWorker("prefill", i, std::string(prefill_address(i)));
 }
 
 absl::Status Cluster::RestartDecode(int i) {
-  WorkerProcess& worker = decode_[static_cast<size_t>(i)];
-  return StartWorker("decode", std::string(worker.address), &worker);
+  return StartWorker("decode", i, std::string(decode_address(i)));
 }
 
 Answer Cluster::Generate(const v1::GenerateRequest& request, Duration timeout,

@@ -23,6 +23,10 @@ struct ClusterOptions {
   std::vector<std::string> worker_flags;  // For every worker.
   std::vector<std::string> decode_flags;  // For decode workers.
   std::vector<std::string> router_flags;
+  // Where a worker is to be started otherwise: changes its command. `role` is "prefill" or
+  // "decode".
+  std::function<void(const std::string& role, int index, std::vector<std::string>* command)> place =
+      nullptr;
 };
 
 // What one Generate call gave.
@@ -47,9 +51,11 @@ class TemporaryFolder {
   TemporaryFolder& operator=(const TemporaryFolder&) = delete;
 
   const std::string& path() const { return path_; }
+  void Keep() { keep_ = true; }
 
  private:
   std::string path_;
+  bool keep_ = false;
 };
 
 class Cluster {
@@ -76,12 +82,20 @@ class Cluster {
   Process& decode(int i) { return *decode_[static_cast<size_t>(i)].process; }
   Process& router() { return *router_; }
   v1::Inference::Stub& stub() { return *stub_; }
+  const std::string& prefill_address(int i) const {
+    return prefill_[static_cast<size_t>(i)].address;
+  }
   const std::string& decode_address(int i) const { return decode_[static_cast<size_t>(i)].address; }
   const std::string& router_address() const { return router_address_; }
+
+  // Where the logs are, and that they are to stay there.
+  const std::string& folder() const { return folder_.path(); }
+  void KeepLogs() { folder_.Keep(); }
 
   // Starts a worker again at its old address, after it died.
   absl::Status RestartPrefill(int i);
   absl::Status RestartDecode(int i);
+  absl::Status RestartRouter() { return StartRouter(); }
 
  private:
   struct WorkerProcess {
@@ -90,11 +104,11 @@ class Cluster {
   };
 
   explicit Cluster(const ClusterOptions& options);
-  absl::Status StartWorker(const char* role, const std::string& listen, WorkerProcess* worker);
+  absl::Status StartWorker(const std::string& role, int index, const std::string& listen);
   absl::Status StartRouter();
 
   const ClusterOptions options_;
-  const TemporaryFolder folder_;  // Logs. Outlives the processes.
+  TemporaryFolder folder_;  // Logs. Outlives the processes.
   std::vector<WorkerProcess> prefill_;
   std::vector<WorkerProcess> decode_;
   std::unique_ptr<Process> router_;

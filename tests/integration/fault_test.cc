@@ -1,0 +1,232 @@
+// Goal: what is not a death does no harm either: processes that hang for a while, a router that is
+// gone, too much work, clients that leave, workers that come and go.
+// Method: real processes over UCX with streams running, compared with one process.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <signal.h>
+
+#include <atomic>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/synchronization/notification.h"
+#include "absl/time/time.h"
+#include "tests/integration/testing/cluster_streams.h"
+#include "tests/support/process_usage.h"
+
+namespace baton {
+namespace {
+
+using std::chrono::seconds;
+
+constexpr auto kBriefly = std::chrono::milliseconds(700);
+// Longer than the silence that breaks a session.
+constexpr auto kForLong = seconds(5);
+
+class FaultTest : public ClusterStreamsTest {
+ protected:
+  // The process does nothing for so long, and then goes on as if nothing had been.
+  static void Freeze(const Process& process, Duration duration) {
+    process.Signal(SIGSTOP);
+    absl::Notification().WaitForNotificationWithTimeout(absl::FromChrono(duration));
+    process.Signal(SIGCONT);
+  }
+  void ExpectReady(int workers) {
+    EXPECT_TRUE(cluster_->WaitUntil([workers](const v1::GetClusterResponse& status) {
+      return Cluster::ReadyCount(status) == workers;
+    })) << cluster_->Status()->DebugString();
+  }
+};
+
+// Parameter: how long a process is frozen.
+class FreezeTest : public FaultTest, public testing::WithParamInterface<Duration> {};
+
+TEST_P(FreezeTest, DecodeWorker) {
+  StartCluster(1, 2);
+
+  const std::vector<Answer> answers =
+      RunWithFault([this] { Freeze(cluster_->decode(0), GetParam()); });
+
+  ExpectTrueStreams(answers);
+  EXPECT_EQ(OkCount(answers), answers.size());
+  ExpectReady(3);
+  ExpectServesAndRests();
+}
+
+TEST_P(FreezeTest, PrefillWorker) {
+  StartCluster(1, 1);
+
+  const std::vector<Answer> answers =
+      RunWithFault([this] { Freeze(cluster_->prefill(0), GetParam()); });
+
+  ExpectTrueStreams(answers);
+  EXPECT_EQ(OkCount(answers), answers.size());
+  ExpectReady(2);
+  ExpectServesAndRests();
+}
+
+TEST_P(FreezeTest, Router) {
+  StartCluster(1, 1);
+
+  const std::vector<Answer> answers =
+      RunWithFault([this] { Freeze(cluster_->router(), GetParam()); });
+
+  ExpectTrueStreams(answers);
+  EXPECT_EQ(OkCount(answers), answers.size());
+  ExpectReady(2);
+  ExpectServesAndRests();
+}
+
+INSTANTIATE_TEST_SUITE_P(Durations, FreezeTest, testing::Values(Duration(kBriefly), kForLong),
+                         [](const auto& duration) {
+                           return std::string(duration.param == kForLong ? "ForLong" : "Briefly");
+                         });
+
+// The call breaks; what its client sends again, with what it got, goes on where it broke off.
+TEST_F(FaultTest, KilledRoutersStreamsContinueAtTheNextOne) {
+  StartCluster(1, 1);
+
+  const std::vector<Answer> first = RunWithFault([this] { cluster_->router().Signal(SIGKILL); });
+
+  ASSERT_TRUE(cluster_->RestartRouter().ok());
+  ExpectReady(2);
+  std::vector<v1::GenerateRequest> requests = LongRequests();
+  for (size_t i = 0; i < first.size(); ++i) {
+    EXPECT_EQ(first[i].status.code(), absl::StatusCode::kUnavailable) << first[i].status;
+    requests[i].mutable_sampling()->set_seed(first[i].started.seed());
+    requests[i].mutable_generated_ids()->Assign(first[i].tokens.begin(), first[i].tokens.end());
+    const Answer rest = cluster_->Generate(requests[i]);
+    ASSERT_TRUE(rest.status.ok()) << rest.status;
+    std::vector<TokenId> whole = first[i].tokens;
+    whole.insert(whole.end(), rest.tokens.begin(), rest.tokens.end());
+    EXPECT_EQ(whole, (*oracle_)[i]) << "stream " << i;
+  }
+  ExpectServesAndRests();
+}
+
+// Whether preempted sequences find a swap space.
+class FullPoolTest : public FaultTest, public testing::WithParamInterface<bool> {};
+
+TEST_P(FullPoolTest, EveryStreamComesToItsTrueEnd) {
+  // The longest stream needs more than half of it.
+  StartCluster(1, 1, {},
+               {"--kv_memory=1536KiB", GetParam() ? "--swap_memory=8MiB" : "--swap_memory=0"});
+
+  const std::vector<Answer> answers = RunWithFault([this] {
+    // Otherwise nothing is shown.
+    EXPECT_TRUE(cluster_->WaitUntil([](const v1::GetClusterResponse& status) {
+      const auto& workers = status.workers();
+      return std::any_of(workers.begin(), workers.end(), [](const v1::WorkerStatus& worker) {
+        return GetParam() ? worker.load().swap_blocks_used() > 0
+                          : worker.load().sequences_waiting() > 0;
+      });
+    }));
+  });
+
+  ExpectTrueStreams(answers);
+  EXPECT_EQ(OkCount(answers), answers.size());
+  ExpectServesAndRests();
+}
+
+INSTANTIATE_TEST_SUITE_P(Swap, FullPoolTest, testing::Bool(), [](const auto& swap) {
+  return std::string(swap.param ? "WithSwapSpace" : "WithoutSwapSpace");
+});
+
+// Goal: what is beyond the queue is refused at once and says when to come back; what was taken is
+// served.
+TEST_F(FaultTest, TenTimesTheLoad) {
+  constexpr int kTaken = 8;  // In the queue; two run.
+  StartCluster(1, 1, {}, {"--sequences_max=2"}, {absl::StrCat("--queue_requests=", kTaken)});
+  std::vector<v1::GenerateRequest> requests = LongRequests();
+  for (v1::GenerateRequest& request : requests) request.set_max_tokens(kStreamTokens / 10);
+  std::atomic<int> refused = 0, served = 0, wrong = 0;
+  std::vector<std::thread> clients;
+
+  for (int i = 0; i < 10 * kTaken; ++i) {
+    clients.emplace_back([&, i] {
+      const size_t which = static_cast<size_t>(i) % requests.size();
+      const Answer answer = cluster_->Generate(requests[which]);
+      const std::vector<TokenId>& truth = (*oracle_)[which];
+      const bool all_there = answer.tokens.size() == requests[which].max_tokens() &&
+                             std::equal(answer.tokens.begin(), answer.tokens.end(), truth.begin());
+      if (answer.status.ok() && all_there) {
+        ++served;
+      } else if (absl::IsResourceExhausted(answer.status) && answer.tokens.empty()) {
+        ++refused;
+      } else {
+        ++wrong;
+      }
+    });
+  }
+  for (std::thread& client : clients) client.join();
+
+  EXPECT_EQ(wrong, 0);
+  EXPECT_GE(served, kTaken);
+  EXPECT_GT(refused, 0);
+  ExpectServesAndRests();
+}
+
+TEST_F(FaultTest, ClientsThatLeaveAtAnyPointLeaveNothingBehind) {
+  StartCluster(1, 1);
+  const std::vector<v1::GenerateRequest> requests = LongRequests();
+  std::vector<std::thread> clients;
+
+  for (uint32_t i = 0; i < 6 * kStreams; ++i) {
+    clients.emplace_back([&, i] {
+      std::mt19937 random(i);
+      // Some leave before they have got anything.
+      size_t left = random() % 60;
+      const Duration patience =
+          random() % 4 == 0 ? Duration(std::chrono::milliseconds(random() % 50)) : kDeadline;
+      cluster_->Generate(requests[i % requests.size()], patience,
+                         [&left](const v1::Delta&) { return left-- > 0; });
+    });
+  }
+  for (std::thread& client : clients) client.join();
+
+  ExpectServesAndRests();
+}
+
+// Goal: a decode worker and a router keep nothing of prefill workers that come and go.
+TEST_F(FaultTest, ManyLivesOfAPrefillWorker) {
+  constexpr int kLives = 100 / BATON_TEST_SLOWNESS;
+  constexpr int kWarm = kLives / 4;
+  StartCluster(1, 1);
+  v1::GenerateRequest request = LongRequests()[0];
+  request.set_max_tokens(4);
+  const auto usage_at_rest = [this](int life) {
+    // The least that each was seen to have: gRPC keeps threads for a while, and takes some for a
+    // call.
+    v1::GetClusterResponse status;
+    EXPECT_TRUE(cluster_->WaitUntil(Cluster::AtRest)) << "life " << life;
+    return std::pair(UsageOf(cluster_->decode(0).pid()), UsageOf(cluster_->router().pid()));
+  };
+  std::pair<ProcessUsage, ProcessUsage> warm, end;
+  for (int life = 0; life < kLives; ++life) {
+    // Another prompt each time, or the decode worker would need nobody.
+    request.mutable_prompt_ids()->set_ids(0, life);
+    const Answer answer = cluster_->Generate(request);
+    ASSERT_TRUE(answer.status.ok()) << answer.status;
+    EXPECT_EQ(answer.finished.prefill_worker(), cluster_->prefill_address(0));
+    end = usage_at_rest(life);
+    if (life == kWarm) warm = end;
+    cluster_->prefill(0).Signal(SIGKILL);
+    ASSERT_TRUE(cluster_->prefill(0).Wait(kDeadline).ok());
+    ASSERT_TRUE(cluster_->RestartPrefill(0).ok());
+    ExpectReady(2);
+  }
+
+  constexpr int kFilesOfOneLife = 8;
+  for (const auto& [before, after] :
+       {std::pair(warm.first, end.first), std::pair(warm.second, end.second)}) {
+    EXPECT_LE(after.files, before.files + kFilesOfOneLife);
+    EXPECT_LE(after.threads, before.threads + 2);
+    EXPECT_LE(after.memory_kib, before.memory_kib + 8 * 1024);
+  }
+}
+
+}  // namespace
+}  // namespace baton

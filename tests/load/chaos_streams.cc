@@ -1,0 +1,193 @@
+#include "tests/load/chaos_streams.h"
+
+#include <algorithm>
+#include <optional>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/time.h"
+#include "common/base/status_macros.h"
+#include "common/worker/engine_parts.h"
+#include "decode_worker/local_runner.h"
+#include "tests/support/workload.h"
+
+namespace baton {
+namespace {
+
+constexpr Duration kDeadline = std::chrono::minutes(2);
+constexpr Duration kAfterRefusal = std::chrono::milliseconds(200);
+// Of the streams that are given one: where in the undisturbed text their stop string begins.
+constexpr double kStopAt = 0.6;
+constexpr size_t kStopBytes = 4;
+
+struct Received {
+  Answer answer;
+  std::vector<std::string> tokens;
+  double longest_pause_ms = 0;
+};
+
+// `tokens_max`: the client hangs up after so many.
+Received Receive(Cluster& cluster, const v1::GenerateRequest& request,
+                 std::optional<size_t> tokens_max) {
+  Received received;
+  std::optional<Instant> last;
+  received.answer = cluster.Generate(request, kDeadline, [&](const v1::Delta& delta) {
+    const Instant now = Now();
+    if (last.has_value()) {
+      received.longest_pause_ms = std::max(received.longest_pause_ms, ToMilliseconds(now - *last));
+    }
+    last = now;
+    for (const v1::Token& token : delta.tokens()) {
+      received.tokens.push_back(token.SerializeAsString());
+    }
+    return !tokens_max.has_value() || received.tokens.size() < *tokens_max;
+  });
+  return received;
+}
+
+absl::StatusOr<Truth> Undisturbed(Cluster& cluster, v1::GenerateRequest request) {
+  Received received = Receive(cluster, request, std::nullopt);
+  BATON_RETURN_IF_ERROR(received.answer.status);
+  return Truth{.request = std::move(request),
+               .tokens = std::move(received.tokens),
+               .text = std::move(received.answer.text),
+               .reason = received.answer.finished.reason()};
+}
+
+// The cluster must have told the truth.
+absl::Status CheckAgainstOneProcess(LocalRunner& runner, const Truth& truth) {
+  const LocalResult result = runner.Run(WorkOf(truth.request, {}, 1));
+  BATON_RETURN_IF_ERROR(result.status);
+  for (size_t i = 0; i < truth.tokens.size(); ++i) {
+    v1::Token token;
+    token.ParseFromString(truth.tokens[i]);
+    if (i < result.tokens.size() && result.tokens[i].id() == token.id()) continue;
+    return absl::InternalError("the undisturbed cluster and one process disagree");
+  }
+  return absl::OkStatus();
+}
+
+// Bytes in the middle of a text that are no part of a longer character.
+std::string StopStringFor(const std::string& text) {
+  size_t begin = static_cast<size_t>(static_cast<double>(text.size()) * kStopAt);
+  const auto plain = [](char c) { return static_cast<unsigned char>(c) < 0x80; };
+  while (begin < text.size() && !plain(text[begin])) ++begin;
+  size_t end = begin;
+  while (end < text.size() && end - begin < kStopBytes && plain(text[end])) ++end;
+  return text.substr(begin, end - begin);
+}
+
+}  // namespace
+
+absl::StatusOr<std::vector<Truth>> FindTruths(const std::string& model, int count,
+                                              uint32_t tokens_max, uint64_t seed,
+                                              Cluster& cluster) {
+  BATON_ASSIGN_OR_RETURN(
+      EngineParts parts,
+      EngineParts::Create({.model = model, .threads = 1, .kv_memory_bytes = 16 << 20}));
+  LocalRunner runner(&parts);
+  std::mt19937_64 random(seed);
+  std::vector<Truth> truths;
+  for (v1::GenerateRequest request :
+       MakeWorkload({.requests = count, .seed = seed, .vocab = 256, .output_max = 1})) {
+    request.set_max_tokens(1 + static_cast<uint32_t>(random() % tokens_max));
+    request.mutable_stopping()->set_ignore_eos(true);
+    BATON_ASSIGN_OR_RETURN(Truth truth, Undisturbed(cluster, request));
+    BATON_RETURN_IF_ERROR(CheckAgainstOneProcess(runner, truth));
+    if (random() % 4 == 0) {
+      const std::string stop = StopStringFor(truth.text);
+      if (!stop.empty()) {
+        request.add_stop(stop);
+        BATON_ASSIGN_OR_RETURN(truth, Undisturbed(cluster, request));
+      }
+    }
+    truths.push_back(std::move(truth));
+  }
+  return truths;
+}
+
+ChaosStreams::ChaosStreams(Cluster* cluster, const std::vector<Truth>* truths, int count,
+                           uint64_t seed)
+    : cluster_(cluster), truths_(truths) {
+  for (int i = 0; i < count; ++i) {
+    clients_.emplace_back([this, seed, i] { RunClient(seed * 1000 + static_cast<uint64_t>(i)); });
+  }
+}
+
+ChaosStreams::~ChaosStreams() { Stop(); }
+
+void ChaosStreams::Stop() {
+  {
+    absl::MutexLock lock(&mutex_);
+    stopping_ = true;
+  }
+  for (std::thread& client : clients_) client.join();
+  clients_.clear();
+}
+
+StreamCounts ChaosStreams::counts() const {
+  absl::MutexLock lock(&mutex_);
+  return counts_;
+}
+
+bool ChaosStreams::stopping() const {
+  absl::MutexLock lock(&mutex_);
+  return stopping_;
+}
+
+void ChaosStreams::PauseOrStop(Duration duration) {
+  absl::MutexLock lock(&mutex_);
+  mutex_.AwaitWithTimeout(absl::Condition(&stopping_), absl::FromChrono(duration));
+}
+
+void ChaosStreams::RunClient(uint64_t seed) {
+  std::mt19937_64 random(seed);
+  while (!stopping()) RunOne((*truths_)[random() % truths_->size()], random);
+}
+
+void ChaosStreams::RunOne(const Truth& truth, std::mt19937_64& random) {
+  std::optional<size_t> tokens_max;
+  if (random() % 32 == 0) tokens_max = 1 + random() % truth.tokens.size();
+  const Received received = Receive(*cluster_, truth.request, tokens_max);
+  const absl::Status& status = received.answer.status;
+  const bool refused = absl::IsResourceExhausted(status) && received.tokens.empty();
+  const bool prefix =
+      received.tokens.size() <= truth.tokens.size() &&
+      std::equal(received.tokens.begin(), received.tokens.end(), truth.tokens.begin()) &&
+      truth.text.starts_with(received.answer.text);
+  const bool whole = received.tokens.size() == truth.tokens.size() &&
+                     received.answer.text == truth.text &&
+                     received.answer.finished.reason() == truth.reason;
+  {
+    absl::MutexLock lock(&mutex_);
+    ++counts_.requests;
+    counts_.tokens += received.tokens.size();
+    if (!prefix || (status.ok() && !whole)) {
+      ++counts_.differ;
+      if (counts_.first_difference.empty()) {
+        counts_.first_difference =
+            absl::StrCat("request ", received.answer.started.request_id(), ": ",
+                         received.tokens.size(), " of ", truth.tokens.size(), " tokens, ",
+                         status.ToString(), "; ", truth.request.ShortDebugString());
+      }
+    } else if (status.ok()) {
+      ++counts_.completed;
+      counts_.retries += received.answer.finished.retries();
+      counts_.pauses_ms.push_back(received.longest_pause_ms);
+      if (received.answer.finished.retries() > 0) {
+        ++counts_.retried;
+        counts_.retried_pauses_ms.push_back(received.longest_pause_ms);
+      }
+    } else if (tokens_max.has_value() && absl::IsCancelled(status)) {
+      ++counts_.cancelled;
+    } else if (refused) {
+      ++counts_.refused;
+    } else {
+      ++counts_.failed;
+      ++counts_.failures[status.ToString()];
+    }
+  }
+  if (refused) PauseOrStop(kAfterRefusal);
+}
+
+}  // namespace baton
