@@ -294,6 +294,8 @@ void KvSender::SendPiece(TransferId id, Transfer& transfer, const KvPiece& piece
   message.piece = piece;
   message.payload_bytes = PieceBytes(arena_.layout(), piece);
   message.checksum = ChecksumOf(staged.host);
+  // However long it stood in line.
+  if (transfer.sends == 0) transfer.deadline = now_ + options_.transfer_deadline;
   ++transfer.sends;
   ++transfer.messages;
   transfer.bytes += message.payload_bytes;
@@ -313,6 +315,7 @@ void KvSender::SendCommit(TransferId id, Transfer& transfer) {
   message.byte_count = transfer.bytes;
   message.first_token = *transfer.first_token;
   transfer.commit_sent = true;
+  transfer.deadline = now_ + options_.transfer_deadline;
   transport_.Send(transfer.peer, TypeOf(HandoffType::kCommit), Encode(message), {},
                   [this, id](const absl::Status& status) {
                     Transfer* active = FindActive(id);
