@@ -19,7 +19,7 @@
 
 ABSL_FLAG(int32_t, streams, 16, "Streams that run when the worker goes.");
 ABSL_FLAG(uint32_t, prompt_tokens, 512, "Of each.");
-ABSL_FLAG(uint32_t, max_tokens, 192, "Of each answer.");
+ABSL_FLAG(uint32_t, max_tokens, 640, "Of each answer.");
 ABSL_FLAG(uint32_t, tokens_before, 48, "The worker goes when every stream has so many.");
 ABSL_FLAG(uint32_t, layers, 8, "Of the model, whose weights are random.");
 ABSL_FLAG(uint32_t, hidden, 768, "Its hidden size; 64 for each head.");
