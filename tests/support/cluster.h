@@ -11,6 +11,7 @@
 #include "absl/status/statusor.h"
 #include "common/base/clock.h"
 #include "common/base/ids.h"
+#include "common/rpc/tls_files.h"
 #include "proto/inference.grpc.pb.h"
 #include "tests/support/process.h"
 
@@ -23,6 +24,8 @@ struct ClusterOptions {
   std::vector<std::string> worker_flags;  // For every worker.
   std::vector<std::string> decode_flags;  // For decode workers.
   std::vector<std::string> router_flags;
+  std::shared_ptr<TlsFiles> tls = nullptr;  // Of the client here; null: plaintext.
+  std::string api_key = "";                 // Of the client here.
 };
 
 // What one Generate call gave.
@@ -89,6 +92,8 @@ class Cluster {
   };
 
   explicit Cluster(const ClusterOptions& options);
+  // Before each call of the client here.
+  void Prepare(grpc::ClientContext* context, Duration timeout) const;
   absl::Status StartWorker(const char* role, const std::string& listen, WorkerProcess* worker);
   absl::Status StartRouter();
 

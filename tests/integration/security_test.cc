@@ -1,0 +1,380 @@
+// Goal: with TLS and API keys on, nobody without a certificate and a key gets anything from a
+// cluster; both are exchanged while it serves; and nothing secret is in its logs.
+// Method: real processes on loopback, mutual TLS on every port, certificates made here.
+#include <gmock/gmock.h>
+#include <grpcpp/grpcpp.h>
+#include <gtest/gtest.h>
+
+#include <fstream>
+#include <sstream>
+
+#include "absl/strings/escaping.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/synchronization/notification.h"
+#include "absl/time/time.h"
+#include "common/model/testing/tiny_model.h"
+#include "common/rpc/channel.h"
+#include "common/rpc/status_codec.h"
+#include "common/rpc/testing/certificates.h"
+#include "proto/worker.grpc.pb.h"
+#include "tests/support/cluster.h"
+
+namespace baton {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+constexpr Duration kTimeout = std::chrono::seconds(60);
+constexpr char kKey[] = "alices-key-4711-0815";
+constexpr char kNewKey[] = "alices-new-key-0815-4711";
+constexpr char kWorkerName[] = "worker.baton.test";
+constexpr char kPrompt[] = "the moon over Sevenoaks is made of marzipan";
+
+std::string ReadLog(const Process& process) {
+  std::ostringstream text;
+  text << std::ifstream(process.log()).rdbuf();
+  return text.str();
+}
+
+class SecurityTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    ASSERT_TRUE(WriteTinyModel(model_.path(), {.context_tokens = 2048}).ok());
+    WriteIdentities(authority_);
+    WriteKeys(kKey);
+  }
+  void WriteKeys(const std::string& key) const {
+    files_.Write("keys", absl::StrCat("alice ", key, "\n"));
+  }
+  // Certificates of one authority for everybody.
+  void WriteIdentities(const TestAuthority& authority) const {
+    files_.Write("ca.pem", authority.certificate());
+    Write("router", authority.Sign({.name = "router"}));
+    Write("worker", authority.Sign({.name = "worker", .names = absl::StrCat("DNS:", kWorkerName)}));
+    Write("dialer", authority.Sign({.name = "router as a client"}));
+    Write("client", authority.Sign({.name = "client"}));
+  }
+  void Write(const std::string& name, const TestIdentity& identity) const {
+    files_.Write(name + ".pem", identity.certificate);
+    files_.Write(name + ".key", identity.key);
+  }
+  std::string Path(const std::string& name) const { return files_.Path(name); }
+
+  std::vector<std::string> ServerFlags(const std::string& name) const {
+    return {"--tls_cert",      Path(name + ".pem"), "--tls_key",   Path(name + ".key"),
+            "--tls_client_ca", Path("ca.pem"),      "--log_level", "debug"};
+  }
+  void StartCluster() {
+    std::vector<std::string> router = ServerFlags("router");
+    const std::vector<std::string> more = {
+        "--worker_tls_ca",  Path("ca.pem"),     "--worker_tls_cert",        Path("dialer.pem"),
+        "--worker_tls_key", Path("dialer.key"), "--worker_tls_server_name", kWorkerName,
+        "--api_keys",       Path("keys")};
+    router.insert(router.end(), more.begin(), more.end());
+    auto cluster = Cluster::Start({.model = model_.path(),
+                                   .prefill = 1,
+                                   .decode = 1,
+                                   .worker_flags = ServerFlags("worker"),
+                                   .decode_flags = {},
+                                   .router_flags = router,
+                                   .tls = Tls(Path("ca.pem"), "client"),
+                                   .api_key = kKey});
+    ASSERT_TRUE(cluster.ok()) << cluster.status();
+    cluster_ = *std::move(cluster);
+  }
+  // `name`: whose certificate is shown; empty: none.
+  std::shared_ptr<TlsFiles> Tls(const std::string& authorities, const std::string& name) const {
+    const auto tls = TlsFiles::Load({.certificate = name.empty() ? "" : Path(name + ".pem"),
+                                     .key = name.empty() ? "" : Path(name + ".key"),
+                                     .authorities = authorities});
+    EXPECT_TRUE(tls.ok()) << tls.status();
+    return *tls;
+  }
+
+  // What one call over a new connection gives, and the name of the router's certificate.
+  struct Reached {
+    absl::Status status;
+    std::string name;
+  };
+  Reached Reach(std::shared_ptr<TlsFiles> tls, const std::string& key) const {
+    const auto stub = v1::Inference::NewStub(
+        CreateChannel(cluster_->router_address(), {.tls = std::move(tls), .tls_server_name = {}}));
+    grpc::ClientContext context;
+    context.set_deadline(std::chrono::system_clock::now() + kTimeout);
+    if (!key.empty()) context.AddMetadata("authorization", "Bearer " + key);
+    v1::TokenizeRequest request;
+    request.set_text("text");
+    v1::TokenizeResponse response;
+    Reached reached{.status = FromGrpcStatus(stub->Tokenize(&context, request, &response)),
+                    .name = ""};
+    if (const auto auth = context.auth_context(); auth != nullptr) {
+      for (const grpc::string_ref& name : auth->FindPropertyValues("x509_common_name")) {
+        reached.name = std::string(name.data(), name.size());
+      }
+    }
+    return reached;
+  }
+  absl::StatusCode CodeOf(std::shared_ptr<TlsFiles> tls, const std::string& key) const {
+    return Reach(std::move(tls), key).status.code();
+  }
+  // A session with a worker: how it ends.
+  static absl::Status OpenSession(const std::string& address, const ChannelOptions& options) {
+    const auto stub = v1::Worker::NewStub(CreateChannel(address, options));
+    grpc::ClientContext context;
+    context.set_deadline(std::chrono::system_clock::now() + kTimeout);
+    const auto stream = stub->Session(&context);
+    v1::Command command;
+    command.mutable_hello()->set_router_incarnation(1);
+    command.mutable_hello()->set_session_number(1);
+    v1::Event event;
+    if (stream->Write(command) && stream->Read(&event)) {
+      context.TryCancel();
+      return absl::OkStatus();
+    }
+    return FromGrpcStatus(stream->Finish());
+  }
+  // Tries until `reached` holds.
+  template <typename Condition>
+  bool Await(const Condition& reached) const {
+    for (const Instant end = Now() + kTimeout; Now() < end;) {
+      if (reached()) return true;
+      // Between two questions to another process: there is nothing to be woken by.
+      absl::Notification().WaitForNotificationWithTimeout(absl::Milliseconds(50));
+    }
+    return false;
+  }
+
+  const TemporaryFolder model_;
+  const TestFiles files_;
+  const TestAuthority authority_{"authority"};
+  std::unique_ptr<Cluster> cluster_;
+};
+
+v1::GenerateRequest Ask(uint32_t max_tokens) {
+  v1::GenerateRequest request;
+  request.set_prompt(kPrompt);
+  request.set_max_tokens(max_tokens);
+  request.mutable_sampling()->set_seed(7);
+  request.mutable_stopping()->set_ignore_eos(true);
+  return request;
+}
+
+TEST_F(SecurityTest, RouterLetsInWhoHasACertificateAndAKey) {
+  StartCluster();
+  const TestAuthority stranger("stranger");
+  files_.Write("other_ca.pem", stranger.certificate());
+  Write("stranger", stranger.Sign({.name = "client"}));
+  Write("expired", authority_.Sign({.name = "client", .expired = true}));
+  const std::string ca = Path("ca.pem");
+
+  const Answer answer = cluster_->Generate(Ask(20));
+
+  EXPECT_TRUE(answer.status.ok()) << answer.status;
+  EXPECT_EQ(answer.tokens.size(), 20u);
+  EXPECT_EQ(CodeOf(Tls(ca, "client"), kKey), absl::StatusCode::kOk);
+  EXPECT_EQ(CodeOf(Tls(ca, "client"), ""), absl::StatusCode::kUnauthenticated);
+  EXPECT_EQ(CodeOf(Tls(ca, "client"), "a-key-that-is-unknown"), absl::StatusCode::kUnauthenticated);
+  EXPECT_EQ(CodeOf(nullptr, kKey), absl::StatusCode::kUnavailable) << "plaintext";
+  EXPECT_EQ(CodeOf(Tls(ca, ""), kKey), absl::StatusCode::kUnavailable) << "no certificate";
+  EXPECT_EQ(CodeOf(Tls(ca, "stranger"), kKey), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(CodeOf(Tls(ca, "expired"), kKey), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(CodeOf(Tls(Path("other_ca.pem"), "client"), kKey), absl::StatusCode::kUnavailable);
+}
+
+TEST_F(SecurityTest, WorkersLetInWhoHasACertificate) {
+  StartCluster();
+  const auto status = cluster_->Status();
+  ASSERT_TRUE(status.ok()) << status.status();
+  const auto named = [](std::shared_ptr<TlsFiles> tls, const std::string& name) {
+    ChannelOptions options;
+    options.tls = std::move(tls);
+    options.tls_server_name = name;
+    return options;
+  };
+  const std::string ca = Path("ca.pem");
+
+  for (const v1::WorkerStatus& worker : status->workers()) {
+    const std::string& address = worker.address();
+    EXPECT_TRUE(OpenSession(address, named(Tls(ca, "dialer"), kWorkerName)).ok());
+    EXPECT_TRUE(absl::IsUnavailable(OpenSession(address, {})));
+    EXPECT_TRUE(absl::IsUnavailable(OpenSession(address, named(Tls(ca, ""), kWorkerName))));
+    EXPECT_TRUE(absl::IsUnavailable(OpenSession(address, named(Tls(ca, "dialer"), ""))))
+        << "the certificate has a name, not the address";
+  }
+}
+
+TEST_F(SecurityTest, CertificatesAndKeysAreExchangedWhileStreamsRun) {
+  StartCluster();
+  const TestAuthority next("next authority");
+  bool exchanged = false;
+  const auto exchange = [&](const v1::Delta&) {
+    if (exchanged) return true;
+    exchanged = true;
+    WriteIdentities(next);
+    WriteKeys(kNewKey);
+    const auto new_client = Tls(Path("ca.pem"), "client");
+    EXPECT_TRUE(Await([&] { return Reach(new_client, kNewKey).status.ok(); }))
+        << cluster_->router().LogTail();
+    return true;
+  };
+
+  const Answer answer = cluster_->Generate(Ask(1500 / BATON_TEST_SLOWNESS), 3 * kTimeout, exchange);
+
+  EXPECT_TRUE(answer.status.ok()) << answer.status;
+  EXPECT_EQ(answer.tokens.size(), 1500u / BATON_TEST_SLOWNESS);
+  EXPECT_EQ(CodeOf(Tls(Path("ca.pem"), "client"), kKey), absl::StatusCode::kUnauthenticated);
+  // A worker that starts has certificates of the new authority only; so has the router's next
+  // session.
+  cluster_->decode(0).Signal(SIGKILL);
+  ASSERT_TRUE(cluster_->decode(0).Wait(kTimeout).ok());
+  ASSERT_TRUE(cluster_->RestartDecode(0).ok());
+  const auto generate = [&] {
+    const auto stub = v1::Inference::NewStub(CreateChannel(
+        cluster_->router_address(), {.tls = Tls(Path("ca.pem"), "client"), .tls_server_name = {}}));
+    grpc::ClientContext context;
+    context.set_deadline(std::chrono::system_clock::now() + kTimeout);
+    context.AddMetadata("authorization", absl::StrCat("Bearer ", kNewKey));
+    const auto reader = stub->Generate(&context, Ask(4));
+    v1::GenerateResponse response;
+    while (reader->Read(&response)) {
+    }
+    return reader->Finish().ok();
+  };
+  EXPECT_TRUE(Await(generate)) << cluster_->router().LogTail();
+}
+
+TEST_F(SecurityTest, BadReplacementsKeepWhatIsThere) {
+  StartCluster();
+  files_.Write("router.pem", "no certificate");
+  files_.Write("keys", "alice\n");
+  const auto refused_both = [&] {
+    const std::string log = ReadLog(cluster_->router());
+    return log.find("new certificates refused") != std::string::npos &&
+           log.find("new API keys refused") != std::string::npos;
+  };
+
+  ASSERT_TRUE(Await(refused_both));
+
+  const Reached reached = Reach(Tls(Path("ca.pem"), "client"), kKey);
+  EXPECT_TRUE(reached.status.ok()) << reached.status;
+  EXPECT_EQ(reached.name, "router");
+}
+
+TEST_F(SecurityTest, NothingSecretIsLogged) {
+  StartCluster();
+  constexpr char kWrongKey[] = "a-wrong-key-0815-4711";
+  v1::GenerateRequest refused = Ask(8);
+  refused.mutable_sampling()->set_top_p(7);
+
+  const Answer answer = cluster_->Generate(Ask(64));
+  ASSERT_TRUE(answer.status.ok()) << answer.status;
+  EXPECT_TRUE(absl::IsInvalidArgument(cluster_->Generate(refused).status));
+  EXPECT_TRUE(absl::IsUnauthenticated(Reach(Tls(Path("ca.pem"), "client"), kWrongKey).status));
+  cluster_->Generate(Ask(1500), kTimeout, [](const v1::Delta&) { return false; });
+  ASSERT_TRUE(cluster_->WaitUntil(Cluster::AtRest));
+
+  const std::string prompt = kPrompt;
+  const std::vector<int> prompt_ids(prompt.begin(), prompt.end());
+  const std::vector<TokenId> answer_ids(answer.tokens.begin(), answer.tokens.begin() + 8);
+  std::vector<std::string> secrets = {kKey, kWrongKey, prompt.substr(4, 20)};
+  for (const char* separator : {",", ", ", " "}) {
+    secrets.push_back(absl::StrJoin(prompt_ids.begin(), prompt_ids.begin() + 8, separator));
+    secrets.push_back(absl::StrJoin(answer_ids, separator));
+  }
+  for (const std::string& text : {answer.text, absl::CEscape(answer.text)}) {
+    ASSERT_GE(text.size(), 16u);
+    secrets.push_back(text.substr(0, 12));
+  }
+  for (Process* process : {&cluster_->router(), &cluster_->prefill(0), &cluster_->decode(0)}) {
+    const std::string log = ReadLog(*process);
+    EXPECT_THAT(log, HasSubstr(answer.started.request_id())) << "this is not the log";
+    EXPECT_THAT(log, Not(HasSubstr("PRIVATE KEY")));
+    for (const std::string& secret : secrets) EXPECT_THAT(log, Not(HasSubstr(secret)));
+  }
+  EXPECT_THAT(ReadLog(cluster_->router()), HasSubstr("key=alice"));
+}
+
+class ProgramSecurityTest : public SecurityTest {
+ protected:
+  struct Ended {
+    int code = -1;
+    std::string log;
+  };
+  Ended Run(const std::vector<std::string>& command) const {
+    const std::string log = Path("log");
+    std::ofstream(log).close();
+    auto process = Process::Start(command, log);
+    EXPECT_TRUE(process.ok()) << process.status();
+    const auto code = (*process)->Wait(kTimeout);
+    EXPECT_TRUE(code.ok()) << code.status();
+    return {.code = code.value_or(-1), .log = ReadLog(**process)};
+  }
+  static std::string Program(const std::string& name) { return BinaryFolder() + "/" + name; }
+};
+
+TEST_F(ProgramSecurityTest, HalfASetEndsEveryProgramWithTheMissingFlag) {
+  for (const std::string program : {"prefill_worker", "decode_worker", "router"}) {
+    std::vector<std::string> command = {Program("baton_" + program), "--model", model_.path(),
+                                        "--tls_cert", Path("router.pem")};
+    if (program == "router") command.push_back("--decode=127.0.0.1:1");
+    const Ended ended = Run(command);
+    EXPECT_EQ(ended.code, 1) << program;
+    EXPECT_THAT(ended.log, HasSubstr("--tls_key is missing"));
+  }
+  const Ended router = Run({Program("baton_router"), "--model", model_.path(),
+                            "--decode=127.0.0.1:1", "--worker_tls_server_name", "name"});
+  EXPECT_EQ(router.code, 1);
+  EXPECT_THAT(router.log, HasSubstr("--worker_tls_ca is missing"));
+  const Ended client = Run({Program("baton"), "status", "--tls_client_key", Path("client.key")});
+  EXPECT_EQ(client.code, 1);
+  EXPECT_THAT(client.log, HasSubstr("--tls_client_cert is missing"));
+}
+
+TEST_F(ProgramSecurityTest, BadFilesEndProgramsWithTheirNames) {
+  const Ended mismatch = Run({Program("baton_decode_worker"), "--model", model_.path(),
+                              "--tls_cert", Path("router.pem"), "--tls_key", Path("client.key")});
+  EXPECT_EQ(mismatch.code, 1);
+  EXPECT_THAT(mismatch.log, AllOf(HasSubstr(Path("client.key")), HasSubstr("does not belong")));
+  const Ended keys = Run({Program("baton_router"), "--model", model_.path(), "--decode=127.0.0.1:1",
+                          "--api_keys", files_.Write("empty", "#\n")});
+  EXPECT_EQ(keys.code, 1);
+  EXPECT_THAT(keys.log, AllOf(HasSubstr(Path("empty")), HasSubstr("no key")));
+}
+
+TEST_F(ProgramSecurityTest, RouterWarnsThatKeysTravelInClearText) {
+  auto router = Process::Start({Program("baton_router"), "--model", model_.path(), "--listen",
+                                "127.0.0.1:0", "--decode=127.0.0.1:1", "--api_keys", Path("keys")},
+                               Path("log"));
+  ASSERT_TRUE(router.ok()) << router.status();
+  ASSERT_TRUE((*router)->WaitForLine("listening on ", kTimeout).ok());
+
+  EXPECT_THAT(ReadLog(**router), HasSubstr("API keys travel in clear text"));
+}
+
+TEST_F(ProgramSecurityTest, CommandLineClientHasCertificateAndKey) {
+  StartCluster();
+  EXPECT_THAT(ReadLog(cluster_->router()), Not(HasSubstr("clear text")));
+  std::vector<std::string> status = {
+      Program("baton"),   "status",          "--router",          cluster_->router_address(),
+      "--tls_ca",         Path("ca.pem"),    "--tls_client_cert", Path("client.pem"),
+      "--tls_client_key", Path("client.key")};
+  std::vector<std::string> by_variable = {"env", absl::StrCat("BATON_API_KEY=", kKey)};
+  by_variable.insert(by_variable.end(), status.begin(), status.end());
+  std::vector<std::string> by_file = status;
+  by_file.insert(by_file.end(), {"--api_key_file", files_.Write("key", absl::StrCat(kKey, "\n"))});
+
+  EXPECT_EQ(Run(by_variable).code, 0);
+  EXPECT_EQ(Run(by_file).code, 0);
+  const Ended keyless = Run(status);
+  EXPECT_EQ(keyless.code, 1);
+  EXPECT_THAT(keyless.log, AllOf(HasSubstr("UNAUTHENTICATED"), HasSubstr("--api_key_file")));
+  const Ended plain = Run({Program("baton"), "status", "--router", cluster_->router_address()});
+  EXPECT_EQ(plain.code, 1);
+  EXPECT_THAT(plain.log, HasSubstr("--tls_ca"));
+}
+
+}  // namespace
+}  // namespace baton
