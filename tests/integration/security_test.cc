@@ -5,6 +5,7 @@
 #include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
 
+#include <filesystem>
 #include <fstream>
 #include <sstream>
 
@@ -30,7 +31,6 @@ using ::testing::Not;
 constexpr Duration kTimeout = std::chrono::seconds(60);
 constexpr char kKey[] = "alices-key-4711-0815";
 constexpr char kNewKey[] = "alices-new-key-0815-4711";
-constexpr char kWorkerName[] = "worker.baton.test";
 constexpr char kPrompt[] = "the moon over Sevenoaks is made of marzipan";
 
 std::string ReadLog(const Process& process) {
@@ -43,19 +43,20 @@ class SecurityTest : public testing::Test {
  protected:
   void SetUp() override {
     ASSERT_TRUE(WriteTinyModel(model_.path(), {.context_tokens = 2048}).ok());
-    WriteIdentities(authority_);
+    WriteIdentities(cluster_authority_, client_authority_);
     WriteKeys(kKey);
   }
   void WriteKeys(const std::string& key) const {
     files_.Write("keys", absl::StrCat("alice ", key, "\n"));
   }
-  // Certificates of one authority for everybody.
-  void WriteIdentities(const TestAuthority& authority) const {
-    files_.Write("ca.pem", authority.certificate());
-    Write("router", authority.Sign({.name = "router"}));
-    Write("worker", authority.Sign({.name = "worker", .names = absl::StrCat("DNS:", kWorkerName)}));
-    Write("dialer", authority.Sign({.name = "router as a client"}));
-    Write("client", authority.Sign({.name = "client"}));
+  // As deploy/make_certificates.sh lays them out: clients have an authority of their own, so that
+  // none of them is taken for a router.
+  void WriteIdentities(const TestAuthority& cluster, const TestAuthority& clients) const {
+    files_.Write("cluster/ca.pem", cluster.certificate());
+    files_.Write("clients/ca.pem", clients.certificate());
+    Write("cluster/router", cluster.Sign({.name = "router"}));
+    Write("cluster/worker", cluster.Sign({.name = "worker", .names = "DNS:worker"}));
+    Write("clients/client", clients.Sign({.name = "client"}));
   }
   void Write(const std::string& name, const TestIdentity& identity) const {
     files_.Write(name + ".pem", identity.certificate);
@@ -63,24 +64,30 @@ class SecurityTest : public testing::Test {
   }
   std::string Path(const std::string& name) const { return files_.Path(name); }
 
-  std::vector<std::string> ServerFlags(const std::string& name) const {
-    return {"--tls_cert",      Path(name + ".pem"), "--tls_key",   Path(name + ".key"),
-            "--tls_client_ca", Path("ca.pem"),      "--log_level", "debug"};
+  std::vector<std::string> ServerFlags(const std::string& name, const std::string& peers) const {
+    return {"--tls_cert",      Path(name + ".pem"),     "--tls_key",   Path(name + ".key"),
+            "--tls_client_ca", Path(peers + "/ca.pem"), "--log_level", "debug"};
   }
   void StartCluster() {
-    std::vector<std::string> router = ServerFlags("router");
-    const std::vector<std::string> more = {
-        "--worker_tls_ca",  Path("ca.pem"),     "--worker_tls_cert",        Path("dialer.pem"),
-        "--worker_tls_key", Path("dialer.key"), "--worker_tls_server_name", kWorkerName,
-        "--api_keys",       Path("keys")};
+    std::vector<std::string> router = ServerFlags("cluster/router", "clients");
+    const std::vector<std::string> more = {"--worker_tls_ca",
+                                           Path("cluster/ca.pem"),
+                                           "--worker_tls_cert",
+                                           Path("cluster/router.pem"),
+                                           "--worker_tls_key",
+                                           Path("cluster/router.key"),
+                                           "--worker_tls_server_name",
+                                           "worker",
+                                           "--api_keys",
+                                           Path("keys")};
     router.insert(router.end(), more.begin(), more.end());
     auto cluster = Cluster::Start({.model = model_.path(),
                                    .prefill = 1,
                                    .decode = 1,
-                                   .worker_flags = ServerFlags("worker"),
+                                   .worker_flags = ServerFlags("cluster/worker", "cluster"),
                                    .decode_flags = {},
                                    .router_flags = router,
-                                   .tls = Tls(Path("ca.pem"), "client"),
+                                   .tls = Tls(Path("cluster/ca.pem"), "clients/client"),
                                    .api_key = kKey});
     ASSERT_TRUE(cluster.ok()) << cluster.status();
     cluster_ = *std::move(cluster);
@@ -149,7 +156,8 @@ class SecurityTest : public testing::Test {
 
   const TemporaryFolder model_;
   const TestFiles files_;
-  const TestAuthority authority_{"authority"};
+  const TestAuthority cluster_authority_{"cluster"};
+  const TestAuthority client_authority_{"clients"};
   std::unique_ptr<Cluster> cluster_;
 };
 
@@ -167,21 +175,23 @@ TEST_F(SecurityTest, RouterLetsInWhoHasACertificateAndAKey) {
   const TestAuthority stranger("stranger");
   files_.Write("other_ca.pem", stranger.certificate());
   Write("stranger", stranger.Sign({.name = "client"}));
-  Write("expired", authority_.Sign({.name = "client", .expired = true}));
-  const std::string ca = Path("ca.pem");
+  Write("expired", client_authority_.Sign({.name = "client", .expired = true}));
+  const std::string ca = Path("cluster/ca.pem");
 
   const Answer answer = cluster_->Generate(Ask(20));
 
   EXPECT_TRUE(answer.status.ok()) << answer.status;
   EXPECT_EQ(answer.tokens.size(), 20u);
-  EXPECT_EQ(CodeOf(Tls(ca, "client"), kKey), absl::StatusCode::kOk);
-  EXPECT_EQ(CodeOf(Tls(ca, "client"), ""), absl::StatusCode::kUnauthenticated);
-  EXPECT_EQ(CodeOf(Tls(ca, "client"), "a-key-that-is-unknown"), absl::StatusCode::kUnauthenticated);
+  EXPECT_EQ(CodeOf(Tls(ca, "clients/client"), kKey), absl::StatusCode::kOk);
+  EXPECT_EQ(CodeOf(Tls(ca, "clients/client"), ""), absl::StatusCode::kUnauthenticated);
+  EXPECT_EQ(CodeOf(Tls(ca, "clients/client"), "a-key-that-is-unknown"),
+            absl::StatusCode::kUnauthenticated);
   EXPECT_EQ(CodeOf(nullptr, kKey), absl::StatusCode::kUnavailable) << "plaintext";
   EXPECT_EQ(CodeOf(Tls(ca, ""), kKey), absl::StatusCode::kUnavailable) << "no certificate";
   EXPECT_EQ(CodeOf(Tls(ca, "stranger"), kKey), absl::StatusCode::kUnavailable);
   EXPECT_EQ(CodeOf(Tls(ca, "expired"), kKey), absl::StatusCode::kUnavailable);
-  EXPECT_EQ(CodeOf(Tls(Path("other_ca.pem"), "client"), kKey), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(CodeOf(Tls(Path("other_ca.pem"), "clients/client"), kKey),
+            absl::StatusCode::kUnavailable);
 }
 
 TEST_F(SecurityTest, WorkersLetInWhoHasACertificate) {
@@ -194,28 +204,32 @@ TEST_F(SecurityTest, WorkersLetInWhoHasACertificate) {
     options.tls_server_name = name;
     return options;
   };
-  const std::string ca = Path("ca.pem");
+  const std::string ca = Path("cluster/ca.pem");
 
   for (const v1::WorkerStatus& worker : status->workers()) {
     const std::string& address = worker.address();
-    EXPECT_TRUE(OpenSession(address, named(Tls(ca, "dialer"), kWorkerName)).ok());
+    EXPECT_TRUE(OpenSession(address, named(Tls(ca, "cluster/router"), "worker")).ok());
     EXPECT_TRUE(absl::IsUnavailable(OpenSession(address, {})));
-    EXPECT_TRUE(absl::IsUnavailable(OpenSession(address, named(Tls(ca, ""), kWorkerName))));
-    EXPECT_TRUE(absl::IsUnavailable(OpenSession(address, named(Tls(ca, "dialer"), ""))))
+    EXPECT_TRUE(absl::IsUnavailable(OpenSession(address, named(Tls(ca, ""), "worker"))));
+    EXPECT_TRUE(
+        absl::IsUnavailable(OpenSession(address, named(Tls(ca, "clients/client"), "worker"))))
+        << "a client of the router";
+    EXPECT_TRUE(absl::IsUnavailable(OpenSession(address, named(Tls(ca, "cluster/router"), ""))))
         << "the certificate has a name, not the address";
   }
 }
 
 TEST_F(SecurityTest, CertificatesAndKeysAreExchangedWhileStreamsRun) {
   StartCluster();
-  const TestAuthority next("next authority");
+  const TestAuthority next_cluster("next cluster");
+  const TestAuthority next_clients("next clients");
   bool exchanged = false;
   const auto exchange = [&](const v1::Delta&) {
     if (exchanged) return true;
     exchanged = true;
-    WriteIdentities(next);
+    WriteIdentities(next_cluster, next_clients);
     WriteKeys(kNewKey);
-    const auto new_client = Tls(Path("ca.pem"), "client");
+    const auto new_client = Tls(Path("cluster/ca.pem"), "clients/client");
     EXPECT_TRUE(Await([&] { return Reach(new_client, kNewKey).status.ok(); }))
         << cluster_->router().LogTail();
     return true;
@@ -225,7 +239,8 @@ TEST_F(SecurityTest, CertificatesAndKeysAreExchangedWhileStreamsRun) {
 
   EXPECT_TRUE(answer.status.ok()) << answer.status;
   EXPECT_EQ(answer.tokens.size(), 1500u / BATON_TEST_SLOWNESS);
-  EXPECT_EQ(CodeOf(Tls(Path("ca.pem"), "client"), kKey), absl::StatusCode::kUnauthenticated);
+  EXPECT_EQ(CodeOf(Tls(Path("cluster/ca.pem"), "clients/client"), kKey),
+            absl::StatusCode::kUnauthenticated);
   // A worker that starts has certificates of the new authority only; so has the router's next
   // session.
   cluster_->decode(0).Signal(SIGKILL);
@@ -233,7 +248,8 @@ TEST_F(SecurityTest, CertificatesAndKeysAreExchangedWhileStreamsRun) {
   ASSERT_TRUE(cluster_->RestartDecode(0).ok());
   const auto generate = [&] {
     const auto stub = v1::Inference::NewStub(CreateChannel(
-        cluster_->router_address(), {.tls = Tls(Path("ca.pem"), "client"), .tls_server_name = {}}));
+        cluster_->router_address(),
+        {.tls = Tls(Path("cluster/ca.pem"), "clients/client"), .tls_server_name = {}}));
     grpc::ClientContext context;
     context.set_deadline(std::chrono::system_clock::now() + kTimeout);
     context.AddMetadata("authorization", absl::StrCat("Bearer ", kNewKey));
@@ -248,7 +264,7 @@ TEST_F(SecurityTest, CertificatesAndKeysAreExchangedWhileStreamsRun) {
 
 TEST_F(SecurityTest, BadReplacementsKeepWhatIsThere) {
   StartCluster();
-  files_.Write("router.pem", "no certificate");
+  files_.Write("cluster/router.pem", "no certificate");
   files_.Write("keys", "alice\n");
   const auto refused_both = [&] {
     const std::string log = ReadLog(cluster_->router());
@@ -258,7 +274,7 @@ TEST_F(SecurityTest, BadReplacementsKeepWhatIsThere) {
 
   ASSERT_TRUE(Await(refused_both));
 
-  const Reached reached = Reach(Tls(Path("ca.pem"), "client"), kKey);
+  const Reached reached = Reach(Tls(Path("cluster/ca.pem"), "clients/client"), kKey);
   EXPECT_TRUE(reached.status.ok()) << reached.status;
   EXPECT_EQ(reached.name, "router");
 }
@@ -272,7 +288,8 @@ TEST_F(SecurityTest, NothingSecretIsLogged) {
   const Answer answer = cluster_->Generate(Ask(64));
   ASSERT_TRUE(answer.status.ok()) << answer.status;
   EXPECT_TRUE(absl::IsInvalidArgument(cluster_->Generate(refused).status));
-  EXPECT_TRUE(absl::IsUnauthenticated(Reach(Tls(Path("ca.pem"), "client"), kWrongKey).status));
+  EXPECT_TRUE(absl::IsUnauthenticated(
+      Reach(Tls(Path("cluster/ca.pem"), "clients/client"), kWrongKey).status));
   cluster_->Generate(Ask(1500), kTimeout, [](const v1::Delta&) { return false; });
   ASSERT_TRUE(cluster_->WaitUntil(Cluster::AtRest));
 
@@ -318,7 +335,7 @@ class ProgramSecurityTest : public SecurityTest {
 TEST_F(ProgramSecurityTest, HalfASetEndsEveryProgramWithTheMissingFlag) {
   for (const std::string program : {"prefill_worker", "decode_worker", "router"}) {
     std::vector<std::string> command = {Program("baton_" + program), "--model", model_.path(),
-                                        "--tls_cert", Path("router.pem")};
+                                        "--tls_cert", Path("cluster/router.pem")};
     if (program == "router") command.push_back("--decode=127.0.0.1:1");
     const Ended ended = Run(command);
     EXPECT_EQ(ended.code, 1) << program;
@@ -328,16 +345,19 @@ TEST_F(ProgramSecurityTest, HalfASetEndsEveryProgramWithTheMissingFlag) {
                             "--decode=127.0.0.1:1", "--worker_tls_server_name", "name"});
   EXPECT_EQ(router.code, 1);
   EXPECT_THAT(router.log, HasSubstr("--worker_tls_ca is missing"));
-  const Ended client = Run({Program("baton"), "status", "--tls_client_key", Path("client.key")});
+  const Ended client =
+      Run({Program("baton"), "status", "--tls_client_key", Path("clients/client.key")});
   EXPECT_EQ(client.code, 1);
   EXPECT_THAT(client.log, HasSubstr("--tls_client_cert is missing"));
 }
 
 TEST_F(ProgramSecurityTest, BadFilesEndProgramsWithTheirNames) {
-  const Ended mismatch = Run({Program("baton_decode_worker"), "--model", model_.path(),
-                              "--tls_cert", Path("router.pem"), "--tls_key", Path("client.key")});
+  const Ended mismatch =
+      Run({Program("baton_decode_worker"), "--model", model_.path(), "--tls_cert",
+           Path("cluster/router.pem"), "--tls_key", Path("clients/client.key")});
   EXPECT_EQ(mismatch.code, 1);
-  EXPECT_THAT(mismatch.log, AllOf(HasSubstr(Path("client.key")), HasSubstr("does not belong")));
+  EXPECT_THAT(mismatch.log,
+              AllOf(HasSubstr(Path("clients/client.key")), HasSubstr("does not belong")));
   const Ended keys = Run({Program("baton_router"), "--model", model_.path(), "--decode=127.0.0.1:1",
                           "--api_keys", files_.Write("empty", "#\n")});
   EXPECT_EQ(keys.code, 1);
@@ -354,13 +374,25 @@ TEST_F(ProgramSecurityTest, RouterWarnsThatKeysTravelInClearText) {
   EXPECT_THAT(ReadLog(**router), HasSubstr("API keys travel in clear text"));
 }
 
+TEST_F(ProgramSecurityTest, ScriptMakesTheCertificatesOfACluster) {
+  std::filesystem::remove_all(Path("cluster"));
+  std::filesystem::remove_all(Path("clients"));
+  const std::string script = "deploy/make_certificates.sh";
+  ASSERT_EQ(Run({script, Path("cluster"), "router", "worker"}).code, 0);
+  ASSERT_EQ(Run({script, Path("clients"), "client"}).code, 0);
+  StartCluster();
+
+  EXPECT_EQ(CodeOf(Tls(Path("cluster/ca.pem"), "clients/client"), kKey), absl::StatusCode::kOk);
+}
+
 TEST_F(ProgramSecurityTest, CommandLineClientHasCertificateAndKey) {
   StartCluster();
   EXPECT_THAT(ReadLog(cluster_->router()), Not(HasSubstr("clear text")));
-  std::vector<std::string> status = {
-      Program("baton"),   "status",          "--router",          cluster_->router_address(),
-      "--tls_ca",         Path("ca.pem"),    "--tls_client_cert", Path("client.pem"),
-      "--tls_client_key", Path("client.key")};
+  std::vector<std::string> status = {Program("baton"),    "status",
+                                     "--router",          cluster_->router_address(),
+                                     "--tls_ca",          Path("cluster/ca.pem"),
+                                     "--tls_client_cert", Path("clients/client.pem"),
+                                     "--tls_client_key",  Path("clients/client.key")};
   std::vector<std::string> by_variable = {"env", absl::StrCat("BATON_API_KEY=", kKey)};
   by_variable.insert(by_variable.end(), status.begin(), status.end());
   std::vector<std::string> by_file = status;

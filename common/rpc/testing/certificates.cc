@@ -94,6 +94,7 @@ TestFiles::~TestFiles() {
 
 std::string TestFiles::Write(const std::string& name, const std::string& text) const {
   const std::string path = Path(name);
+  std::filesystem::create_directories(std::filesystem::path(path).parent_path());
   const std::string fresh = path + ".new";
   std::ofstream(fresh) << text;
   std::filesystem::permissions(
