@@ -127,6 +127,12 @@ class SecurityTest : public testing::Test {
   absl::StatusCode CodeOf(std::shared_ptr<TlsFiles> tls, const std::string& key) const {
     return Reach(std::move(tls), key).status.code();
   }
+  static ChannelOptions Named(std::shared_ptr<TlsFiles> tls, const std::string& name) {
+    ChannelOptions options;
+    options.tls = std::move(tls);
+    options.tls_server_name = name;
+    return options;
+  }
   // A session with a worker: how it ends.
   static absl::Status OpenSession(const std::string& address, const ChannelOptions& options) {
     const auto stub = v1::Worker::NewStub(CreateChannel(address, options));
@@ -198,29 +204,25 @@ TEST_F(SecurityTest, WorkersLetInWhoHasACertificate) {
   StartCluster();
   const auto status = cluster_->Status();
   ASSERT_TRUE(status.ok()) << status.status();
-  const auto named = [](std::shared_ptr<TlsFiles> tls, const std::string& name) {
-    ChannelOptions options;
-    options.tls = std::move(tls);
-    options.tls_server_name = name;
-    return options;
-  };
   const std::string ca = Path("cluster/ca.pem");
 
   for (const v1::WorkerStatus& worker : status->workers()) {
     const std::string& address = worker.address();
-    EXPECT_TRUE(OpenSession(address, named(Tls(ca, "cluster/router"), "worker")).ok());
+    EXPECT_TRUE(OpenSession(address, Named(Tls(ca, "cluster/router"), "worker")).ok());
     EXPECT_TRUE(absl::IsUnavailable(OpenSession(address, {})));
-    EXPECT_TRUE(absl::IsUnavailable(OpenSession(address, named(Tls(ca, ""), "worker"))));
+    EXPECT_TRUE(absl::IsUnavailable(OpenSession(address, Named(Tls(ca, ""), "worker"))));
     EXPECT_TRUE(
-        absl::IsUnavailable(OpenSession(address, named(Tls(ca, "clients/client"), "worker"))))
+        absl::IsUnavailable(OpenSession(address, Named(Tls(ca, "clients/client"), "worker"))))
         << "a client of the router";
-    EXPECT_TRUE(absl::IsUnavailable(OpenSession(address, named(Tls(ca, "cluster/router"), ""))))
+    EXPECT_TRUE(absl::IsUnavailable(OpenSession(address, Named(Tls(ca, "cluster/router"), ""))))
         << "the certificate has a name, not the address";
   }
 }
 
 TEST_F(SecurityTest, CertificatesAndKeysAreExchangedWhileStreamsRun) {
   StartCluster();
+  const auto status = cluster_->Status();
+  ASSERT_TRUE(status.ok()) << status.status();
   const TestAuthority next_cluster("next cluster");
   const TestAuthority next_clients("next clients");
   bool exchanged = false;
@@ -241,6 +243,13 @@ TEST_F(SecurityTest, CertificatesAndKeysAreExchangedWhileStreamsRun) {
   EXPECT_EQ(answer.tokens.size(), 1500u / BATON_TEST_SLOWNESS);
   EXPECT_EQ(CodeOf(Tls(Path("cluster/ca.pem"), "clients/client"), kKey),
             absl::StatusCode::kUnauthenticated);
+  for (const v1::WorkerStatus& worker : status->workers()) {
+    EXPECT_TRUE(Await([&] {
+      return OpenSession(worker.address(),
+                         Named(Tls(Path("cluster/ca.pem"), "cluster/router"), "worker"))
+          .ok();
+    })) << worker.address();
+  }
   // A worker that starts has certificates of the new authority only; so has the router's next
   // session.
   cluster_->decode(0).Signal(SIGKILL);
