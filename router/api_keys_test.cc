@@ -55,7 +55,7 @@ TEST_F(ApiKeysTest, OthersAreToldWhatToSend) {
   const std::string key = kFirst;
   const std::vector<std::optional<std::string>> wrong = {std::nullopt,      "",
                                                          "Bearer ",         key,
-                                                         "Basic " + key,    "bearer" + key,
+                                                         "Badger " + key,   "bearer" + key,
                                                          Bearer(key + "x"), Bearer(key.substr(1)),
                                                          Bearer(key + " "), Bearer("alice"),
                                                          Bearer(kSecond)};

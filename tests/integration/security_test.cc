@@ -7,17 +7,19 @@
 
 #include <filesystem>
 #include <fstream>
+#include <regex>
 #include <sstream>
 
-#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
 #include "absl/synchronization/notification.h"
 #include "absl/time/time.h"
 #include "common/model/testing/tiny_model.h"
 #include "common/rpc/channel.h"
 #include "common/rpc/status_codec.h"
 #include "common/rpc/testing/certificates.h"
+#include "common/tokenizer/tokenizer.h"
 #include "proto/worker.grpc.pb.h"
 #include "tests/support/cluster.h"
 
@@ -31,7 +33,7 @@ using ::testing::Not;
 constexpr Duration kTimeout = std::chrono::seconds(60);
 constexpr char kKey[] = "alices-key-4711-0815";
 constexpr char kNewKey[] = "alices-new-key-0815-4711";
-constexpr char kPrompt[] = "the moon over Sevenoaks is made of marzipan";
+constexpr char kPrompt[] = "marzipan over Sevenoaks. Once upon a time";
 
 std::string ReadLog(const Process& process) {
   std::ostringstream text;
@@ -68,7 +70,7 @@ class SecurityTest : public testing::Test {
     return {"--tls_cert",      Path(name + ".pem"),     "--tls_key",   Path(name + ".key"),
             "--tls_client_ca", Path(peers + "/ca.pem"), "--log_level", "debug"};
   }
-  void StartCluster() {
+  void StartCluster(const std::string& model = "") {
     std::vector<std::string> router = ServerFlags("cluster/router", "clients");
     const std::vector<std::string> more = {"--worker_tls_ca",
                                            Path("cluster/ca.pem"),
@@ -81,7 +83,7 @@ class SecurityTest : public testing::Test {
                                            "--api_keys",
                                            Path("keys")};
     router.insert(router.end(), more.begin(), more.end());
-    auto cluster = Cluster::Start({.model = model_.path(),
+    auto cluster = Cluster::Start({.model = model.empty() ? model_.path() : model,
                                    .prefill = 1,
                                    .decode = 1,
                                    .worker_flags = ServerFlags("cluster/worker", "cluster"),
@@ -177,7 +179,7 @@ v1::GenerateRequest Ask(uint32_t max_tokens) {
 }
 
 TEST_F(SecurityTest, RouterLetsInWhoHasACertificateAndAKey) {
-  StartCluster();
+  ASSERT_NO_FATAL_FAILURE(StartCluster());
   const TestAuthority stranger("stranger");
   files_.Write("other_ca.pem", stranger.certificate());
   Write("stranger", stranger.Sign({.name = "client"}));
@@ -201,7 +203,7 @@ TEST_F(SecurityTest, RouterLetsInWhoHasACertificateAndAKey) {
 }
 
 TEST_F(SecurityTest, WorkersLetInWhoHasACertificate) {
-  StartCluster();
+  ASSERT_NO_FATAL_FAILURE(StartCluster());
   const auto status = cluster_->Status();
   ASSERT_TRUE(status.ok()) << status.status();
   const std::string ca = Path("cluster/ca.pem");
@@ -220,7 +222,7 @@ TEST_F(SecurityTest, WorkersLetInWhoHasACertificate) {
 }
 
 TEST_F(SecurityTest, CertificatesAndKeysAreExchangedWhileStreamsRun) {
-  StartCluster();
+  ASSERT_NO_FATAL_FAILURE(StartCluster());
   const auto status = cluster_->Status();
   ASSERT_TRUE(status.ok()) << status.status();
   const TestAuthority next_cluster("next cluster");
@@ -272,7 +274,7 @@ TEST_F(SecurityTest, CertificatesAndKeysAreExchangedWhileStreamsRun) {
 }
 
 TEST_F(SecurityTest, BadReplacementsKeepWhatIsThere) {
-  StartCluster();
+  ASSERT_NO_FATAL_FAILURE(StartCluster());
   files_.Write("cluster/router.pem", "no certificate");
   files_.Write("keys", "alice\n");
   const auto refused_both = [&] {
@@ -288,8 +290,21 @@ TEST_F(SecurityTest, BadReplacementsKeepWhatIsThere) {
   EXPECT_EQ(reached.name, "router");
 }
 
+// Words that would stand in a log one by one if tokens were logged as they come.
+std::vector<std::string> LongWords(const std::string& text) {
+  std::vector<std::string> words = absl::StrSplit(text, absl::ByAnyChar(" .,:;!?\"'\n"));
+  std::erase_if(words, [](const std::string& word) { return word.size() < 5; });
+  return words;
+}
+
+// Whether these ids follow each other in `log`, however they are divided.
+bool HasIds(const std::string& log, const std::vector<TokenId>& ids) {
+  return std::regex_search(log, std::regex(absl::StrJoin(ids, "[^0-9]{1,12}")));
+}
+
+// With the demo model, which writes words.
 TEST_F(SecurityTest, NothingSecretIsLogged) {
-  StartCluster();
+  ASSERT_NO_FATAL_FAILURE(StartCluster("deploy/demo_model/model"));
   constexpr char kWrongKey[] = "a-wrong-key-0815-4711";
   v1::GenerateRequest refused = Ask(8);
   refused.mutable_sampling()->set_top_p(7);
@@ -297,28 +312,27 @@ TEST_F(SecurityTest, NothingSecretIsLogged) {
   const Answer answer = cluster_->Generate(Ask(64));
   ASSERT_TRUE(answer.status.ok()) << answer.status;
   EXPECT_TRUE(absl::IsInvalidArgument(cluster_->Generate(refused).status));
-  EXPECT_TRUE(absl::IsUnauthenticated(
-      Reach(Tls(Path("cluster/ca.pem"), "clients/client"), kWrongKey).status));
-  cluster_->Generate(Ask(1500), kTimeout, [](const v1::Delta&) { return false; });
+  const Reached stranger = Reach(Tls(Path("cluster/ca.pem"), "clients/client"), kWrongKey);
+  EXPECT_TRUE(absl::IsUnauthenticated(stranger.status));
+  cluster_->Generate(Ask(400), kTimeout, [](const v1::Delta&) { return false; });
   ASSERT_TRUE(cluster_->WaitUntil(Cluster::AtRest));
 
-  const std::string prompt = kPrompt;
-  const std::vector<int> prompt_ids(prompt.begin(), prompt.end());
-  const std::vector<TokenId> answer_ids(answer.tokens.begin(), answer.tokens.begin() + 8);
-  std::vector<std::string> secrets = {kKey, kWrongKey, prompt.substr(4, 20)};
-  for (const char* separator : {",", ", ", " "}) {
-    secrets.push_back(absl::StrJoin(prompt_ids.begin(), prompt_ids.begin() + 8, separator));
-    secrets.push_back(absl::StrJoin(answer_ids, separator));
-  }
-  for (const std::string& text : {answer.text, absl::CEscape(answer.text)}) {
-    ASSERT_GE(text.size(), 16u);
-    secrets.push_back(text.substr(0, 12));
-  }
+  const std::vector<std::string> words = LongWords(answer.text);
+  ASSERT_GE(words.size(), 5u) << answer.text;
+  const auto tokenizer = Tokenizer::Load("deploy/demo_model/model");
+  ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
+  const std::vector<TokenId> prompt_ids = (*tokenizer)->Encode(kPrompt, false).value();
+  ASSERT_GE(prompt_ids.size(), 4u);
   for (Process* process : {&cluster_->router(), &cluster_->prefill(0), &cluster_->decode(0)}) {
     const std::string log = ReadLog(*process);
     EXPECT_THAT(log, HasSubstr(answer.started.request_id())) << "this is not the log";
-    EXPECT_THAT(log, Not(HasSubstr("PRIVATE KEY")));
-    for (const std::string& secret : secrets) EXPECT_THAT(log, Not(HasSubstr(secret)));
+    for (const std::string& secret : {std::string(kKey), std::string(kWrongKey),
+                                      std::string("marzipan"), std::string("PRIVATE KEY")}) {
+      EXPECT_THAT(log, Not(HasSubstr(secret)));
+    }
+    for (const std::string& word : words) EXPECT_THAT(log, Not(HasSubstr(word)));
+    EXPECT_FALSE(HasIds(log, {prompt_ids.begin(), prompt_ids.begin() + 4}));
+    EXPECT_FALSE(HasIds(log, {answer.tokens.begin(), answer.tokens.begin() + 4}));
   }
   EXPECT_THAT(ReadLog(cluster_->router()), HasSubstr("key=alice"));
 }
@@ -389,13 +403,13 @@ TEST_F(ProgramSecurityTest, ScriptMakesTheCertificatesOfACluster) {
   const std::string script = "deploy/make_certificates.sh";
   ASSERT_EQ(Run({script, Path("cluster"), "router", "worker"}).code, 0);
   ASSERT_EQ(Run({script, Path("clients"), "client"}).code, 0);
-  StartCluster();
+  ASSERT_NO_FATAL_FAILURE(StartCluster());
 
   EXPECT_EQ(CodeOf(Tls(Path("cluster/ca.pem"), "clients/client"), kKey), absl::StatusCode::kOk);
 }
 
 TEST_F(ProgramSecurityTest, CommandLineClientHasCertificateAndKey) {
-  StartCluster();
+  ASSERT_NO_FATAL_FAILURE(StartCluster());
   EXPECT_THAT(ReadLog(cluster_->router()), Not(HasSubstr("clear text")));
   std::vector<std::string> status = {Program("baton"),    "status",
                                      "--router",          cluster_->router_address(),
