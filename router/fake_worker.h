@@ -14,6 +14,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
+#include "common/base/ids.h"
 #include "common/rpc/server.h"
 #include "common/rpc/session_server.h"
 

@@ -28,8 +28,12 @@ Instant DeadlineOf(const grpc::CallbackServerContext& context, Instant now) {
 }  // namespace
 
 GenerateStream::GenerateStream(grpc::CallbackServerContext* context, RouterLoop* loop,
-                               RouterMetrics* metrics)
-    : context_(context), loop_(loop), metrics_(metrics), id_(loop->NewRequestId()) {}
+                               RouterMetrics* metrics, std::string key_name)
+    : context_(context),
+      loop_(loop),
+      metrics_(metrics),
+      id_(loop->NewRequestId()),
+      key_name_(std::move(key_name)) {}
 
 void GenerateStream::Begin(const grpc::ByteBuffer& request, const ModelProfile& model,
                            const std::function<uint64_t()>& random) {
@@ -44,7 +48,7 @@ void GenerateStream::Refuse(const absl::Status& status, uint64_t drawn_id) {
 
 void GenerateStream::EndRefused(const absl::Status& status) {
   metrics_->CountRequest(status);
-  LogInfo("request refused", {{"request", request_id_}, {"status", status}});
+  LogInfo("request refused", {{"request", request_id_}, {"key", key_name_}, {"status", status}});
   AddRetryHint(status, context_);
   FinishCall(status);
 }
@@ -128,6 +132,7 @@ uint64_t GenerateStream::TakeWrittenBytes() {
 void GenerateStream::End(const absl::Status& status, const v1::Finished& finished,
                          uint32_t retry_after_ms) {
   LogInfo("request ended", {{"request", request_id_},
+                            {"key", key_name_},
                             {"status", status},
                             {"reason", v1::FinishReason_Name(finished.reason())},
                             {"prompt_tokens", finished.usage().prompt_tokens()},

@@ -24,8 +24,9 @@ namespace baton {
 class GenerateStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
                              public ClientStream {
  public:
-  // All outlive the call.
-  GenerateStream(grpc::CallbackServerContext* context, RouterLoop* loop, RouterMetrics* metrics);
+  // All outlive the call. `key_name`: whose API key it came with, for the log; may be empty.
+  GenerateStream(grpc::CallbackServerContext* context, RouterLoop* loop, RouterMetrics* metrics,
+                 std::string key_name);
 
   // Either of these once, first. Begin checks the request and hands it to the router's thread, or
   // ends the call; Refuse ends it, under the client's request id or `drawn_id`.
@@ -65,6 +66,7 @@ class GenerateStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   RouterLoop* const loop_;
   RouterMetrics* const metrics_;
   const RequestId id_;
+  const std::string key_name_;
   const Instant received_ = Now();
   std::string request_id_;  // For people. Constant once Begin has submitted the request.
 

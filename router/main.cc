@@ -19,7 +19,7 @@ static absl::Status Serve() {
   std::printf("listening on %s\n", router->address().c_str());
   if (metrics_server != nullptr) std::printf("metrics on %s\n", metrics_server->address().c_str());
   std::fflush(stdout);
-  termination.Wait();
+  while (!termination.WaitFor(baton::kReloadInterval)) router->ReloadFiles();
   router->DrainAndStop(baton::DrainGraceFromFlags());
   return absl::OkStatus();
 }

@@ -43,6 +43,21 @@ ABSL_FLAG(std::string, model_fingerprint, "",
 ABSL_FLAG(bool, mixed_numerics, false,
           "Accept workers of different numerics: results may then depend on the worker.");
 
+ABSL_FLAG(std::string, worker_tls_ca, "",
+          "PEM file of authorities, one of which must have signed the certificates of the workers. "
+          "Not given: the sessions with workers are plaintext.");
+ABSL_FLAG(std::string, worker_tls_cert, "",
+          "PEM file: the certificate that the router shows to workers that want one (their "
+          "--tls_client_ca). With --worker_tls_key.");
+ABSL_FLAG(std::string, worker_tls_key, "", "PEM file: the private key of --worker_tls_cert.");
+ABSL_FLAG(std::string, worker_tls_server_name, "",
+          "The name that the certificate of every worker must have. Empty: the IP address at which "
+          "the router reaches the worker, also where --prefill or --decode say a DNS name.");
+ABSL_FLAG(std::string, api_keys, "",
+          "File of API keys, without one of which no call is answered: a line each, NAME KEY, then "
+          "\"admin\" if it may also do what operators do; # begins a comment. Read again when it "
+          "changes. Not given: whoever reaches the port may call.");
+
 namespace baton {
 namespace {
 
@@ -64,6 +79,14 @@ absl::StatusOr<std::string> Fingerprint() {
         absl::StrCat("--model_fingerprint: ", hex, " is not hexadecimal"));
   }
   return absl::HexStringToBytes(hex);
+}
+
+absl::StatusOr<std::shared_ptr<TlsFiles>> WorkerTls() {
+  return LoadClientTls(
+      {.authorities = {"worker_tls_ca", absl::GetFlag(FLAGS_worker_tls_ca)},
+       .certificate = {"worker_tls_cert", absl::GetFlag(FLAGS_worker_tls_cert)},
+       .key = {"worker_tls_key", absl::GetFlag(FLAGS_worker_tls_key)},
+       .server_name = {"worker_tls_server_name", absl::GetFlag(FLAGS_worker_tls_server_name)}});
 }
 
 }  // namespace
@@ -97,7 +120,12 @@ absl::StatusOr<RouterOptions> RouterOptionsFromFlags() {
   BATON_ASSIGN_OR_RETURN(core.cluster.model_fingerprint, Fingerprint());
   core.cluster.mixed_numerics = absl::GetFlag(FLAGS_mixed_numerics);
   options.loop.session.channel.message_bytes_max = MessageBytesMaxFromFlags();
-  options.rpc = RpcServerOptionsFromFlags();
+  BATON_ASSIGN_OR_RETURN(options.loop.session.channel.tls, WorkerTls());
+  options.loop.session.channel.tls_server_name = absl::GetFlag(FLAGS_worker_tls_server_name);
+  BATON_ASSIGN_OR_RETURN(options.rpc, RpcServerOptionsFromFlags());
+  if (const std::string keys = absl::GetFlag(FLAGS_api_keys); !keys.empty()) {
+    BATON_ASSIGN_OR_RETURN(options.keys, ApiKeys::Load(keys));
+  }
   return options;
 }
 

@@ -29,6 +29,13 @@ absl::StatusOr<std::unique_ptr<Router>> Router::Start(RouterOptions options,
                     {"architecture", model.architecture},
                     {"context_tokens", model.context_tokens}});
   std::unique_ptr<Router> router(new Router(std::move(model), metrics));
+  router->keys_ = std::move(options.keys);
+  for (const auto& files : {options.rpc.tls, options.loop.session.channel.tls}) {
+    if (files != nullptr) router->certificates_.push_back(files);
+  }
+  if (router->keys_ != nullptr && options.rpc.tls == nullptr) {
+    LogWarning("API keys travel in clear text: give --tls_cert and --tls_key");
+  }
   const Incarnation incarnation = RandomIncarnation();
   options.loop.core.cluster.vocab_size = router->model_.vocab_size;
   options.loop.core.cluster.context_tokens = router->model_.context_tokens;
@@ -41,6 +48,7 @@ absl::StatusOr<std::unique_ptr<Router>> Router::Start(RouterOptions options,
       .model = &router->model_,
       .loop = router->loop_.get(),
       .metrics = &router->metrics_,
+      .keys = router->keys_.get(),
       .incarnation = incarnation,
       .version = options.version,
       .random = SecureRandom,
@@ -62,6 +70,11 @@ Router::Router(ModelProfile model, MetricsRegistry* metrics)
     : model_(std::move(model)), metrics_(metrics) {}
 
 Router::~Router() { DrainAndStop(Duration::zero()); }
+
+void Router::ReloadFiles() {
+  for (const auto& files : certificates_) files->Reload();
+  if (keys_ != nullptr) keys_->Reload();
+}
 
 void Router::DrainAndStop(Duration grace) {
   if (server_ != nullptr) server_->BeginDrain();

@@ -4,6 +4,7 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -11,6 +12,7 @@
 #include "common/request/model_profile.h"
 #include "common/rpc/server.h"
 #include "common/telemetry/metrics.h"
+#include "router/api_keys.h"
 #include "router/router_loop.h"
 #include "router/router_metrics.h"
 #include "router/router_service.h"
@@ -24,6 +26,8 @@ struct RouterOptions {
   WorkerDirectoryOptions workers;
   WorkerDirectory::Resolver resolver = WorkerDirectory::ResolveBySystem;
   RpcServerOptions rpc;
+  // Null: whoever reaches the port may call. shared_ptr: as TlsFiles.
+  std::shared_ptr<ApiKeys> keys;
   TextPoolOptions texts;
   std::string version;
 };
@@ -39,6 +43,9 @@ class Router {
 
   const std::string& address() const { return server_->address(); }
 
+  // Looks whether certificates or API keys have changed. Any thread.
+  void ReloadFiles();
+
   // Health says NOT_SERVING and new requests are refused at once; streams have `grace` to finish,
   // then they end with UNAVAILABLE. Idempotent; one thread.
   void DrainAndStop(Duration grace);
@@ -47,6 +54,8 @@ class Router {
   Router(ModelProfile model, MetricsRegistry* metrics);
 
   const ModelProfile model_;
+  std::shared_ptr<ApiKeys> keys_;  // As the options have it; may be null.
+  std::vector<std::shared_ptr<TlsFiles>> certificates_;
   RouterMetrics metrics_;
   std::unique_ptr<RouterLoop> loop_;
   std::unique_ptr<RouterService> service_;

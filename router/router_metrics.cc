@@ -60,6 +60,20 @@ void RouterMetrics::CountRequest(const absl::Status& status) {
       .Increment();
 }
 
+void RouterMetrics::CountKey(const absl::StatusOr<std::string>& name) {
+  if (name.ok()) {
+    registry_
+        ->AddCounter("baton_calls_total", "Calls by the name of their API key.", {{"key", *name}})
+        .Increment();
+  } else {
+    registry_
+        ->AddCounter("baton_calls_refused_total",
+                     "Calls that had not the API key they need, by the status they ended with.",
+                     {{"status", absl::StatusCodeToString(name.status().code())}})
+        .Increment();
+  }
+}
+
 void RouterMetrics::OnFinish(const Finish& finish) {
   CountRequest(finish.status);
   const v1::StageTimings& timings = finish.finished.timings();

@@ -5,8 +5,10 @@
 #define BATON_ROUTER_ROUTER_METRICS_H_
 
 #include <map>
+#include <string>
 #include <utility>
 
+#include "absl/status/statusor.h"
 #include "common/telemetry/metrics.h"
 #include "router/actions.h"
 #include "router/router_core.h"
@@ -20,6 +22,8 @@ class RouterMetrics {
 
   // A request has ended, or was refused before it reached the core. Any thread.
   void CountRequest(const absl::Status& status);
+  // A call was let in under the name of its API key, or refused. Any thread.
+  void CountKey(const absl::StatusOr<std::string>& name);
   // A request has ended; counts it too.
   void OnFinish(const Finish& finish);
   // Brings gauges and counters up to the core's state.

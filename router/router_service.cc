@@ -1,5 +1,7 @@
 #include "router/router_service.h"
 
+#include <iterator>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -12,11 +14,45 @@
 #include "router/wire_request.h"
 
 namespace baton {
+namespace {
+
+// The call's one value of `name`; nullopt for none or several.
+std::optional<std::string> OnlyValue(const grpc::CallbackServerContext& context, const char* name) {
+  const auto& metadata = context.client_metadata();
+  const auto [begin, end] = metadata.equal_range(name);
+  if (begin == end || std::next(begin) != end) return std::nullopt;
+  return std::string(begin->second.data(), begin->second.size());
+}
+
+}  // namespace
+
+absl::StatusOr<std::string> RouterService::Authorize(const grpc::CallbackServerContext& context,
+                                                     ApiKeys::Need need) const {
+  if (options_.keys == nullptr) return "";
+  absl::StatusOr<std::string> name =
+      options_.keys->Authorize(OnlyValue(context, kAuthorizationKey), need);
+  options_.metrics->CountKey(name);
+  return name;
+}
+
+grpc::ServerUnaryReactor* RouterService::Refusal(grpc::CallbackServerContext* context,
+                                                 ApiKeys::Need need) const {
+  const absl::StatusOr<std::string> key = Authorize(*context, need);
+  if (key.ok()) return nullptr;
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  reactor->Finish(ToGrpcStatus(key.status()));
+  return reactor;
+}
 
 grpc::ServerWriteReactor<grpc::ByteBuffer>* RouterService::Generate(
     grpc::CallbackServerContext* context, const grpc::ByteBuffer* request) {
+  const absl::StatusOr<std::string> key = Authorize(*context, ApiKeys::Need::kAnyKey);
   // Deletes itself when the call is over.
-  auto* stream = new GenerateStream(context, options_.loop, options_.metrics);
+  auto* stream = new GenerateStream(context, options_.loop, options_.metrics, key.value_or(""));
+  if (!key.ok()) {
+    stream->Refuse(key.status(), options_.random());
+    return stream;
+  }
   const absl::Status room =
       texts_.Run(request->Length(), [this, stream, request] {  // Both live until the call ends.
         stream->Begin(*request, *options_.model, options_.random);
@@ -28,6 +64,7 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* RouterService::Generate(
 grpc::ServerUnaryReactor* RouterService::Tokenize(grpc::CallbackServerContext* context,
                                                   const grpc::ByteBuffer* request,
                                                   grpc::ByteBuffer* response) {
+  if (grpc::ServerUnaryReactor* refusal = Refusal(context)) return refusal;
   return Answer(
       request->Length(), [this, request, response] { return DoTokenize(*request, response); },
       context);
@@ -67,6 +104,7 @@ absl::Status RouterService::DoTokenize(const grpc::ByteBuffer& bytes,
 grpc::ServerUnaryReactor* RouterService::Detokenize(grpc::CallbackServerContext* context,
                                                     const v1::DetokenizeRequest* request,
                                                     v1::DetokenizeResponse* response) {
+  if (grpc::ServerUnaryReactor* refusal = Refusal(context)) return refusal;
   return Answer(
       request->ByteSizeLong(),
       [this, request, response] { return DoDetokenize(*request, response); }, context);
@@ -90,6 +128,7 @@ absl::Status RouterService::DoDetokenize(const v1::DetokenizeRequest& request,
 grpc::ServerUnaryReactor* RouterService::GetModel(grpc::CallbackServerContext* context,
                                                   const v1::GetModelRequest*,
                                                   v1::GetModelResponse* response) {
+  if (grpc::ServerUnaryReactor* refusal = Refusal(context)) return refusal;
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
   const ModelProfile& model = *options_.model;
   if (model.chat.ok()) response->set_chat_format(model.chat->name());
@@ -116,6 +155,7 @@ grpc::ServerUnaryReactor* RouterService::GetModel(grpc::CallbackServerContext* c
 grpc::ServerUnaryReactor* RouterService::GetCluster(grpc::CallbackServerContext* context,
                                                     const v1::GetClusterRequest*,
                                                     v1::GetClusterResponse* response) {
+  if (grpc::ServerUnaryReactor* refusal = Refusal(context)) return refusal;
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
   const absl::Status asked =
       options_.loop->Query([reactor, response, incarnation = options_.incarnation,
@@ -135,6 +175,8 @@ grpc::ServerUnaryReactor* RouterService::GetCluster(grpc::CallbackServerContext*
 grpc::ServerUnaryReactor* RouterService::DrainWorker(grpc::CallbackServerContext* context,
                                                      const v1::DrainWorkerRequest* request,
                                                      v1::DrainWorkerResponse* response) {
+  if (grpc::ServerUnaryReactor* refusal = Refusal(context, ApiKeys::Need::kAdminKey))
+    return refusal;
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
   const absl::Status asked = options_.loop->Query([reactor, request, response](RouterCore& core) {
     absl::StatusOr<v1::DrainWorkerResponse> told = core.DrainWorker(request->address(), Now());

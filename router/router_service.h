@@ -10,6 +10,7 @@
 #include "common/base/ids.h"
 #include "common/request/model_profile.h"
 #include "proto/inference.grpc.pb.h"
+#include "router/api_keys.h"
 #include "router/router_loop.h"
 #include "router/text_pool.h"
 
@@ -27,6 +28,7 @@ class RouterService final : public RouterServiceBase {
     const ModelProfile* model = nullptr;  // Borrowed.
     RouterLoop* loop = nullptr;           // Borrowed.
     RouterMetrics* metrics = nullptr;     // Borrowed.
+    const ApiKeys* keys = nullptr;        // Borrowed; null: whoever reaches the port may call.
     Incarnation incarnation{};
     std::string version;
     // 64 random bits, for seeds and request ids; any thread.
@@ -54,6 +56,13 @@ class RouterService final : public RouterServiceBase {
                                         v1::DrainWorkerResponse* response) override;
 
  private:
+  // The name of the call's API key; empty where none is wanted. An error is the call's end. Every
+  // method begins with this, or with Refusal.
+  absl::StatusOr<std::string> Authorize(const grpc::CallbackServerContext& context,
+                                        ApiKeys::Need need) const;
+  // Null, or the end of a call that has not the key it needs.
+  grpc::ServerUnaryReactor* Refusal(grpc::CallbackServerContext* context,
+                                    ApiKeys::Need need = ApiKeys::Need::kAnyKey) const;
   // Ends the call with what `answer` gives, on a thread of the pool.
   grpc::ServerUnaryReactor* Answer(uint64_t bytes, std::function<absl::Status()> answer,
                                    grpc::CallbackServerContext* context);

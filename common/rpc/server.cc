@@ -21,9 +21,19 @@
 #include "common/base/status_macros.h"
 #include "common/rpc/grpc_setup.h"
 #include "common/rpc/message_limit.h"
+#include "common/rpc/tls_credentials.h"
+#include "common/telemetry/log.h"
 
 ABSL_FLAG(std::string, listen, "127.0.0.1:0",
           "Where gRPC is served: host:port. Port 0 takes any free one, which is printed.");
+ABSL_FLAG(std::string, tls_cert, "",
+          "PEM file: this process's certificate, then what leads from it to the authority. With "
+          "--tls_key; neither: the gRPC port is plaintext. Files are read again when they change.");
+ABSL_FLAG(std::string, tls_key, "", "PEM file: the private key of --tls_cert, without a password.");
+ABSL_FLAG(std::string, tls_client_ca, "",
+          "PEM file of authorities: clients must show a certificate that one of them has signed "
+          "(mutual TLS). Needs --tls_cert.");
+
 namespace baton {
 namespace {
 
@@ -56,6 +66,8 @@ void Configure(const RpcServerOptions& options, grpc::ServerBuilder* builder) {
   builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, Milliseconds(options.keepalive_interval));
   builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS,
                               Milliseconds(options.keepalive_timeout));
+  builder->AddChannelArgument(GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS,
+                              Milliseconds(options.handshake_timeout));
   // Clients may ping as often as we do; faster is abuse.
   builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
   builder->AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 1000);
@@ -69,13 +81,29 @@ void Configure(const RpcServerOptions& options, grpc::ServerBuilder* builder) {
   builder->SetResourceQuota(quota);
 }
 
+std::shared_ptr<grpc::ServerCredentials> Credentials(const RpcServerOptions& options) {
+  if (options.tls == nullptr) return grpc::InsecureServerCredentials();
+  ShowHandshakeFailures();
+  return MakeServerCredentials(options.tls);
+}
+
+const char* Security(const RpcServerOptions& options) {
+  if (options.tls == nullptr) return "plaintext";
+  return options.tls->checks_peers() ? "mutual TLS" : "TLS";
+}
+
 }  // namespace
 
-RpcServerOptions RpcServerOptionsFromFlags() {
+absl::StatusOr<RpcServerOptions> RpcServerOptionsFromFlags() {
   RpcServerOptions options;
   options.listen = absl::GetFlag(FLAGS_listen);
   options.receive_message_bytes_max = MessageBytesMaxFromFlags();
   options.send_message_bytes_max = MessageBytesMaxFromFlags();
+  BATON_ASSIGN_OR_RETURN(
+      options.tls,
+      LoadServerTls({.certificate = {"tls_cert", absl::GetFlag(FLAGS_tls_cert)},
+                     .key = {"tls_key", absl::GetFlag(FLAGS_tls_key)},
+                     .client_authorities = {"tls_client_ca", absl::GetFlag(FLAGS_tls_client_ca)}}));
   return options;
 }
 
@@ -86,7 +114,8 @@ absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(
   grpc::ServerBuilder builder;
   Configure(options, &builder);
   int port = 0;
-  builder.AddListeningPort(options.listen, grpc::InsecureServerCredentials(), &port);
+  const std::shared_ptr<grpc::ServerCredentials> credentials = Credentials(options);
+  builder.AddListeningPort(options.listen, credentials, &port);
   for (grpc::Service* service : services) builder.RegisterService(service);
   std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
   if (server == nullptr || port == 0) {
@@ -96,12 +125,17 @@ absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(
   BATON_CHECK(server->GetHealthCheckService() != nullptr);
   server->GetHealthCheckService()->SetServingStatus(false);
   address.port = static_cast<uint16_t>(port);
+  LogInfo("listening", {{"address", FormatHostPort(address)}, {"security", Security(options)}});
   return std::unique_ptr<RpcServer>(
-      new RpcServer(std::move(server), FormatHostPort(address), port));
+      new RpcServer(credentials, std::move(server), FormatHostPort(address), port));
 }
 
-RpcServer::RpcServer(std::unique_ptr<grpc::Server> server, std::string address, int port)
-    : server_(std::move(server)), address_(std::move(address)), port_(port) {}
+RpcServer::RpcServer(std::shared_ptr<grpc::ServerCredentials> credentials,
+                     std::unique_ptr<grpc::Server> server, std::string address, int port)
+    : credentials_(std::move(credentials)),
+      server_(std::move(server)),
+      address_(std::move(address)),
+      port_(port) {}
 
 RpcServer::~RpcServer() { Shutdown(Duration::zero()); }
 

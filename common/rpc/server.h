@@ -15,9 +15,11 @@
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "common/base/clock.h"
+#include "common/rpc/tls_files.h"
 
 namespace grpc {
 class Server;
+class ServerCredentials;
 class Service;
 }  // namespace grpc
 
@@ -31,10 +33,15 @@ struct RpcServerOptions {
   int sync_threads_max = 8;           // For reflection, the only synchronous service.
   Duration keepalive_interval = std::chrono::seconds(10);
   Duration keepalive_timeout = std::chrono::seconds(5);
+  // How long a new connection may take to say who it is.
+  Duration handshake_timeout = std::chrono::seconds(20);
+  // Null: plaintext. With authorities, clients must show a certificate of theirs.
+  std::shared_ptr<TlsFiles> tls;
 };
 
-// By the flags --listen and --message_limit.
-RpcServerOptions RpcServerOptionsFromFlags();
+// By the flags --listen, --message_limit and --tls_*. kInvalidArgument: which of them is wrong, or
+// which file.
+absl::StatusOr<RpcServerOptions> RpcServerOptionsFromFlags();
 
 class RpcServer {
  public:
@@ -63,8 +70,10 @@ class RpcServer {
   void Shutdown(Duration grace);
 
  private:
-  RpcServer(std::unique_ptr<grpc::Server> server, std::string address, int port);
+  RpcServer(std::shared_ptr<grpc::ServerCredentials> credentials,
+            std::unique_ptr<grpc::Server> server, std::string address, int port);
 
+  const std::shared_ptr<grpc::ServerCredentials> credentials_;  // shared_ptr: as gRPC has it.
   const std::unique_ptr<grpc::Server> server_;
   const std::string address_;
   const int port_;

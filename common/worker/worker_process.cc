@@ -55,7 +55,7 @@ absl::Status Serve(const v1::WorkerHello& hello, const EngineFactory& make_engin
   TerminationSignal termination;
   WorkerOptions options;
   options.hello = hello;
-  options.rpc = RpcServerOptionsFromFlags();
+  BATON_ASSIGN_OR_RETURN(options.rpc, RpcServerOptionsFromFlags());
   options.transfers.listen_host = absl::GetFlag(FLAGS_transfer_host);
   options.transfers.transfer_deadline =
       std::chrono::seconds(std::max(1u, absl::GetFlag(FLAGS_transfer_seconds)));
@@ -84,7 +84,9 @@ absl::Status Serve(const v1::WorkerHello& hello, const EngineFactory& make_engin
   std::printf("listening on %s\n", worker->address().c_str());
   if (metrics_server != nullptr) std::printf("metrics on %s\n", metrics_server->address().c_str());
   std::fflush(stdout);
-  termination.Wait();
+  while (!termination.WaitFor(kReloadInterval)) {
+    if (options.rpc.tls != nullptr) options.rpc.tls->Reload();
+  }
   worker->DrainAndStop(std::chrono::seconds(absl::GetFlag(FLAGS_drain_seconds)));
   LogInfo("stopped");
   return absl::OkStatus();

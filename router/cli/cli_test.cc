@@ -22,7 +22,7 @@ TEST(CliOptionsTest, MessageLimitIsTheUsers) {
   const absl::StatusOr<Options> options = OptionsFromFlags(line->positional);
 
   ASSERT_TRUE(options.ok()) << options.status();
-  EXPECT_EQ(options->message_bytes_max, 100 << 20);
+  EXPECT_EQ(options->client.channel.message_bytes_max, 100 << 20);
 }
 
 TEST(CliOutputTest, StatusShowsWhyAWorkerIsNotUsed) {

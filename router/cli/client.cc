@@ -5,8 +5,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
-#include "common/rpc/channel.h"
 #include "common/rpc/status_codec.h"
+#include "router/api_keys.h"
 
 namespace baton::cli {
 
@@ -14,10 +14,13 @@ namespace baton::cli {
 class Client::Call {
  public:
   explicit Call(Client* client) : client_(client) {
-    if (client->timeout_.has_value()) {
-      context.set_deadline(
-          std::chrono::system_clock::now() +
-          std::chrono::duration_cast<std::chrono::system_clock::duration>(*client->timeout_));
+    if (client->options_.timeout.has_value()) {
+      context.set_deadline(std::chrono::system_clock::now() +
+                           std::chrono::duration_cast<std::chrono::system_clock::duration>(
+                               *client->options_.timeout));
+    }
+    if (!client->options_.api_key.empty()) {
+      context.AddMetadata(kAuthorizationKey, kBearer + client->options_.api_key);
     }
     absl::MutexLock lock(&client->mutex_);
     client->active_ = &context;
@@ -36,12 +39,9 @@ class Client::Call {
   Client* const client_;
 };
 
-Client::Client(const std::string& router, std::optional<Duration> timeout, int message_bytes_max)
-    : router_(router),
-      timeout_(timeout),
-      stub_(
-          v1::Inference::NewStub(CreateChannel(router, {.message_bytes_max = message_bytes_max}))) {
-}
+Client::Client(ClientOptions options)
+    : options_(std::move(options)),
+      stub_(v1::Inference::NewStub(CreateChannel(options_.router, options_.channel))) {}
 
 bool Client::Cancel() {
   absl::MutexLock lock(&mutex_);
@@ -132,8 +132,9 @@ absl::Status Client::Explain(const grpc::Status& grpc_status,
   const absl::Status status = FromGrpcStatus(grpc_status);
   std::string advice;
   if (absl::IsUnavailable(status)) {
-    advice = absl::StrCat(" (is baton_router running at ", router_,
-                          "? start it, or give --router host:port)");
+    advice = absl::StrCat(
+        " (is baton_router running at ", options_.router, "? start it, or give --router host:port",
+        options_.channel.tls == nullptr ? "; if it wants TLS, --tls_ca FILE" : "", ")");
   } else if (absl::IsResourceExhausted(status)) {
     const auto& trailers = context.GetServerTrailingMetadata();
     const auto it = trailers.find("retry-after-ms");
@@ -141,7 +142,7 @@ absl::Status Client::Explain(const grpc::Status& grpc_status,
       advice = absl::StrCat(" (try again in ", std::string(it->second.data(), it->second.size()),
                             " ms)");
     }
-  } else if (absl::IsDeadlineExceeded(status) && timeout_.has_value()) {
+  } else if (absl::IsDeadlineExceeded(status) && options_.timeout.has_value()) {
     advice = " (give a longer --timeout)";
   }
   return absl::Status(status.code(), absl::StrCat(absl::StatusCodeToString(status.code()), ": ",

@@ -16,14 +16,21 @@
 #include "absl/synchronization/mutex.h"
 #include "common/base/clock.h"
 #include "common/request/answer.h"
+#include "common/rpc/channel.h"
 #include "proto/inference.grpc.pb.h"
 
 namespace baton::cli {
 
+struct ClientOptions {
+  std::string router;               // host:port
+  std::optional<Duration> timeout;  // Of one call.
+  ChannelOptions channel;
+  std::string api_key;  // Empty: none is sent.
+};
+
 class Client {
  public:
-  // `message_bytes_max`: of what is sent and of what is accepted.
-  Client(const std::string& router, std::optional<Duration> timeout, int message_bytes_max);
+  explicit Client(ClientOptions options);
 
   // `on_text` gets the text as it comes. On failure the message says what to do.
   absl::StatusOr<Answer> Generate(const v1::GenerateRequest& request, const std::string& request_id,
@@ -45,8 +52,7 @@ class Client {
   // The call's error in words for people.
   absl::Status Explain(const grpc::Status& status, const grpc::ClientContext& context) const;
 
-  const std::string router_;
-  const std::optional<Duration> timeout_;
+  const ClientOptions options_;
   const std::unique_ptr<v1::Inference::Stub> stub_;
   absl::Mutex mutex_;
   grpc::ClientContext* active_ ABSL_GUARDED_BY(mutex_) = nullptr;

@@ -27,7 +27,7 @@ int Run(const std::vector<std::string>& positional) {
     std::fprintf(stderr, "error: %s\n", std::string(options.status().message()).c_str());
     return 1;
   }
-  baton::cli::Client client(options->router, options->timeout, options->message_bytes_max);
+  baton::cli::Client client(options->client);
   std::atomic<bool> done = false;
   // Ctrl-C cancels the call that is under way; between calls it ends the program.
   std::thread watcher([&interrupt, &client, &done] {

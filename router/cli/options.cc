@@ -1,18 +1,36 @@
 #include "router/cli/options.h"
 
+#include <cstdlib>
+
 #include "absl/flags/flag.h"
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "common/base/command_line.h"
 #include "common/base/status_macros.h"
 #include "common/rpc/message_limit.h"
+#include "common/rpc/small_file.h"
+#include "router/api_keys.h"
 
 ABSL_FLAG(std::string, router, "127.0.0.1:7000", "The router: host:port.");
 ABSL_FLAG(int32_t, priority, 0, "Higher goes first in the router's queue.");
 ABSL_FLAG(std::string, request_id, "", "The call's x-request-id; absent: the router draws one.");
 ABSL_FLAG(double, timeout, 0, "Seconds that one call may take; 0: no limit.");
+ABSL_FLAG(std::string, tls_ca, "",
+          "PEM file of authorities, one of which must have signed the router's certificate; the "
+          "system's are in /etc/ssl/certs/ca-certificates.crt. Not given: plaintext.");
+ABSL_FLAG(std::string, tls_client_cert, "",
+          "PEM file: the certificate shown to a router that wants one. With --tls_client_key.");
+ABSL_FLAG(std::string, tls_client_key, "", "PEM file: the private key of --tls_client_cert.");
+ABSL_FLAG(std::string, tls_server_name, "",
+          "The name that the router's certificate must have. Empty: the host of --router.");
+ABSL_FLAG(std::string, api_key_file, "",
+          "File that holds the API key for the router, and nothing else. Without it, the key is "
+          "taken from the environment variable BATON_API_KEY, if that is set.");
 
 namespace baton::cli {
 namespace {
+
+constexpr char kApiKeyVariable[] = "BATON_API_KEY";
 
 absl::StatusOr<Command> ParseCommand(const std::vector<std::string>& positional) {
   const std::string names = "give one of generate, chat, tokenize, detokenize, status, drain";
@@ -58,22 +76,51 @@ absl::Status CheckInput(const Options& options) {
   return absl::OkStatus();
 }
 
+absl::StatusOr<std::shared_ptr<TlsFiles>> RouterTls() {
+  return LoadClientTls({.authorities = {"tls_ca", absl::GetFlag(FLAGS_tls_ca)},
+                        .certificate = {"tls_client_cert", absl::GetFlag(FLAGS_tls_client_cert)},
+                        .key = {"tls_client_key", absl::GetFlag(FLAGS_tls_client_key)},
+                        .server_name = {"tls_server_name", absl::GetFlag(FLAGS_tls_server_name)}});
+}
+
+// Empty where there is none.
+absl::StatusOr<std::string> ApiKey() {
+  const std::string file = absl::GetFlag(FLAGS_api_key_file);
+  const char* variable = std::getenv(kApiKeyVariable);
+  std::string key = variable == nullptr ? "" : variable;
+  std::string source = kApiKeyVariable;
+  if (!file.empty()) {
+    BATON_ASSIGN_OR_RETURN(key, ReadSecretFile(file));
+    key = std::string(absl::StripAsciiWhitespace(key));
+    source = file;
+  }
+  if (key.empty() && file.empty()) return key;
+  if (const absl::Status status = CheckApiKey(key); !status.ok()) {
+    return absl::InvalidArgumentError(absl::StrCat(source, ": ", std::string(status.message())));
+  }
+  return key;
+}
+
 }  // namespace
 
 absl::StatusOr<Options> OptionsFromFlags(const std::vector<std::string>& positional) {
   Options options;
   BATON_ASSIGN_OR_RETURN(options.command, ParseCommand(positional));
   if (options.command == Command::kDrain) options.worker = positional[1];
-  options.router = absl::GetFlag(FLAGS_router);
-  BATON_RETURN_IF_ERROR(ParseHostPort(options.router).status());
+  options.client.router = absl::GetFlag(FLAGS_router);
+  BATON_RETURN_IF_ERROR(ParseHostPort(options.client.router).status());
   const double timeout = absl::GetFlag(FLAGS_timeout);
   if (!(timeout >= 0 && timeout <= 1e6)) {
     return absl::InvalidArgumentError("--timeout must be within 0 and 1000000 seconds");
   }
   if (timeout > 0) {
-    options.timeout = std::chrono::duration_cast<Duration>(std::chrono::duration<double>(timeout));
+    options.client.timeout =
+        std::chrono::duration_cast<Duration>(std::chrono::duration<double>(timeout));
   }
-  options.message_bytes_max = MessageBytesMaxFromFlags();
+  options.client.channel.message_bytes_max = MessageBytesMaxFromFlags();
+  BATON_ASSIGN_OR_RETURN(options.client.channel.tls, RouterTls());
+  options.client.channel.tls_server_name = absl::GetFlag(FLAGS_tls_server_name);
+  BATON_ASSIGN_OR_RETURN(options.client.api_key, ApiKey());
   options.request_id = absl::GetFlag(FLAGS_request_id);
   BATON_ASSIGN_OR_RETURN(options.typed, RequestFromFlags());
   options.typed.options.set_priority(absl::GetFlag(FLAGS_priority));

@@ -2,13 +2,12 @@
 #ifndef BATON_ROUTER_CLI_OPTIONS_H_
 #define BATON_ROUTER_CLI_OPTIONS_H_
 
-#include <optional>
 #include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "common/base/clock.h"
 #include "common/request/request_flags.h"
+#include "router/cli/client.h"
 
 namespace baton::cli {
 
@@ -16,12 +15,10 @@ enum class Command { kGenerate, kChat, kTokenize, kDetokenize, kStatus, kDrain }
 
 struct Options {
   Command command = Command::kGenerate;
-  std::string router;               // host:port
-  std::optional<Duration> timeout;  // Of one call.
-  int message_bytes_max = 0;        // Of a gRPC message, each way.
-  std::string request_id;           // Empty: the router draws one.
-  TypedRequest typed;               // With an input that the command can take.
-  std::string worker;               // The one to drain: host:port.
+  ClientOptions client;
+  std::string request_id;  // Empty: the router draws one.
+  TypedRequest typed;      // With an input that the command can take.
+  std::string worker;      // The one to drain: host:port.
 };
 
 // From the flags and the positional arguments. kInvalidArgument: what is wrong and what to give

@@ -14,6 +14,7 @@
 #include "common/base/check.h"
 #include "common/base/status_macros.h"
 #include "common/rpc/status_codec.h"
+#include "common/rpc/tls_credentials.h"
 
 namespace baton {
 namespace {
@@ -110,7 +111,7 @@ absl::Status Cluster::StartRouter() {
   BATON_ASSIGN_OR_RETURN(router_, Process::Start(command, folder_.path() + "/router.log"));
   BATON_ASSIGN_OR_RETURN(router_address_, router_->WaitForLine("listening on ", kStartTimeout));
   stub_ = v1::Inference::NewStub(
-      grpc::CreateChannel(router_address_, grpc::InsecureChannelCredentials()));
+      grpc::CreateChannel(router_address_, MakeChannelCredentials(options_.tls.get())));
   return absl::OkStatus();
 }
 
@@ -122,11 +123,18 @@ absl::Status Cluster::RestartDecode(int i) {
   return StartWorker("decode", i, std::string(decode_address(i)));
 }
 
+void Cluster::Prepare(grpc::ClientContext* context, Duration timeout) const {
+  context->set_deadline(std::chrono::system_clock::now() + timeout);
+  if (!options_.api_key.empty()) {
+    context->AddMetadata("authorization", "Bearer " + options_.api_key);
+  }
+}
+
 Answer Cluster::Generate(const v1::GenerateRequest& request, Duration timeout,
                          const std::function<bool(const v1::Delta&)>& on_delta) {
   Answer answer;
   grpc::ClientContext context;
-  context.set_deadline(std::chrono::system_clock::now() + timeout);
+  Prepare(&context, timeout);
   const std::unique_ptr<grpc::ClientReader<v1::GenerateResponse>> reader =
       stub_->Generate(&context, request);
   v1::GenerateResponse response;
@@ -148,7 +156,7 @@ Answer Cluster::Generate(const v1::GenerateRequest& request, Duration timeout,
 
 absl::StatusOr<v1::GetClusterResponse> Cluster::Status() {
   grpc::ClientContext context;
-  context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(5));
+  Prepare(&context, std::chrono::seconds(5));
   v1::GetClusterResponse response;
   const absl::Status status = FromGrpcStatus(stub_->GetCluster(&context, {}, &response));
   if (!status.ok()) return status;

@@ -11,6 +11,7 @@
 #include "absl/status/statusor.h"
 #include "common/base/clock.h"
 #include "common/base/ids.h"
+#include "common/rpc/tls_files.h"
 #include "proto/inference.grpc.pb.h"
 #include "tests/support/process.h"
 
@@ -27,6 +28,8 @@ struct ClusterOptions {
   // "decode".
   std::function<void(const std::string& role, int index, std::vector<std::string>* command)> place =
       nullptr;
+  std::shared_ptr<TlsFiles> tls = nullptr;  // Of the client here; null: plaintext.
+  std::string api_key = "";                 // Of the client here.
 };
 
 // What one Generate call gave.
@@ -104,6 +107,8 @@ class Cluster {
   };
 
   explicit Cluster(const ClusterOptions& options);
+  // Before each call of the client here.
+  void Prepare(grpc::ClientContext* context, Duration timeout) const;
   absl::Status StartWorker(const std::string& role, int index, const std::string& listen);
   absl::Status StartRouter();
 
