@@ -1,6 +1,7 @@
 #include "decode_worker/decode_engine.h"
 
 #include <algorithm>
+#include <cmath>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -15,6 +16,21 @@ namespace baton {
 namespace {
 
 constexpr uint32_t kRetryAfterMs = 50;
+
+// The token that came with a commit. Its log-probabilities are another worker's words: they count
+// only if they can be what was asked for.
+v1::Token TokenOf(const CommittedToken& committed, const SamplingParams& sampling) {
+  v1::Token token;
+  const auto top_count_max = static_cast<int>(sampling.logprobs.value_or(0));
+  if (!sampling.logprobs.has_value() || !token.ParseFromString(committed.logprobs) ||
+      std::isnan(token.logprob()) || token.top_logprobs_size() > top_count_max) {
+    token.Clear();
+  }
+  token.DiscardUnknownFields();
+  token.set_index(committed.index);
+  token.set_id(committed.token);
+  return token;
+}
 
 }  // namespace
 
@@ -245,10 +261,7 @@ void DecodeEngine::OnFilled(const LeaseFilled& filled, Instant now) {
   KeepBlocks(sequence);
   sequence.tokens.push_back(first.token);
   slot->first_token_at = now;
-  v1::Token token;
-  if (!token.ParseFromString(first.logprobs)) token.Clear();
-  token.set_index(first.index);
-  token.set_id(first.token);
+  v1::Token token = TokenOf(first, sequence.sampling);
   RememberToken(*slot, token);
   EmitToken(*slot, std::move(token));
   FlushTokens();

@@ -259,6 +259,30 @@ TEST(DecodeEngineTest, CommitWithATokenOutsideTheVocabularyFailsTheSequence) {
   EXPECT_EQ(harness.engine.sequence_count(), 0u);
 }
 
+TEST(DecodeEngineTest, ShowsOnlyLogProbabilitiesThatWereAskedFor) {
+  v1::Token said;
+  said.set_logprob(-1);
+  for (const TokenId token : {1, 2, 3}) said.add_top_logprobs()->set_token(token);
+  for (const auto& [asked, shown] : {std::pair{0u, 0}, {2u, 0}, {3u, 3}}) {
+    Harness harness;
+    v1::Work work = GreedyWork(1, CountingPrompt(6), 4);
+    if (asked > 0) work.mutable_sampling()->set_logprobs(asked);
+    harness.Admit(work, /*local=*/false);
+    const LeaseGrant& grant = harness.fixture.transfers.opened.at(0);
+    harness.engine.OnTransferEvent(
+        LeaseFilled{.lease = grant.lease,
+                    .epoch = grant.epoch,
+                    .first_token = {.token = 5, .index = 0, .logprobs = said.SerializeAsString()},
+                    .bytes = 0},
+        harness.fixture.now);
+
+    const v1::Token token = harness.fixture.events.Take().back().tokens().sequences(0).tokens(0);
+    EXPECT_EQ(token.id(), 5);
+    EXPECT_EQ(token.top_logprobs_size(), shown) << asked;
+    EXPECT_EQ(token.has_logprob(), shown > 0);
+  }
+}
+
 TEST(DecodeEngineTest, LocalPrefillPolicyDecides) {
   EngineFixture fixture(64);
   for (const LocalPrefill policy : {LocalPrefill::kRefused, LocalPrefill::kAlways}) {

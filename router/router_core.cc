@@ -7,6 +7,13 @@
 #include "common/base/check.h"
 
 namespace baton {
+namespace {
+
+// Longer than anybody waits, and a whole number of any kind.
+constexpr double kWaitMsMax = 1e12;
+
+}  // namespace
+
 std::string RetryCauseName(RetryCause cause) {
   switch (cause) {
     case RetryCause::kPrefillLost:
@@ -330,7 +337,7 @@ std::optional<absl::Status> RouterCore::CannotMeetDeadline(const Request& reques
   const double rate = PrefillTokensPerSecond();
   const uint64_t ahead = queue_.TokensAhead(request.spec.priority);
   if (rate <= 0 || ahead == 0) return std::nullopt;
-  const double wait_ms = 1000.0 * static_cast<double>(ahead) / rate;
+  const double wait_ms = std::min(1000.0 * static_cast<double>(ahead) / rate, kWaitMsMax);
   const double left_ms = ToMilliseconds(request.spec.deadline - now);
   if (wait_ms <= left_ms) return std::nullopt;
   return absl::ResourceExhaustedError(absl::StrCat(

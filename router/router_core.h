@@ -197,6 +197,8 @@ class RouterCore {
   void OnTokens(WorkerId worker, const v1::Tokens& tokens, Instant now);
   void OnSequenceTokens(WorkerId worker, const v1::Tokens::Sequence& sequence, Instant now);
   void OnSequenceFinished(WorkerId worker, const v1::SequenceFinished& finished, Instant now);
+  // `worker` says that the request has ended, and holds nothing of it any more.
+  void EndAsTold(Request& request, WorkerId worker, v1::FinishReason reason, Instant now);
   void OnSequenceFailed(WorkerId worker, const v1::SequenceFailed& failed, Instant now);
   void OnAlreadyCommitted(WorkerId worker, const v1::AlreadyCommitted& committed);
   void OnLoad(WorkerId worker, const v1::Load& load);

@@ -1,5 +1,6 @@
 // RouterCore: what workers say.
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -217,9 +218,9 @@ void RouterCore::OnFirstToken(WorkerId worker, const v1::FirstToken& first, Inst
       break;
   }
   if (first.terminal() != v1::FINISH_REASON_UNSPECIFIED) {
-    End(*request, {.reason = first.terminal(), .knows = worker}, now);
+    EndAsTold(*request, worker, first.terminal(), now);
   } else if (!request->decode.has_value()) {
-    End(*request, {.reason = v1::FINISH_REASON_LENGTH, .knows = worker}, now);
+    EndAsTold(*request, worker, v1::FINISH_REASON_LENGTH, now);
   }
 }
 
@@ -292,19 +293,21 @@ void RouterCore::OnSequenceFinished(WorkerId worker, const v1::SequenceFinished&
     request->timings.set_prefill_queue_ms(finished.queue_ms());
     request->timings.set_prefill_ms(finished.prefill_ms());
   }
-  const bool complete =
-      finished.reason() == v1::FINISH_REASON_STOP ||
-      (finished.reason() == v1::FINISH_REASON_LENGTH && request->tokens_left() == 0);
-  if (complete) {
-    End(*request, {.reason = finished.reason(), .knows = worker}, now);
+  EndAsTold(*request, worker, finished.reason(), now);
+}
+
+void RouterCore::EndAsTold(Request& request, WorkerId worker, v1::FinishReason reason,
+                           Instant now) {
+  if (request.spec.end_reached() == reason) {
+    End(request, {.reason = reason, .knows = worker}, now);
     return;
   }
   // An end that the tokens do not bear out would be a silent truncation.
-  PlacementGone(*request, RetryCause::kTokensDiffer,
-                absl::StrCat("decode worker ", workers_.Find(worker)->address, " finished with ",
-                             v1::FinishReason_Name(finished.reason()), " and ",
-                             request->tokens_left(), " tokens left"),
-                worker, now);
+  PlacementGone(
+      request, RetryCause::kTokensDiffer,
+      absl::StrCat("worker ", workers_.Find(worker)->address, " ended it with ",
+                   v1::FinishReason_Name(reason), " and ", request.tokens_left(), " tokens left"),
+      worker, now);
 }
 
 void RouterCore::OnSequenceFailed(WorkerId worker, const v1::SequenceFailed& failed, Instant now) {
@@ -336,6 +339,9 @@ void RouterCore::OnAlreadyCommitted(WorkerId worker, const v1::AlreadyCommitted&
 void RouterCore::OnLoad(WorkerId id, const v1::Load& load) {
   WorkerEntry& worker = *workers_.Find(id);
   worker.load = load.load();
+  // It is divided by. No number, or none that can be, is as good as none.
+  const double rate = worker.load.prefill_tokens_per_second();
+  if (!std::isfinite(rate) || rate < 0) worker.load.clear_prefill_tokens_per_second();
   worker.blocks_pledged = 0;
 }
 

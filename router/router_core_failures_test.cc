@@ -350,12 +350,26 @@ TEST_F(FailureTest, SkippedTokenIsNeverShown) {
 }
 
 TEST_F(FailureTest, EndThatTheTokensDoNotBearOutIsNotBelieved) {
-  const uint64_t attempt = Decoding();
-  driver.Finished(d1, attempt, v1::FINISH_REASON_LENGTH);
+  for (const v1::FinishReason reason : {v1::FINISH_REASON_LENGTH, v1::FINISH_REASON_STOP}) {
+    const uint64_t attempt = Decoding();
+    driver.Finished(d1, attempt, reason);
 
-  EXPECT_FALSE(outcome().finish.has_value());
-  Complete(d2, p1, 2, {2});
-  EXPECT_TRUE(outcome().finish->status.ok());
+    EXPECT_FALSE(outcome().finish.has_value());
+    Complete(d2, p1, 2, {2});
+    EXPECT_TRUE(outcome().finish->status.ok());
+  }
+}
+
+TEST_F(FailureTest, FirstTokenThatIsNoLastOneEndsNothing) {
+  for (const v1::FinishReason reason : {v1::FINISH_REASON_LENGTH, v1::FINISH_REASON_STOP}) {
+    const uint64_t attempt = Prefilling();
+    driver.FirstToken(p1, attempt, 0, 11, 1, reason);
+
+    EXPECT_FALSE(outcome().finish.has_value());
+    EXPECT_EQ(driver.Next(d1).cancel().request(), attempt);
+    Complete(d1, p2, 1, {2});
+    EXPECT_TRUE(outcome().finish->status.ok());
+  }
 }
 
 TEST_F(FailureTest, RetriesAreBoundedAndTheEndSaysHowToGoOn) {

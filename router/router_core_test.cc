@@ -1,6 +1,8 @@
 // The life of a request when nothing fails: queue, reserve, prefill, hand over, decode, end.
 #include "router/router_core.h"
 
+#include <cmath>
+
 #include "router/core_driver.h"
 
 namespace baton {
@@ -519,6 +521,24 @@ TEST(RouterCoreQueueTest, DeadlineThatTheQueueCannotMeetIsRefusedAtOnce) {
   EXPECT_EQ(driver.outcomes[refused].code(), absl::StatusCode::kResourceExhausted);
   EXPECT_EQ(driver.outcomes[refused].finish->retry_after_ms, 10000u);
   EXPECT_FALSE(driver.outcomes[waits].finish.has_value());
+}
+
+TEST(RouterCoreQueueTest, RateThatIsNoRateRefusesNobody) {
+  CoreDriver driver;
+  v1::WorkerHello hello = CoreDriver::Hello(v1::ROLE_DECODE, 1, true);
+  hello.set_sequences_max(1);
+  const WorkerId decode = driver.core.AddWorker("d", v1::ROLE_DECODE);
+  driver.Up(decode, hello);
+  driver.Ask();  // Runs.
+  driver.Ask();  // Waits.
+  for (const double rate : {double{NAN}, double{INFINITY}, -1.0}) {
+    v1::Event load;
+    load.mutable_load()->mutable_load()->set_prefill_tokens_per_second(rate);
+    driver.Event(decode, load);
+    const RequestId id = driver.Ask();
+
+    EXPECT_FALSE(driver.outcomes[id].finish.has_value()) << rate;
+  }
 }
 
 TEST(RouterCoreQueueTest, ExpiredOnArrival) {

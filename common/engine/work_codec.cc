@@ -1,15 +1,37 @@
 #include "common/engine/work_codec.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "absl/strings/str_cat.h"
 #include "common/base/check.h"
+#include "common/base/status_macros.h"
 
 namespace baton {
 namespace {
 
 constexpr uint64_t kDeadlineMsMax =
     365ull * 24 * 3600 * 1000;  // Keeps the sum with `now` in range.
+
+absl::Status CheckNumber(const char* field, float value, float low, float high) {
+  if (std::isfinite(value) && value >= low && value <= high) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("sampling.", field, " is ", value));
+}
+
+// The ranges that types.proto names. The router has checked them; but an engine that computes with
+// anything else serves nobody any more.
+absl::Status CheckSampling(const SamplingParams& params) {
+  BATON_RETURN_IF_ERROR(CheckNumber("temperature", params.temperature, 0, INFINITY));
+  BATON_RETURN_IF_ERROR(CheckNumber("top_p", params.top_p, 0, 1));
+  BATON_RETURN_IF_ERROR(CheckNumber("min_p", params.min_p, 0, 1));
+  BATON_RETURN_IF_ERROR(CheckNumber("repetition_penalty", params.repetition_penalty, 0, INFINITY));
+  BATON_RETURN_IF_ERROR(CheckNumber("presence_penalty", params.presence_penalty, -2, 2));
+  BATON_RETURN_IF_ERROR(CheckNumber("frequency_penalty", params.frequency_penalty, -2, 2));
+  for (const auto& [token, bias] : params.logit_bias) {
+    BATON_RETURN_IF_ERROR(CheckNumber("logit_bias", bias, -100, 100));
+  }
+  return absl::OkStatus();
+}
 
 }  // namespace
 
@@ -63,6 +85,7 @@ absl::StatusOr<Sequence> SequenceFromWork(Incarnation router, const v1::Work& wo
   sequence.prompt_tokens = work.prompt_tokens();
   sequence.total_tokens_max = work.total_tokens_max();
   sequence.sampling = SamplingFromProto(work.sampling());
+  BATON_RETURN_IF_ERROR(CheckSampling(sequence.sampling));
   sequence.stop = StopFromProto(work.stopping());
   sequence.priority = work.priority();
   sequence.arrived = now;

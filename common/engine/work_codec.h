@@ -18,7 +18,7 @@ SamplingParams SamplingFromProto(const v1::SamplingOptions& options);
 StopParams StopFromProto(const v1::StopOptions& options);
 
 // A sequence with nothing computed. kInvalidArgument names what is wrong with the work: a worker
-// trusts its router, but a bad token id must not become a bad memory access.
+// trusts its router, but neither a bad token id nor a bad option may become a bad memory access.
 absl::StatusOr<Sequence> SequenceFromWork(Incarnation router, const v1::Work& work,
                                           const ModelConfig& model, Instant now);
 

@@ -3,6 +3,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
+#include <functional>
+#include <vector>
+
 namespace baton {
 namespace {
 
@@ -43,6 +47,28 @@ TEST(WorkCodecTest, RefusesATokenOutsideTheVocabulary) {
     const absl::Status status = Decode(work).status();
     EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
     EXPECT_THAT(std::string(status.message()), HasSubstr(std::to_string(token)));
+  }
+}
+
+TEST(WorkCodecTest, RefusesSamplingThatCannotBeComputed) {
+  using Options = v1::SamplingOptions;
+  const std::vector<std::function<void(Options&)>> bad = {
+      [](Options& options) { options.set_temperature(NAN); },
+      [](Options& options) { options.set_temperature(-1); },
+      [](Options& options) { options.set_top_p(-0.5f); },
+      [](Options& options) { options.set_min_p(4.5e7f); },
+      [](Options& options) { options.set_min_p(NAN); },
+      [](Options& options) { options.set_repetition_penalty(INFINITY); },
+      [](Options& options) { options.set_presence_penalty(3); },
+      [](Options& options) { options.set_frequency_penalty(-3); },
+      [](Options& options) { (*options.mutable_logit_bias())[1] = NAN; },
+  };
+  for (const auto& spoil : bad) {
+    v1::Work work = GoodWork();
+    spoil(*work.mutable_sampling());
+    const absl::Status status = Decode(work).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_THAT(std::string(status.message()), HasSubstr("sampling."));
   }
 }
 

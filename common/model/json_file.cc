@@ -51,9 +51,9 @@ absl::StatusOr<std::string> ReadFile(const std::string& path, size_t bytes_max) 
 }
 
 absl::StatusOr<nlohmann::json> ParseJsonObject(absl::string_view text, const std::string& name) {
-  if (BracketDepth(text) > kJsonDepthMax) {
+  if (BracketDepth(text) > kJsonNestingMax) {
     return absl::InvalidArgumentError(
-        absl::StrCat(name, ": JSON is nested deeper than ", kJsonDepthMax));
+        absl::StrCat(name, ": JSON is nested deeper than ", kJsonNestingMax));
   }
   std::set<std::string> keys;
   std::string repeated;
@@ -121,9 +121,9 @@ absl::StatusOr<double> JsonReader::Number(const char* key,
 absl::StatusOr<float> JsonReader::PositiveNumber(const char* key,
                                                  std::optional<double> default_value) const {
   BATON_ASSIGN_OR_RETURN(const double value, Number(key, default_value));
-  if (!(value > 0.0 && value <= std::numeric_limits<float>::max())) {
-    return Error(key, "must be positive");
-  }
+  // What is too small for a float becomes zero in one.
+  const bool fits = value > 0.0 && value <= std::numeric_limits<float>::max();
+  if (!fits || static_cast<float>(value) == 0.0f) return Error(key, "must be positive");
   return static_cast<float>(value);
 }
 

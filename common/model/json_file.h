@@ -14,13 +14,13 @@
 
 namespace baton {
 
-inline constexpr size_t kJsonDepthMax = 32;
+inline constexpr size_t kJsonNestingMax = 32;
 
 // The whole file. kNotFound if there is none; kInvalidArgument if it is longer than `bytes_max`.
 absl::StatusOr<std::string> ReadFile(const std::string& path, size_t bytes_max);
 
 // Parses one JSON object. `name` is for messages. kInvalidArgument: not JSON, not an object, deeper
-// than kJsonDepthMax, or the same key twice in the outermost object.
+// than kJsonNestingMax, or the same key twice in the outermost object.
 absl::StatusOr<nlohmann::json> ParseJsonObject(absl::string_view text, const std::string& name);
 
 // Typed access to the members of one object. Borrows it. Every error names the file and the key.

@@ -9,6 +9,7 @@
 #include "common/base/status_macros.h"
 #include "common/kernels/kernels.h"
 #include "common/model/json_file.h"
+#include "common/model/rope_angles.h"
 #include "common/model/rope_reader.h"
 
 namespace baton {
@@ -419,6 +420,20 @@ absl::Status ReadEosTokens(const JsonReader& config, const std::string& director
   return ReadEos(config, model);
 }
 
+// No position may turn by an angle that StableSinCos does not take.
+absl::Status CheckAngles(const JsonReader& config, const RopeConfig& rope,
+                         uint32_t context_tokens) {
+  const RopeAngles angles(rope);
+  for (const float frequency : angles.frequencies()) {
+    const double angle = static_cast<double>(frequency) * context_tokens;
+    if (angle >= 0.0 && angle <= kContextTokensMax) continue;
+    return config.Error("rope_theta",
+                        absl::StrCat("and rope_scaling turn the last position by ", angle,
+                                     " radians; at most ", kContextTokensMax, " are supported"));
+  }
+  return absl::OkStatus();
+}
+
 // Llama and its descendants.
 absl::Status ReadLlama(const JsonReader& config, const Family& family, ModelConfig* model) {
   model->qkv_bias = family.qkv_bias;
@@ -443,6 +458,8 @@ absl::Status ReadLlama(const JsonReader& config, const Family& family, ModelConf
   BATON_ASSIGN_OR_RETURN(model->rope, ReadRope(config, rope));
   BATON_ASSIGN_OR_RETURN(model->local_rope, ReadLocalRope(config, rope));
   model->context_tokens = ExtendedContext(*model);
+  BATON_RETURN_IF_ERROR(CheckAngles(config, model->rope, model->context_tokens));
+  BATON_RETURN_IF_ERROR(CheckAngles(config, model->local_rope, model->context_tokens));
   return ReadLayerAttention(config, family, model);
 }
 

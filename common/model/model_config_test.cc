@@ -369,6 +369,21 @@ TEST_F(ModelConfigTest, Phi3RotatesPartOfAHead) {
   }
 }
 
+TEST_F(ModelConfigTest, RefusesRopeThatCannotBeComputed) {
+  ExpectRefused("rope_theta", 1e-300);
+  ExpectRefused("rope_theta", 1e-6, "radians");
+  ExpectRefused("rope_scaling", {{"rope_type", "linear"}, {"factor", 1e-300}}, "factor");
+  ExpectRefused("rope_scaling", {{"rope_type", "linear"}, {"factor", 1e-3}}, "radians");
+  ExpectRefused("rope_scaling", {{"rope_type", "yarn"}, {"factor", 2}, {"beta_fast", 1e300}},
+                "beta_fast");
+  Json longrope = {{"rope_type", "longrope"}, {"original_max_position_embeddings", 4096}};
+  longrope["short_factor"] = {1, 2, 1e39, 4};
+  ExpectRefused("rope_scaling", longrope, "short_factor has 1e+39");
+  longrope["short_factor"] = {1, 2, 1e-9, 4};
+  ExpectRefused("rope_scaling", longrope, "radians");
+  ExpectRefused("rms_norm_eps", 1e-300, "must be positive");
+}
+
 TEST_F(ModelConfigTest, RefusesRopeItDoesNotKnow) {
   ExpectRefused("rope_scaling", {{"rope_type", "dynamic"}, {"factor", 2.0}}, "dynamic");
   Json longrope = {{"rope_type", "longrope"}, {"original_max_position_embeddings", 4096}};

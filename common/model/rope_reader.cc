@@ -11,6 +11,8 @@
 namespace baton {
 namespace {
 
+bool IsPositive(float value) { return std::isfinite(value) && value > 0.0f; }
+
 // yarn's "mscale" (Peng et al., 2023, equation 22).
 double YarnScale(double factor, double mscale) {
   return factor <= 1.0 ? 1.0 : 0.1 * mscale * StableLog(factor) + 1.0;
@@ -25,7 +27,7 @@ absl::Status ReadYarn(const JsonReader& scaling, uint32_t context_tokens, RopeCo
   BATON_ASSIGN_OR_RETURN(const double beta_slow, scaling.Number("beta_slow", 1.0));
   rope->beta_fast = static_cast<float>(beta_fast == 0.0 ? 32.0 : beta_fast);
   rope->beta_slow = static_cast<float>(beta_slow == 0.0 ? 1.0 : beta_slow);
-  if (!(rope->beta_fast > 0.0f && rope->beta_slow > 0.0f)) {
+  if (!IsPositive(rope->beta_fast) || !IsPositive(rope->beta_slow)) {
     return scaling.Error("beta_fast", "and beta_slow must be positive");
   }
   BATON_ASSIGN_OR_RETURN(rope->truncate, scaling.Boolean("truncate", true));
@@ -50,7 +52,7 @@ absl::StatusOr<std::vector<float>> ReadDivisors(const JsonReader& scaling, const
   }
   std::vector<float> divisors;
   for (const nlohmann::json& divisor : *list) {
-    if (!divisor.is_number() || !(divisor.get<float>() > 0.0f)) {
+    if (!divisor.is_number() || !IsPositive(divisor.get<float>())) {
       return scaling.Error(key, absl::StrCat("has ", divisor.dump(), ", which is not positive"));
     }
     divisors.push_back(divisor.get<float>());

@@ -1,5 +1,6 @@
 #include "common/tokenizer/normalizer.h"
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 #include <utility>
 
@@ -12,8 +13,10 @@ namespace {
 
 constexpr int kDepthMax = 8;
 constexpr size_t kStepCountMax = 64;
-// Bounds how much a normalizer can blow up a text.
 constexpr size_t kContentBytesMax = 64;
+// How many times as long as it was a text may become: steps in a row multiply.
+constexpr size_t kGrowthMax = 64;
+constexpr size_t kNfcGrowth = 3;  // Unicode Standard Annex 15.
 
 }  // namespace
 
@@ -43,7 +46,7 @@ absl::Status Normalizer::Add(const Json& spec, const std::string& where, int dep
   }
   if (type == "NFC") {
     steps_.push_back({.kind = Step::Kind::kNfc});
-    return absl::OkStatus();
+    return Grow(kNfcGrowth, where);
   }
   if (type == "Prepend") {
     BATON_ASSIGN_OR_RETURN(std::string content, StringField(spec, "prepend", where));
@@ -74,6 +77,8 @@ absl::Status Normalizer::AddReplace(const Json& spec, const std::string& where) 
     BATON_ASSIGN_OR_RETURN(const std::string text,
                            StringField(*pattern, "Regex", where + ".pattern"));
     BATON_ASSIGN_OR_RETURN(Regex regex, Regex::Compile(text, where));
+    // It may match nothing, between any two characters.
+    BATON_RETURN_IF_ERROR(Grow(1 + content.size(), where));
     steps_.push_back({.kind = Step::Kind::kReplaceRegex,
                       .content = std::move(content),
                       .regex = std::move(regex)});
@@ -82,9 +87,16 @@ absl::Status Normalizer::AddReplace(const Json& spec, const std::string& where) 
   BATON_ASSIGN_OR_RETURN(std::string text, StringField(pattern != nullptr ? *pattern : Json(),
                                                        "String", where + ".pattern"));
   if (text.empty()) return Unsupported(where, "an empty pattern");
+  BATON_RETURN_IF_ERROR(Grow((content.size() + text.size() - 1) / text.size(), where));
   steps_.push_back({.kind = Step::Kind::kReplaceString,
                     .pattern = std::move(text),
                     .content = std::move(content)});
+  return absl::OkStatus();
+}
+
+absl::Status Normalizer::Grow(size_t factor, const std::string& where) {
+  growth_ *= std::max<size_t>(factor, 1);
+  if (growth_ > kGrowthMax) return Unsupported(where, "making a text so much longer");
   return absl::OkStatus();
 }
 

@@ -35,8 +35,11 @@ class Normalizer {
 
   absl::Status Add(const Json& spec, const std::string& where, int depth);
   absl::Status AddReplace(const Json& spec, const std::string& where);
+  // Notes that one more step may make a text so many times as long.
+  absl::Status Grow(size_t factor, const std::string& where);
 
   std::vector<Step> steps_;
+  size_t growth_ = 1;  // Of all steps together.
 };
 
 // Replaces every occurrence of `from`, left to right. REQUIRES: !from.empty().

@@ -114,6 +114,11 @@ absl::Status PreTokenizer::AddSplit(const Json& spec, const std::string& where) 
 }
 
 absl::Status PreTokenizer::AddMetaspace(const Json& spec, const std::string& where) {
+  // Each would lengthen every piece that the one before it has made.
+  if (std::any_of(steps_.begin(), steps_.end(),
+                  [](const Step& step) { return step.kind == Step::Kind::kMetaspace; })) {
+    return Unsupported(where, "a second Metaspace");
+  }
   Step step{.kind = Step::Kind::kMetaspace, .prepend = Prepend::kAlways};
   BATON_ASSIGN_OR_RETURN(step.string, StringField(spec, "replacement", where));
   if (step.string.empty() || NextUtf8(step.string).bytes != step.string.size()) {

@@ -1,5 +1,6 @@
 #include "common/tokenizer/token_decoder.h"
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 #include <optional>
 
@@ -15,6 +16,7 @@ namespace {
 constexpr int kDepthMax = 8;
 constexpr size_t kReplacementCountMax = 16;
 constexpr size_t kContentBytesMax = 64;
+constexpr size_t kGrowthMax = 64;  // How many times as long a token may become.
 constexpr int kStripCountMax = 1024;
 
 int HexDigit(char c) {
@@ -99,6 +101,8 @@ absl::Status TokenDecoder::AddReplace(const Json& spec, const std::string& where
       replacements_.size() >= kReplacementCountMax) {
     return Unsupported(where, "an empty or so long a replacement");
   }
+  growth_ *= std::max<size_t>((to.size() + from.size() - 1) / from.size(), 1);
+  if (growth_ > kGrowthMax) return Unsupported(where, "making a token so much longer");
   replacements_.emplace_back(std::move(from), std::move(to));
   return absl::OkStatus();
 }

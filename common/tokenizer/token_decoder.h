@@ -71,6 +71,7 @@ class TokenDecoder {
   bool is_byte_level_ = false;
   bool is_fused_ = false;
   std::vector<std::pair<std::string, std::string>> replacements_;  // Within each token, in order.
+  size_t growth_ = 1;      // How many times as long they may make a token.
   std::string metaspace_;  // The character that stands for a space; empty for none.
   bool drops_first_metaspace_ = false;
   std::string strip_character_;

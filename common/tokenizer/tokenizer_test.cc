@@ -320,6 +320,17 @@ Json SplitBy(const char* regex) {
   return {{"type", "Split"}, {"pattern", {{"Regex", regex}}}, {"behavior", "Isolated"}};
 }
 
+Json Twice(const char* key, const Json& step) {
+  return {{"type", "Sequence"}, {key, Json::array({step, step})}};
+}
+
+// One alone is fine; two in a row multiply.
+Json ReplaceByNine() {
+  return {{"type", "Replace"}, {"pattern", {{"String", "a"}}}, {"content", "aaaaaaaaa"}};
+}
+
+Json MetaspaceStep() { return {{"type", "Metaspace"}, {"replacement", "_"}}; }
+
 INSTANTIATE_TEST_SUITE_P(
     Fields, BrokenFileTest,
     testing::Values(
@@ -340,7 +351,9 @@ INSTANTIATE_TEST_SUITE_P(
         Broken{"gpt2.json", "/normalizer", {{"type", "Lowercase"}}, "\"Lowercase\""},
         Broken{"gpt2.json", "/normalizer", {{"type", 1}}, "normalizer.type"},
         Broken{"gpt2.json", "/normalizer", Nested("normalizers", 20), "deep"},
+        Broken{"gpt2.json", "/normalizer", Twice("normalizers", ReplaceByNine()), "longer"},
         Broken{"gpt2.json", "/pre_tokenizer", {{"type", "BertPreTokenizer"}}, "BertPreTokenizer"},
+        Broken{"gpt2.json", "/pre_tokenizer", Twice("pretokenizers", MetaspaceStep()), "second"},
         Broken{"gpt2.json", "/pre_tokenizer", Nested("pretokenizers", 20), "deep"},
         Broken{"gpt2.json", "/pre_tokenizer", SplitBy("(a"), "pattern \"(a\""},
         Broken{"gpt2.json", "/pre_tokenizer", SplitBy("a{1,3}+"), "{1,3}+"},
@@ -349,6 +362,7 @@ INSTANTIATE_TEST_SUITE_P(
         Broken{"gpt2.json", "/pre_tokenizer", SplitBy("(*UTF)a"), "(*"},
         Broken{"gpt2.json", "/decoder", nullptr, "decoder"},
         Broken{"gpt2.json", "/decoder", {{"type", "WordPiece"}}, "WordPiece"},
+        Broken{"gpt2.json", "/decoder", Twice("decoders", ReplaceByNine()), "longer"},
         Broken{"gpt2.json", "/decoder", Nested("decoders", 20), "deep"},
         Broken{"llama2.json", "/decoder/decoders/2", {{"type", "ByteLevel"}}, "decoders[2]"},
         Broken{"llama2.json", "/decoder/decoders/3/stop", 1, "decoders[3]"},
