@@ -40,8 +40,8 @@ BUGS = {
         "  if (state.landed_cells == state.coverage.cells()) {\n"),
     "checksums are not compared": (
         "common/kv_transfer/kv_receiver.cc",
-        "  if (ChecksumOf(spans) != message.checksum) {",
-        "  if (false && ChecksumOf(spans) != message.checksum) {"),
+        "  if (ChecksumOf(staged.host) != message.checksum) {",
+        "  if (false && ChecksumOf(staged.host) != message.checksum) {"),
     "the prefill worker unpins blocks that are still being sent": (
         "prefill_worker/prefill_engine.cc",
         "  closing_[transfer] = std::move(job);\n",
@@ -56,8 +56,8 @@ BUGS = {
         ""),
     "nobody sends on when there is credit again": (
         "common/kv_transfer/kv_sender.cc",
-        "    ReleaseIfIdle(id);\n  }\n  Pump(peer_id);\n",
-        "    ReleaseIfIdle(id);\n  }\n"),
+        "  PumpLine();\n  Pump(peer_id);\n}\n",
+        "}\n"),
     "sends that hang are waited for": (
         "common/kv_transfer/kv_sender.cc",
         "    transport_.ForceClose(peer);\n",
@@ -67,13 +67,25 @@ BUGS = {
         "  if (slot->state != State::kReserved && slot->state != State::kBroken) {\n",
         "  if (slot->state == State::kPrefilling) {\n"),
     "a lease that is being filled is preempted": (
-        "decode_worker/decode_engine.cc",
+        "decode_worker/decode_engine_preemption.cc",
         "                       (slot->state == State::kRunning || slot->state == State::kPrefilling);\n",
         "                       slot->state != State::kBroken;\n"),
     "a preempted sequence keeps its place as running": (
-        "decode_worker/decode_engine.cc",
+        "decode_worker/decode_engine_preemption.cc",
         "  SetState(slot, State::kPrefilling);\n  scheduler_.Add(&slot.sequence);\n}\n",
         "}\n"),
+    "a swapped sequence comes back without its last block": (
+        "decode_worker/decode_engine_preemption.cc",
+        "  if (present < end) {\n",
+        "  if (present + 1 < end) {\n"),
+    "a swapped sequence with a window forgets what its blocks follow": (
+        "decode_worker/decode_engine_preemption.cc",
+        "    sequence.published_hash = swapped.published_hash;\n",
+        ""),
+    "places in the swap space are not given back": (
+        "common/kv_cache/swap_space.cc",
+        "  if (space_ != nullptr) space_->free_.insert(slots_.begin(), slots_.end());\n",
+        ""),
     "the decode worker keeps the requests of a router that died": (
         "decode_worker/decode_engine.cc",
         "    if (key.router == router) keys.push_back(key);\n",
