@@ -3,7 +3,7 @@
 #
 #   deploy/install_deps.sh           what the build and the programs need
 #   deploy/install_deps.sh --test    also what tests/run.sh needs
-#   deploy/install_deps.sh --dev     also the formatter, the linter and clang
+#   deploy/install_deps.sh --dev     also the formatter, the linter, and clang with its sanitizers
 #   deploy/install_deps.sh --check   installs nothing; lists what is missing, exit status 1 if any is
 #
 # Runs as root, or through sudo. Made for Debian 12; another system has other package names, and
@@ -22,7 +22,7 @@ packages=(
   libgtest-dev libgmock-dev libbenchmark-dev
 )
 test_packages=(python3-grpcio python3-protobuf)
-dev_packages=(clang clang-format clang-tidy shellcheck git)
+dev_packages=(clang libclang-rt-14-dev clang-format clang-tidy shellcheck git)
 
 check_only=false
 while (($# > 0)); do

@@ -13,16 +13,14 @@
 namespace baton {
 namespace {
 
-constexpr uint32_t kBlockCount = 24;
-constexpr uint32_t kVocabSize = 97;
-constexpr size_t kActsMax = 300;
+constexpr size_t kActsMax = 200;
 constexpr Incarnation kRouters[] = {Incarnation{7}, Incarnation{8}};
 
 class World {
  public:
   explicit World(FuzzInput input)
       : input_(input),
-        fixture_(kBlockCount, input_.Below(2) == 0 ? 0 : 9),
+        fixture_(input_.Below(2) == 0 ? 0 : 9),
         transfers_(fixture_.arena.get()),
         engine_(std::make_unique<DecodeEngine>(
             DecodeEngineOptions{.incarnation = Incarnation{1},
@@ -208,7 +206,7 @@ class World {
     Heard& heard = heard_[key];
     BATON_CHECK(!heard.ended);
     for (const v1::Token& token : sequence.tokens()) {
-      CheckToken(token, kVocabSize);
+      CheckToken(token, work.sampling());
       BATON_CHECK(token.index() == given + heard.tokens++);
       BATON_CHECK(work.prompt_tokens() + token.index() < work.total_tokens_max());
     }
@@ -225,7 +223,7 @@ class World {
   };
 
   FuzzInput input_;
-  EngineFixture fixture_;
+  EngineSurroundings fixture_;
   OwingTransfers transfers_;
   uint64_t random_ = 0;
   std::unique_ptr<DecodeEngine> engine_;

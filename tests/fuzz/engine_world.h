@@ -3,9 +3,12 @@
 #ifndef BATON_TESTS_FUZZ_ENGINE_WORLD_H_
 #define BATON_TESTS_FUZZ_ENGINE_WORLD_H_
 
+#include <algorithm>
 #include <cmath>
 #include <map>
+#include <memory>
 #include <set>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -19,6 +22,64 @@
 #include "tests/fuzz/wire_message.h"
 
 namespace baton {
+
+// FakeModel reads its whole context at every step, which is most of a target's time. Here the next
+// token depends on the last one alone, and what is in the blocks does not matter.
+class QuickModel final : public Model {
+ public:
+  static constexpr uint32_t kVocabSize = 29;
+
+  explicit QuickModel(uint32_t window) : like_(kVocabSize, 256, window) {}
+
+  const ModelConfig& config() const override { return like_.config(); }
+  const std::string& fingerprint() const override { return like_.fingerprint(); }
+  const std::string& numerics() const override { return like_.numerics(); }
+  uint64_t parameter_count() const override { return like_.parameter_count(); }
+  KvLayout Layout(uint32_t block_tokens) const { return like_.Layout(block_tokens); }
+  void FailNext(absl::Status status) { next_error_ = std::move(status); }
+
+  absl::Status Forward(std::span<const BatchRow> rows, KvArena& cache, std::span<float> logits,
+                       const LayerDone& layer_done) override {
+    if (!next_error_.ok()) return std::exchange(next_error_, absl::OkStatus());
+    std::fill(logits.begin(), logits.end(), 0.0f);
+    for (uint32_t layer = 0; layer_done && layer < config().layers; ++layer) layer_done(layer);
+    for (const BatchRow& row : rows) {
+      const size_t end = row.start + row.tokens.size();
+      BATON_CHECK(!row.tokens.empty() && end <= config().context_tokens);
+      BATON_CHECK(row.blocks.size() * cache.layout().block_tokens >= end);
+      if (row.logit_count == 0) continue;
+      logits[static_cast<size_t>(row.tokens.back() * 7 + 1) % kVocabSize] = 5.0f;
+      logits = logits.subspan(kVocabSize);
+    }
+    BATON_CHECK(logits.empty());
+    return absl::OkStatus();
+  }
+
+ private:
+  const FakeModel like_;
+  absl::Status next_error_;
+};
+
+// As EngineFixture.
+struct EngineSurroundings {
+  static constexpr uint32_t kBlockTokens = 4;
+  static constexpr uint32_t kBlockCount = 24;
+
+  explicit EngineSurroundings(uint32_t window)
+      : model(window),
+        device(MakeHostDevice()),
+        arena(KvArena::Create(*device, model.Layout(kBlockTokens), kBlockCount).value()),
+        pool(kBlockCount),
+        executor(&model, arena.get()) {}
+
+  QuickModel model;
+  std::unique_ptr<Device> device;
+  std::unique_ptr<KvArena> arena;
+  BlockPool pool;
+  Executor executor;
+  RecordedEvents events;
+  Instant now{};
+};
 
 // As TransferAgent: checks what it is asked, and owes an answer to what it took.
 class OwingTransfers final : public TransferPort {
@@ -80,10 +141,11 @@ auto PickFrom(Map& map, uint32_t number) {
 }
 
 // What holds of any token that an engine shows.
-inline void CheckToken(const v1::Token& token, uint32_t vocab_size) {
-  BATON_CHECK(token.id() >= 0 && static_cast<uint32_t>(token.id()) < vocab_size);
-  BATON_CHECK(token.top_logprobs_size() <= static_cast<int>(kLogprobsMax));
-  BATON_CHECK(!std::isnan(token.logprob()));
+inline void CheckToken(const v1::Token& token, const v1::SamplingOptions& asked) {
+  BATON_CHECK(token.id() >= 0 && static_cast<uint32_t>(token.id()) < QuickModel::kVocabSize);
+  BATON_CHECK(!std::isnan(token.logprob()) && (asked.has_logprobs() || !token.has_logprob()));
+  BATON_CHECK(token.top_logprobs_size() <=
+              static_cast<int>(std::min(asked.logprobs(), kLogprobsMax)));
 }
 
 }  // namespace baton

@@ -13,16 +13,14 @@
 namespace baton {
 namespace {
 
-constexpr uint32_t kBlockCount = 24;
-constexpr uint32_t kVocabSize = 97;
-constexpr size_t kActsMax = 300;
+constexpr size_t kActsMax = 200;
 constexpr Incarnation kRouters[] = {Incarnation{7}, Incarnation{8}};
 
 class World {
  public:
   explicit World(FuzzInput input)
       : input_(input),
-        fixture_(kBlockCount),
+        fixture_(/*window=*/0),
         transfers_(fixture_.arena.get()),
         engine_(std::make_unique<PrefillEngine>(
             PrefillEngineOptions{.chunk_tokens = 8, .jobs_max = 6}, &fixture_.executor,
@@ -140,14 +138,14 @@ class World {
       const RequestKey key{router, RequestId{first.request()}};
       BATON_CHECK(answered_.insert(key).second);
       const v1::Work& work = asked_.at(key);
-      CheckToken(first.token(), kVocabSize);
+      CheckToken(first.token(), work.sampling());
       BATON_CHECK(work.prompt_tokens() + first.token().index() ==
                   static_cast<uint32_t>(work.tokens_size()));
     }
   }
 
   FuzzInput input_;
-  EngineFixture fixture_;
+  EngineSurroundings fixture_;
   OwingTransfers transfers_;
   std::unique_ptr<PrefillEngine> engine_;
   std::map<RequestKey, v1::Work> asked_;

@@ -63,7 +63,11 @@ mkdir -p "$build/findings" "$build/logs"
 export ASAN_OPTIONS=detect_container_overflow=0
 export UBSAN_OPTIONS=print_stacktrace=1
 export UCX_MEM_MMAP_HOOK_MODE=none UCX_MEM_EVENTS=n
-limits=(-rss_limit_mb=2048 -malloc_limit_mb=512 -timeout=20 -max_len=8192)
+# Some targets write what their subject then reads.
+if [[ -w /dev/shm ]]; then
+  export TMPDIR=/dev/shm
+fi
+limits=(-rss_limit_mb=2048 -malloc_limit_mb=512 -timeout=60 -report_slow_units=60 -max_len=8192)
 
 fuzz() {  # TARGET
   local flags=("${limits[@]}" -max_total_time=$((minutes * 60)) -print_final_stats=1
