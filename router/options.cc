@@ -28,7 +28,10 @@ ABSL_FLAG(uint32_t, queue_requests, 1024, "Most requests that wait for a worker.
 ABSL_FLAG(uint64_t, queue_tokens, 1 << 20, "Most tokens of requests that wait for a worker.");
 ABSL_FLAG(uint32_t, queue_seconds, 60, "Longest wait of a request for a worker.");
 ABSL_FLAG(uint32_t, request_seconds, 3600, "Longest life of a request, whatever its deadline.");
-ABSL_FLAG(uint32_t, retries, 3, "How often one request is moved after failures of workers.");
+ABSL_FLAG(
+    uint32_t, retries, 3,
+    "How often one request is moved after failures of workers in a row. One that was given 64 "
+    "tokens or more since the last one begins anew.");
 ABSL_FLAG(uint32_t, streams_max, 8192, "Most calls inside the router at once.");
 ABSL_FLAG(uint64_t, prefill_queue_tokens, 8192,
           "A prefill worker that has work is given no more tokens than this.");

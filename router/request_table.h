@@ -59,7 +59,9 @@ struct Request {
   uint32_t given_tokens = 0;  // Generated tokens that came with the request.
   RequestState state = RequestState::kQueued;
   uint32_t retries = 0;
-  uint64_t unread_bytes = 0;  // Emitted and not yet written to the client.
+  uint32_t retries_in_row = 0;  // Without much progress between them.
+  uint32_t index_at_retry = 0;  // Of the next token, when it was last moved.
+  uint64_t unread_bytes = 0;    // Emitted and not yet written to the client.
 
   // The current placement.
   AttemptId attempt{};

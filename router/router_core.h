@@ -37,7 +37,7 @@ struct CoreOptions {
   Duration queue_time_max = std::chrono::seconds(60);
   // Every request ends by then, whatever deadline its client gave.
   Duration request_time_max = std::chrono::hours(1);
-  // How often one request is moved after a failure.
+  // How often one request is moved after failures that come one soon after the other.
   uint32_t retries_max = 3;
   // A prefill worker with work in hand is given no more tokens than this; the rest waits in the
   // queue.

@@ -396,6 +396,32 @@ TEST_F(FailureTest, RetriesAreBoundedAndTheEndSaysHowToGoOn) {
   EXPECT_EQ(driver.core.request_count(), 0u);
 }
 
+// Goal: a long stream may meet more failures than a short one, if it comes further between them.
+TEST_F(FailureTest, RetriesCountAnewAfterProgress) {
+  id = driver.Ask(4, 10000);
+  const auto fail_after = [this](uint32_t tokens) {
+    for (const WorkerId decode : {d1, d2}) {
+      const v1::Command command = driver.Next(decode);
+      if (!command.has_admit()) continue;
+      const uint64_t attempt = command.admit().work().request();
+      driver.AdmittedLocal(decode, attempt);
+      driver.Tokens(decode, attempt, static_cast<uint32_t>(outcome().tokens.size()),
+                    std::vector<TokenId>(tokens, 11));
+      driver.Failed(decode, attempt, absl::StatusCode::kInternal, true);
+      return;
+    }
+  };
+
+  for (int i = 0; i < 6; ++i) fail_after(64);
+  EXPECT_FALSE(outcome().finish.has_value());
+  // The last one of these began the count.
+  for (int i = 0; i < 2; ++i) fail_after(20);
+  EXPECT_FALSE(outcome().finish.has_value());
+  fail_after(20);
+  EXPECT_EQ(outcome().code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(outcome().finish->finished.retries(), 8u);
+}
+
 TEST_F(FailureTest, CancelWhileReopening) {
   const uint64_t attempt = Prefilling();
   driver.Down(p1);

@@ -7,6 +7,13 @@
 #include "router/router_core.h"
 
 namespace baton {
+namespace {
+
+// A long stream meets more failures than a short one; a request that makes workers fail does not
+// get far between two of them.
+constexpr uint32_t kRetryProgressTokens = 64;
+
+}  // namespace
 
 void RouterCore::Send(WorkerId id, v1::Command command) {
   const WorkerEntry* worker = workers_.Find(id);
@@ -111,7 +118,13 @@ void RouterCore::Reopen(Request& request, Instant now, std::optional<WorkerId> a
 bool RouterCore::CountRetry(Request& request, RetryCause cause, const std::string& why,
                             std::optional<WorkerId> knows, Instant now) {
   if (cause == RetryCause::kTokensDiffer) counters_.conflicts += 1;
-  if (request.retries < options_.retries_max) {
+  // Who has come a good deal further since has not failed for the same reason again.
+  if (request.next_index() >= request.index_at_retry + kRetryProgressTokens) {
+    request.retries_in_row = 0;
+  }
+  if (request.retries_in_row < options_.retries_max) {
+    request.index_at_retry = request.next_index();
+    request.retries_in_row += 1;
     request.retries += 1;
     counters_.retries[static_cast<size_t>(cause)] += 1;
     actions_.push_back(Note{absl::StrCat("request ", request.spec.client_request_id, " is moved (",
@@ -119,10 +132,11 @@ bool RouterCore::CountRetry(Request& request, RetryCause cause, const std::strin
     return true;
   }
   End(request,
-      {.status = absl::UnavailableError(absl::StrCat(
-           why, "; the request was moved ", request.retries,
-           " times already. It continues if sent again with seed ", request.spec.sampling.seed(),
-           " and the ", request.next_index(), " tokens generated so far as generated_ids")),
+      {.status = absl::UnavailableError(
+           absl::StrCat(why, "; the request was moved ", request.retries_in_row,
+                        " times in a row already. It continues if sent again with seed ",
+                        request.spec.sampling.seed(), " and the ", request.next_index(),
+                        " tokens generated so far as generated_ids")),
        .knows = knows},
       now);
   return false;

@@ -36,6 +36,8 @@ namespace baton {
 namespace {
 
 constexpr Duration kRecovery = std::chrono::minutes(1);
+// Longer than gRPC holds on to a connection that a stopped process has not answered.
+constexpr Duration kSettling = std::chrono::seconds(40);
 
 using Json = nlohmann::ordered_json;
 
@@ -67,6 +69,14 @@ class RouterWatch {
     }
     return sum / weighted * count;
   }
+  // Waits until it holds as many files as at first, but not for ever.
+  void Settle(pid_t pid) {
+    const Instant deadline = Now() + kSettling;
+    do {
+      Pause(std::chrono::seconds(1));
+      at_rest_ = UsageOf(pid);
+    } while (at_rest_.files > usages_.front().files && Now() < deadline);
+  }
   Json ToJson() const {
     const ProcessUsage& middle = usages_[usages_.size() / 2];
     const ProcessUsage& last = usages_.back();
@@ -74,13 +84,18 @@ class RouterWatch {
             {"memory_mib_half", static_cast<double>(middle.memory_kib) / 1024},
             {"memory_mib_last", static_cast<double>(last.memory_kib) / 1024},
             {"memory_mib_growth_second_half", MemoryGrowthKib() / 1024},
+            {"files_first", usages_.front().files},
             {"files_half", middle.files},
             {"files_last", last.files},
+            {"files_at_rest", at_rest_.files},
+            {"threads_first", usages_.front().threads},
             {"threads_half", middle.threads},
-            {"threads_last", last.threads}};
+            {"threads_last", last.threads},
+            {"threads_at_rest", at_rest_.threads}};
   }
 
  private:
+  ProcessUsage at_rest_;
   std::vector<ProcessUsage> usages_;
 };
 
@@ -176,6 +191,7 @@ absl::StatusOr<Result> RunChaos() {
   streams.Stop();
   Result result;
   result.at_rest = cluster->WaitUntil(Cluster::AtRest, kRecovery);
+  router.Settle(cluster->router().pid());
   result.streams = streams.counts();
   result.report = Report(result.streams, faults);
   BATON_ASSIGN_OR_RETURN(const v1::GetClusterResponse status, cluster->Status());
