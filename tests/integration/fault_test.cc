@@ -111,9 +111,10 @@ TEST_F(FaultTest, KilledRoutersStreamsContinueAtTheNextOne) {
 class FullPoolTest : public FaultTest, public testing::WithParamInterface<bool> {};
 
 TEST_P(FullPoolTest, EveryStreamComesToItsTrueEnd) {
-  // The longest stream needs more than half of it.
+  // A few of the streams fill it.
   StartCluster(1, 1, {},
-               {"--kv_memory=1536KiB", GetParam() ? "--swap_memory=8MiB" : "--swap_memory=0"});
+               {absl::StrCat("--kv_memory=", 1536 / BATON_TEST_SLOWNESS, "KiB"),
+                GetParam() ? "--swap_memory=8MiB" : "--swap_memory=0"});
 
   const std::vector<Answer> answers = RunWithFault([this] {
     // Otherwise nothing is shown.
@@ -224,7 +225,10 @@ TEST_F(FaultTest, ManyLivesOfAPrefillWorker) {
        {std::pair(warm.first, end.first), std::pair(warm.second, end.second)}) {
     EXPECT_LE(after.files, before.files + kFilesOfOneLife);
     EXPECT_LE(after.threads, before.threads + 2);
-    EXPECT_LE(after.memory_kib, before.memory_kib + 8 * 1024);
+    // The sanitizers keep what was freed.
+    if (BATON_TEST_SLOWNESS == 1) {
+      EXPECT_LE(after.memory_kib, before.memory_kib + 8 * 1024);
+    }
   }
 }
 
