@@ -113,7 +113,7 @@ class FullPoolTest : public FaultTest, public testing::WithParamInterface<bool> 
 TEST_P(FullPoolTest, EveryStreamComesToItsTrueEnd) {
   // A few of the streams fill it.
   StartCluster(1, 1, {},
-               {absl::StrCat("--kv_memory=", 1536 / BATON_TEST_SLOWNESS, "KiB"),
+               {absl::StrCat("--kv_memory=", kStreamTokens, "KiB"),
                 GetParam() ? "--swap_memory=8MiB" : "--swap_memory=0"});
 
   const std::vector<Answer> answers = RunWithFault([this] {

@@ -157,6 +157,20 @@ TEST_F(WorkerDeathTest, TerminatedDecodeWorkerFinishesItsStreams) {
 // Goal: streams leave a worker that is told to go, with their KV, and nothing is computed twice.
 class WorkerDrainTest : public WorkerDeathTest, public testing::WithParamInterface<bool> {
  protected:
+  // One that runs streams: if the path to a worker was not probed yet, all went to the other one.
+  int BusyDecode() {
+    int busy = -1;
+    EXPECT_TRUE(cluster_->WaitUntil([this, &busy](const v1::GetClusterResponse& status) {
+      for (const v1::WorkerStatus& worker : status.workers()) {
+        if (worker.load().sequences_running() == 0) continue;
+        for (const int i : {0, 1}) {
+          if (worker.address() == cluster_->decode_address(i)) busy = i;
+        }
+      }
+      return busy >= 0;
+    }));
+    return std::max(busy, 0);
+  }
   // By SIGTERM or by the router's word.
   void DrainDecode(int i) {
     if (GetParam()) return cluster_->decode(i).Signal(SIGTERM);
@@ -173,7 +187,9 @@ class WorkerDrainTest : public WorkerDeathTest, public testing::WithParamInterfa
 TEST_P(WorkerDrainTest, StreamsMoveToAnotherWorker) {
   StartCluster(1, 2);
 
-  const std::vector<Answer> answers = RunWithFault([this] { DrainDecode(0); });
+  int drained = 0;
+  const std::vector<Answer> answers =
+      RunWithFault([this, &drained] { DrainDecode(drained = BusyDecode()); });
 
   ExpectTrueStreams(answers);
   EXPECT_EQ(OkCount(answers), answers.size());
@@ -183,14 +199,14 @@ TEST_P(WorkerDrainTest, StreamsMoveToAnotherWorker) {
     last_workers.insert(answer.finished.decode_worker());
   }
   EXPECT_EQ(last_workers.size(), 1u) << "not all of them moved";
-  EXPECT_EQ(cluster_->decode(0).Wait(std::chrono::seconds(20)).value_or(-1), 0);
+  EXPECT_EQ(cluster_->decode(drained).Wait(std::chrono::seconds(20)).value_or(-1), 0);
   EXPECT_TRUE(cluster_->WaitUntil([](const v1::GetClusterResponse& status) {
     const auto& workers = status.workers();
     return std::any_of(workers.begin(), workers.end(), [](const v1::WorkerStatus& worker) {
       return worker.state() == "lost" && worker.drained();
     });
   }));
-  ASSERT_TRUE(cluster_->RestartDecode(0).ok());
+  ASSERT_TRUE(cluster_->RestartDecode(drained).ok());
   EXPECT_TRUE(cluster_->WaitUntil(
       [](const v1::GetClusterResponse& status) { return Cluster::ReadyCount(status) == 3; }));
   ExpectServesAndRests();

@@ -2,9 +2,13 @@
 
 #include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
 #include <cstdlib>
 #include <filesystem>
+#include <random>
 #include <thread>
 #include <utility>
 
@@ -24,6 +28,23 @@ constexpr absl::Duration kPollInterval = absl::Milliseconds(50);
 
 // A pause between two questions to another process: there is nothing to be woken by.
 void Pause() { absl::Notification().WaitForNotificationWithTimeout(kPollInterval); }
+
+// An address that no outgoing connection is given: below the ports that Linux hands out, so that it
+// is still free when a worker that died is started again.
+std::string UnusedAddress() {
+  static std::mt19937 random(static_cast<uint32_t>(getpid()));
+  while (true) {
+    sockaddr_in address = {};
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    const auto port = static_cast<uint16_t>(10000 + random() % 20000);
+    address.sin_port = htons(port);
+    const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    const int taken = bind(fd, reinterpret_cast<const sockaddr*>(&address), sizeof(address));
+    close(fd);
+    if (taken == 0) return absl::StrCat("127.0.0.1:", port);
+  }
+}
 
 }  // namespace
 
@@ -52,10 +73,10 @@ absl::StatusOr<std::unique_ptr<Cluster>> Cluster::Start(const ClusterOptions& op
   cluster->prefill_.resize(static_cast<size_t>(options.prefill));
   cluster->decode_.resize(static_cast<size_t>(options.decode));
   for (int i = 0; i < options.prefill; ++i) {
-    BATON_RETURN_IF_ERROR(cluster->StartWorker("prefill", i, "127.0.0.1:0"));
+    BATON_RETURN_IF_ERROR(cluster->StartWorker("prefill", i, UnusedAddress()));
   }
   for (int i = 0; i < options.decode; ++i) {
-    BATON_RETURN_IF_ERROR(cluster->StartWorker("decode", i, "127.0.0.1:0"));
+    BATON_RETURN_IF_ERROR(cluster->StartWorker("decode", i, UnusedAddress()));
   }
   BATON_RETURN_IF_ERROR(cluster->StartRouter());
   const int workers = options.prefill + options.decode;
@@ -104,7 +125,7 @@ absl::Status Cluster::StartRouter() {
                                       "--model",
                                       options_.model,
                                       "--listen",
-                                      router_address_.empty() ? "127.0.0.1:0" : router_address_,
+                                      router_address_.empty() ? UnusedAddress() : router_address_,
                                       absl::StrCat("--decode=", addresses(decode_))};
   if (!prefill_.empty()) command.push_back(absl::StrCat("--prefill=", addresses(prefill_)));
   command.insert(command.end(), options_.router_flags.begin(), options_.router_flags.end());
