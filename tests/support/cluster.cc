@@ -24,6 +24,7 @@ namespace baton {
 namespace {
 
 constexpr Duration kStartTimeout = std::chrono::seconds(60);
+constexpr Duration kRestartTimeout = std::chrono::seconds(10);
 constexpr absl::Duration kPollInterval = absl::Milliseconds(50);
 
 // A pause between two questions to another process: there is nothing to be woken by.
@@ -137,11 +138,21 @@ absl::Status Cluster::StartRouter() {
 }
 
 absl::Status Cluster::RestartPrefill(int i) {
-  return StartWorker("prefill", i, std::string(prefill_address(i)));
+  return RestartWorker("prefill", i, std::string(prefill_address(i)));
 }
 
 absl::Status Cluster::RestartDecode(int i) {
-  return StartWorker("decode", i, std::string(decode_address(i)));
+  return RestartWorker("decode", i, std::string(decode_address(i)));
+}
+
+absl::Status Cluster::RestartWorker(const std::string& role, int index,
+                                    const std::string& address) {
+  absl::Status started;
+  for (const Instant deadline = Now() + kRestartTimeout; Now() < deadline; Pause()) {
+    started = StartWorker(role, index, address);
+    if (!absl::IsUnavailable(started)) break;  // Its port may be taken for a moment.
+  }
+  return started;
 }
 
 void Cluster::Prepare(grpc::ClientContext* context, Duration timeout) const {

@@ -110,6 +110,7 @@ class Cluster {
   // Before each call of the client here.
   void Prepare(grpc::ClientContext* context, Duration timeout) const;
   absl::Status StartWorker(const std::string& role, int index, const std::string& listen);
+  absl::Status RestartWorker(const std::string& role, int index, const std::string& address);
   absl::Status StartRouter();
 
   const ClusterOptions options_;
