@@ -3,13 +3,9 @@
 #include <spdlog/sinks/stdout_sinks.h>
 #include <spdlog/spdlog.h>
 
-#include "absl/flags/flag.h"
 #include "absl/strings/ascii.h"
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
-
-ABSL_FLAG(std::string, log_level, "info",
-          "The least severe log lines shown: debug, info, warning, error or off.");
 
 namespace baton {
 namespace {
@@ -17,9 +13,11 @@ namespace {
 constexpr char kLoggerName[] = "baton";
 constexpr size_t kValueBytesMax = 4096;
 
-// The process's logger lives in spdlog's registry; made by whoever logs first.
+// The process's logger lives in spdlog's registry, where a module that is loaded later
+// (libbaton_cuda.so has a copy of this file) finds it; made by whoever logs first.
 spdlog::logger& Logger() {
   static const std::shared_ptr<spdlog::logger> logger = [] {
+    if (auto made_before = spdlog::get(kLoggerName)) return made_before;
     auto made = spdlog::stderr_logger_mt(kLoggerName);
     made->set_pattern("%Y-%m-%dT%H:%M:%S.%f%z %L baton: %v");
     return made;
@@ -74,10 +72,6 @@ absl::Status InitLog(const std::string& program, const std::string& level) {
   }
   return absl::InvalidArgumentError(
       absl::StrCat("--log_level: '", level, "' is none of debug, info, warning, error, off"));
-}
-
-absl::Status InitLogFromFlags(const std::string& program) {
-  return InitLog(program, absl::GetFlag(FLAGS_log_level));
 }
 
 bool LogEnabled(LogLevel level) { return Logger().should_log(ToSpdlog(level)); }

@@ -38,7 +38,7 @@ using LogFields = std::initializer_list<LogField>;
 // Sets the program's name and the lowest level shown. Before it is called: "baton", info.
 // INVALID_ARGUMENT unless `level` is debug, info, warning, error or off.
 absl::Status InitLog(const std::string& program, const std::string& level);
-// The same by the flag --log_level.
+// The same by the flag --log_level, which a program has if it calls this.
 absl::Status InitLogFromFlags(const std::string& program);
 
 // Whether a line of this level would be shown; for fields that are costly to make.
