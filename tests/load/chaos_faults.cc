@@ -40,11 +40,11 @@ std::string FaultName(Fault fault) {
 }
 
 ChaosFaults::ChaosFaults(Cluster* cluster, WorkerNetwork* network, const ChaosOptions& options,
-                         std::function<void()> on_router_kill)
+                         std::function<void(bool up)> on_router)
     : cluster_(cluster),
       network_(network),
       options_(options),
-      on_router_kill_(std::move(on_router_kill)),
+      on_router_(std::move(on_router)),
       random_(options.seed),
       kinds_{Fault::kKill, Fault::kTerminate, Fault::kDrain, Fault::kPause, Fault::kLongPause} {
   if (network != nullptr) kinds_.push_back(Fault::kCut);
@@ -166,10 +166,9 @@ absl::Status ChaosFaults::MendCuts(Instant now) {
 
 absl::StatusOr<bool> ChaosFaults::KillRouter(Instant now) {
   if (!router_up_) return false;
-  on_router_kill_();
+  on_router_(false);
   cluster_->router().Signal(SIGKILL);
   BATON_RETURN_IF_ERROR(cluster_->router().Wait(seconds(10)).status());
-  on_router_kill_();
   router_up_ = false;
   router_due_ = now + Between(milliseconds(0), seconds(2));
   return true;
@@ -179,6 +178,7 @@ absl::Status ChaosFaults::RecoverRouter(Instant now) {
   if (router_up_ || now < router_due_) return absl::OkStatus();
   BATON_RETURN_IF_ERROR(cluster_->RestartRouter());
   router_up_ = true;
+  on_router_(true);
   return absl::OkStatus();
 }
 

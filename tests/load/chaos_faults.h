@@ -41,9 +41,10 @@ struct ChaosOptions {
 class ChaosFaults {
  public:
   // At any time one decode worker at least is up and was up before. What is given outlives this.
-  // Null `network`: no cuts. `on_router_kill` is called before and after each.
+  // Null `network`: no cuts. `on_router` is told before the router goes and once it is
+  // back.
   ChaosFaults(Cluster* cluster, WorkerNetwork* network, const ChaosOptions& options,
-              std::function<void()> on_router_kill);
+              std::function<void(bool up)> on_router);
 
   // To be called several times a second, by the thread that started the cluster. Fails when
   // something cannot be mended.
@@ -92,7 +93,7 @@ class ChaosFaults {
   Cluster* const cluster_;
   WorkerNetwork* const network_;
   const ChaosOptions options_;
-  const std::function<void()> on_router_kill_;
+  const std::function<void(bool up)> on_router_;
   std::mt19937_64 random_;
   std::vector<Fault> kinds_;  // To draw from.
   std::vector<Target> targets_;

@@ -186,9 +186,10 @@ class Chaos {
   Chaos(Cluster* cluster, WorkerNetwork* network, const std::vector<Truth>* truths)
       : cluster_(cluster),
         streams_(cluster, truths, absl::GetFlag(FLAGS_streams), absl::GetFlag(FLAGS_seed)),
-        faults_(cluster, network, OptionsFromFlags(), [this] {
-          streams_.RouterDies();
+        faults_(cluster, network, OptionsFromFlags(), [this](bool up) {
+          if (up) return streams_.RouterIsBack();
           counters_.Add(*cluster_);
+          streams_.RouterGoes();
         }) {}
 
   absl::StatusOr<Result> Run() {

@@ -14,6 +14,7 @@ namespace baton {
 namespace {
 
 constexpr Duration kDeadline = std::chrono::minutes(2);
+constexpr Duration kAfterBreak = std::chrono::milliseconds(20);
 // Of the streams that are given one: where in the undisturbed text their stop string begins.
 constexpr double kStopAt = 0.6;
 constexpr size_t kStopBytes = 4;
@@ -172,6 +173,7 @@ ChaosStreams::Received ChaosStreams::Ask(const Truth& truth, std::optional<size_
 
 bool ChaosStreams::AskOnce(const Truth& truth, std::optional<size_t> tokens_max,
                            Received* received) {
+  const bool router_up = router_up_;
   const int deaths = router_deaths_;
   v1::GenerateRequest request = truth.request;
   request.mutable_generated_ids()->Assign(received->ids.begin(), received->ids.end());
@@ -185,8 +187,9 @@ bool ChaosStreams::AskOnce(const Truth& truth, std::optional<size_t> tokens_max,
   received->finished = answer.finished;
   received->retries += answer.finished.retries();
   if (received->cancelled) return false;
-  if (absl::IsUnavailable(answer.status) && router_deaths_ != deaths) {
+  if (absl::IsUnavailable(answer.status) && (!router_up || router_deaths_ != deaths)) {
     ++received->resumed;
+    PauseOrStop(kAfterBreak);
     return true;
   }
   if (absl::IsResourceExhausted(answer.status) && received->tokens.empty()) {

@@ -61,9 +61,10 @@ class ChaosStreams {
   // No more requests; returns when those under way have ended.
   void Stop();
   StreamCounts counts() const;
-  // To be called before the router is killed and once it is dead: calls that were under way in
-  // between break, and go on with what they have got.
-  void RouterDies() { router_deaths_.fetch_add(1); }
+  // Calls that are under way before the router is up again may break, and go on with what they have
+  // got.
+  void RouterGoes() { router_up_ = false, ++router_deaths_; }
+  void RouterIsBack() { router_up_ = true; }
 
  private:
   struct Received;
@@ -79,6 +80,7 @@ class ChaosStreams {
 
   Cluster* const cluster_;
   const std::vector<Truth>* const truths_;
+  std::atomic<bool> router_up_{true};
   std::atomic<int> router_deaths_{0};
   mutable absl::Mutex mutex_;
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
