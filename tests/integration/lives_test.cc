@@ -37,9 +37,8 @@ class LivesTest : public ClusterStreamsTest {
     cluster_->prefill(0).Signal(SIGKILL);
     ASSERT_TRUE(cluster_->prefill(0).Wait(kDeadline).ok());
     ASSERT_TRUE(cluster_->RestartPrefill(0).ok());
-    ASSERT_TRUE(cluster_->WaitUntil([](const v1::GetClusterResponse& status) {
-      return Cluster::ReadyCount(status) == 2;
-    })) << cluster_->Status()->DebugString();
+    ASSERT_TRUE(cluster_->WaitUntil(
+        [](const v1::GetClusterResponse& status) { return Cluster::ReadyCount(status) == 2; }));
   }
   Lasting Now() {
     return {.decode = UsageOf(cluster_->decode(0).pid()),
@@ -55,7 +54,7 @@ bool HoldsNoMore(const ProcessUsage& now, const ProcessUsage& warm) {
 
 TEST_F(LivesTest, OfAPrefillWorkerLeaveNothingBehind) {
   // So small a cache has been written to everywhere by the time of the first look.
-  StartCluster(1, 1, {}, {"--kv_memory=256KiB"});
+  StartCluster(1, 1, {}, {"--kv_memory=256KiB", "--local_prefill=never"});
   Lasting warm;
   for (int life = 0; life < kLives; ++life) {
     if (life == kWarmLife) {

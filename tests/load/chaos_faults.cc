@@ -55,6 +55,7 @@ ChaosFaults::ChaosFaults(Cluster* cluster, WorkerNetwork* network, const ChaosOp
 }
 
 absl::Status ChaosFaults::Tick(Instant now) {
+  BATON_RETURN_IF_ERROR(CheckAlive());
   BATON_RETURN_IF_ERROR(RecoverRouter(now));
   BATON_RETURN_IF_ERROR(MendCuts(now));
   for (Target& target : targets_) BATON_RETURN_IF_ERROR(Recover(target, now));
@@ -64,6 +65,21 @@ absl::Status ChaosFaults::Tick(Instant now) {
   BATON_ASSIGN_OR_RETURN(const bool struck, Strike(fault, now));
   if (struck) ++counts_[static_cast<size_t>(fault)];
   return absl::OkStatus();
+}
+
+absl::Status ChaosFaults::CheckAlive() {
+  const auto check = [](Process& process) {
+    const absl::StatusOr<int> exit_code = process.Wait(Duration::zero());
+    if (!exit_code.ok()) return absl::OkStatus();
+    return absl::InternalError(absl::StrCat("a process died that nobody had killed, with status ",
+                                            *exit_code, "; the end of ", process.log(), ":\n",
+                                            process.LogTail()));
+  };
+  for (const Target& target : targets_) {
+    if (target.state == State::kLeaving || target.state == State::kDown) continue;
+    BATON_RETURN_IF_ERROR(check(ProcessOf(target)));
+  }
+  return router_up_ ? check(cluster_->router()) : absl::OkStatus();
 }
 
 absl::Status ChaosFaults::End(Duration timeout) {

@@ -47,7 +47,7 @@ class ChaosFaults {
               std::function<void(bool up)> on_router);
 
   // To be called several times a second, by the thread that started the cluster. Fails when
-  // something cannot be mended.
+  // something cannot be mended, or when a process has died by itself.
   absl::Status Tick(Instant now);
   // Brings everybody back. kDeadlineExceeded: somebody did not come.
   absl::Status End(Duration timeout);
@@ -77,6 +77,7 @@ class ChaosFaults {
 
   Process& ProcessOf(const Target& target);
   const std::string& AddressOf(const Target& target) const;
+  absl::Status CheckAlive();
   absl::Status Recover(Target& target, Instant now);
   absl::Status MendCuts(Instant now);
   absl::Status RecoverRouter(Instant now);

@@ -286,8 +286,9 @@ absl::StatusOr<Result> RunChaos() {
 int RunAndTell() {
   const absl::StatusOr<Result> result = RunChaos();
   if (!result.ok()) {
-    std::fprintf(stderr, "error: %s\n", result.status().ToString().c_str());
-    return 2;
+    std::fprintf(stderr, "error: %s\n--seed was %lu\n", result.status().ToString().c_str(),
+                 absl::GetFlag(FLAGS_seed));
+    return 1;
   }
   PrintTable(result->report);
   if (const std::string file = absl::GetFlag(FLAGS_json); !file.empty()) {
