@@ -16,7 +16,7 @@ namespace {
 constexpr int kLives = 100 / BATON_TEST_SLOWNESS;
 constexpr int kWarmLife = kLives / 10;
 
-// Less than an endpoint or a channel takes, more than the allocator's ups and downs come to.
+// Less than a channel takes (18 KiB), more than the allocator makes of it (4 KiB).
 constexpr uint64_t kKibPerLife = 16;
 
 struct Lasting {

@@ -35,9 +35,10 @@ class NetworkFaultTest : public ClusterStreamsTest, public testing::WithParamInt
 
   void StartClusterInNetwork() {
     auto network = WorkerNetwork::Create(GetParam(), 2);
-    if (!network.ok()) {
+    if (absl::IsUnavailable(network.status())) {
       GTEST_SKIP() << "no network namespaces (root and iproute2 are needed): " << network.status();
     }
+    ASSERT_TRUE(network.ok()) << network.status();
     network_ = *std::move(network);
     StartCluster(
         {.model = folder_->path(),

@@ -1,6 +1,7 @@
 // chaos: a cluster of real processes under load, whose workers are killed, drained and stopped at
 // random; what its clients get must be what they would have got anyway.
 #include <algorithm>
+#include <csignal>
 #include <cstdio>
 #include <fstream>
 #include <memory>
@@ -52,6 +53,10 @@ constexpr Duration kRecovery = std::chrono::minutes(1);
 constexpr Duration kSettling = std::chrono::seconds(40);
 
 using Json = nlohmann::ordered_json;
+
+// Ctrl-C: the namespaces are to go, too.
+volatile std::sig_atomic_t interrupted = 0;
+void Interrupt(int) { interrupted = 1; }
 
 Duration Seconds(double count) {
   return std::chrono::duration_cast<Duration>(std::chrono::duration<double>(count));
@@ -197,6 +202,7 @@ class Chaos {
     const Instant end = start + Seconds(60 * absl::GetFlag(FLAGS_minutes));
     Instant next_look = start, next_line = start;
     for (Instant now = start; now < end; now = Now()) {
+      if (interrupted) return absl::CancelledError("interrupted");
       BATON_RETURN_IF_ERROR(faults_.Tick(now));
       if (now >= next_look) {
         Look();
@@ -268,8 +274,11 @@ absl::StatusOr<Result> RunChaos() {
   std::unique_ptr<WorkerNetwork> network;
   if (absl::GetFlag(FLAGS_cuts)) {
     auto made = WorkerNetwork::Create(absl::GetFlag(FLAGS_prefill), absl::GetFlag(FLAGS_decode));
-    if (!made.ok()) std::fprintf(stderr, "no cuts: %s\n", made.status().ToString().c_str());
-    if (made.ok()) network = *std::move(made);
+    if (absl::IsUnavailable(made.status())) {
+      std::fprintf(stderr, "no cuts: %s\n", made.status().ToString().c_str());
+    } else {
+      BATON_ASSIGN_OR_RETURN(network, std::move(made));
+    }
   }
   BATON_ASSIGN_OR_RETURN(const std::unique_ptr<Cluster> cluster,
                          Cluster::Start(ClusterFromFlags(model.path(), network.get())));
@@ -322,5 +331,7 @@ int main(int argc, char** argv) {
                 "Exits with 1, and keeps the logs, when a stream differs or fails, or when blocks "
                 "do not come\nhome once the faults are over.",
        .version = baton::Version()});
+  std::signal(SIGINT, &baton::Interrupt);
+  std::signal(SIGTERM, &baton::Interrupt);
   return baton::RunAndTell();
 }

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdio>
 #include <cstdlib>
 
@@ -17,21 +18,27 @@ constexpr char kLoopback[] = "127.0.0.1:";
 // What the program said is the message.
 absl::Status Ip(const std::string& arguments) {
   FILE* const output = popen(absl::StrCat("ip ", arguments, " 2>&1").c_str(), "re");
-  if (output == nullptr) return absl::UnavailableError("no shell can be started");
+  if (output == nullptr) return absl::InternalError("no shell can be started");
   std::string said;
   char buffer[256];
   while (std::fgets(buffer, sizeof(buffer), output) != nullptr) said += buffer;
   if (pclose(output) == 0) return absl::OkStatus();
-  return absl::UnavailableError(absl::StrCat("ip ", arguments, ": ", said));
+  return absl::InternalError(absl::StrCat("ip ", arguments, ": ", said));
+}
+
+std::string NextLetter() {
+  static std::atomic<int> made{0};
+  return std::string(1, static_cast<char>('a' + made++ % 26));
 }
 
 }  // namespace
 
-// Names and addresses are this process's, so that two runs do not meet.
+// Names and addresses are this process's, so that two runs do not meet. Names are new ones each
+// time: Linux takes its time to forget those of a namespace that is gone.
 WorkerNetwork::WorkerNetwork(int prefill, int decode)
     : prefill_(prefill),
       decode_(decode),
-      prefix_(absl::StrCat("b", getpid())),
+      prefix_(absl::StrCat("b", getpid(), NextLetter())),
       network_(absl::StrCat("10.", 64 + (getpid() >> 8) % 128, ".", getpid() % 256, ".")) {}
 
 absl::StatusOr<std::unique_ptr<WorkerNetwork>> WorkerNetwork::Create(int prefill, int decode) {
@@ -41,7 +48,8 @@ absl::StatusOr<std::unique_ptr<WorkerNetwork>> WorkerNetwork::Create(int prefill
 }
 
 absl::Status WorkerNetwork::Make() {
-  BATON_RETURN_IF_ERROR(Ip(absl::StrCat("link add ", prefix_, " type bridge")));
+  const absl::Status allowed = Ip(absl::StrCat("link add ", prefix_, " type bridge"));
+  if (!allowed.ok()) return absl::UnavailableError(allowed.message());
   BATON_RETURN_IF_ERROR(Ip(absl::StrCat("addr add ", network_, "1/24 dev ", prefix_)));
   BATON_RETURN_IF_ERROR(Ip(absl::StrCat("link set ", prefix_, " up")));
   for (const std::string role : {"prefill", "decode"}) {
