@@ -3,6 +3,7 @@
 #include <grpcpp/client_context.h>
 #include <grpcpp/support/client_callback.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -18,20 +19,29 @@ namespace {
 // An idle stream is looked at so many times per heartbeat interval.
 constexpr int kTicksPerHeartbeat = 4;
 
+// Null: plaintext.
+std::shared_ptr<const TlsFiles::Texts> Certificates(const ChannelOptions& options) {
+  return options.tls == nullptr ? nullptr : options.tls->texts();
+}
+
+bool StillConnects(grpc::Channel& channel) {
+  const grpc_connectivity_state state = channel.GetState(/*try_to_connect=*/false);
+  return state == GRPC_CHANNEL_CONNECTING || state == GRPC_CHANNEL_TRANSIENT_FAILURE;
+}
+
 }  // namespace
 
-// One attempt: a call on a channel of its own, so that a peer that hangs, or moved behind its name,
-// does not spoil the next attempt.
+// One attempt: one call.
 //
 // The client's thread makes and destroys it, after OnDone: the last channel of a process may not be
 // destroyed by one of gRPC's threads, which would then wait for itself.
 class SessionClient::Stream final : public grpc::ClientBidiReactor<v1::Command, v1::Event> {
  public:
-  Stream(SessionClient* client, SessionNumber number)
+  Stream(SessionClient* client, SessionNumber number, const std::shared_ptr<grpc::Channel>& channel)
       : client_(client),
         options_(client->options_),
         number_(number),
-        stub_(v1::Worker::NewStub(CreateChannel(client->address_, options_.channel))),
+        stub_(v1::Worker::NewStub(channel)),
         last_received_(Now()),
         last_sent_(last_received_),
         outbox_(options_.outbox_commands_max, options_.outbox_bytes_max) {}
@@ -281,33 +291,59 @@ SessionClient::Stream* SessionClient::Find(SessionNumber session) const {
 }
 
 void SessionClient::Run() {
-  const Duration tick = options_.heartbeat_interval / kTicksPerHeartbeat;
   Backoff backoff(options_.backoff_min, options_.backoff_max, options_.seed);
+  // A channel that was connected serves one attempt, so that a peer that hangs does not spoil the
+  // next one. One that was not goes on trying: gRPC 1.51 never closes a connection whose channel is
+  // destroyed while the peer still owes its first words.
+  std::shared_ptr<grpc::Channel> channel;
+  std::shared_ptr<const TlsFiles::Texts> certificates;  // Of the channel.
   // Forever by design: a worker may come back at any time. Stop ends it.
   SessionCounter& numbers = options_.numbers == nullptr ? own_numbers_ : *options_.numbers;
   for (;;) {
-    const SessionNumber number = numbers.Next();
-    const auto stream = std::make_unique<Stream>(this, number);
-    {
-      absl::MutexLock lock(&mutex_);
-      if (stopping_) return;
-      stream_ = stream.get();
+    if (channel == nullptr || certificates != Certificates(options_.channel)) {
+      certificates = Certificates(options_.channel);
+      channel = CreateChannel(address_, options_.channel);
     }
-    stream->Start();
-    while (!stream->WaitDone(tick)) stream->Tick(Now());
-    {
-      absl::MutexLock lock(&mutex_);
-      stream_ = nullptr;
-      if (stopping_) return;
-    }
-    const absl::Status status = stream->end_status();
-    handler_->OnDown(number, status);
-    if (stream->was_up()) backoff.Reset();
-    const Duration wait =
-        absl::IsFailedPrecondition(status) ? options_.refused_backoff : backoff.Next();
-    absl::MutexLock lock(&mutex_);
-    if (mutex_.AwaitWithTimeout(absl::Condition(&stopping_), absl::FromChrono(wait))) return;
+    const absl::StatusOr<Duration> wait = RunAttempt(numbers.Next(), channel, &backoff);
+    if (!wait.ok()) return;
+    if (!StillConnects(*channel)) channel.reset();
+    if (!WaitForNextAttempt(*wait, channel.get())) return;
   }
 }
+
+absl::StatusOr<Duration> SessionClient::RunAttempt(SessionNumber number,
+                                                   const std::shared_ptr<grpc::Channel>& channel,
+                                                   Backoff* backoff) {
+  Stream stream(this, number, channel);
+  {
+    absl::MutexLock lock(&mutex_);
+    if (stopping_) return absl::CancelledError("stopped");
+    stream_ = &stream;
+  }
+  stream.Start();
+  while (!stream.WaitDone(tick())) stream.Tick(Now());
+  {
+    absl::MutexLock lock(&mutex_);
+    stream_ = nullptr;
+    if (stopping_) return absl::CancelledError("stopped");
+  }
+  const absl::Status status = stream.end_status();
+  handler_->OnDown(number, status);
+  if (stream.was_up()) backoff->Reset();
+  return absl::IsFailedPrecondition(status) ? options_.refused_backoff : backoff->Next();
+}
+
+bool SessionClient::WaitForNextAttempt(Duration wait, grpc::Channel* connecting) {
+  for (const Instant end = Now() + wait; Now() < end;) {
+    if (connecting != nullptr && !StillConnects(*connecting)) break;  // There is something to try.
+    const Duration pause = std::min(tick(), end - Now());
+    absl::MutexLock lock(&mutex_);
+    if (mutex_.AwaitWithTimeout(absl::Condition(&stopping_), absl::FromChrono(pause))) return false;
+  }
+  absl::MutexLock lock(&mutex_);
+  return !stopping_;
+}
+
+Duration SessionClient::tick() const { return options_.heartbeat_interval / kTicksPerHeartbeat; }
 
 }  // namespace baton

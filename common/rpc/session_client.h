@@ -6,14 +6,17 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <thread>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "common/base/clock.h"
 #include "common/base/ids.h"
+#include "common/rpc/backoff.h"
 #include "common/rpc/channel.h"
 #include "proto/worker.grpc.pb.h"
 
@@ -97,6 +100,13 @@ class SessionClient {
   Stream* Find(SessionNumber session) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // The client's thread: attempts, heartbeats, silence, OnDown.
   void Run();
+  // How long to wait for the next one. An error: stopped.
+  absl::StatusOr<Duration> RunAttempt(SessionNumber number,
+                                      const std::shared_ptr<grpc::Channel>& channel,
+                                      Backoff* backoff);
+  // At most `wait`: until `connecting`, if there is one, is connected. False: stopped.
+  bool WaitForNextAttempt(Duration wait, grpc::Channel* connecting);
+  Duration tick() const;
 
   const std::string address_;
   SessionClientHandler* const handler_;

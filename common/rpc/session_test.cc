@@ -2,15 +2,23 @@
 // gRPC.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <sys/time.h>
+#include <unistd.h>
 
 #include <atomic>
+#include <cerrno>
 #include <optional>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "absl/synchronization/notification.h"
+#include "absl/time/time.h"
+#include "common/base/check.h"
 #include "common/rpc/session_test_peers.h"
 
 namespace baton {
@@ -423,6 +431,74 @@ TEST(SessionTest, ClientBreaksASilentWorker) {
 
   EXPECT_TRUE(client_handler.journal.Await("down 2 UNAVAILABLE: the worker was silent for 100 ms"));
 
+  client.Stop();
+}
+
+// A listening socket, whose connections the kernel takes as it does for a process that is stopped.
+class StoppedWorker {
+ public:
+  StoppedWorker() : fd_(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
+    sockaddr_in address = {};
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    socklen_t size = sizeof(address);
+    BATON_CHECK(bind(fd_, reinterpret_cast<sockaddr*>(&address), size) == 0);
+    BATON_CHECK(listen(fd_, 16) == 0);
+    getsockname(fd_, reinterpret_cast<sockaddr*>(&address), &size);
+    address_ = absl::StrCat("127.0.0.1:", ntohs(address.sin_port));
+  }
+  ~StoppedWorker() {
+    for (const int connection : connections_) close(connection);
+    close(fd_);
+  }
+  const std::string& address() const { return address_; }
+
+  void AwaitConnections(size_t count) {
+    while (connections_.size() < count) connections_.push_back(accept(fd_, nullptr, nullptr));
+  }
+  // The process goes on: HTTP/2's first words, an empty SETTINGS frame, on every connection.
+  void Wake() const {
+    const std::string settings("\0\0\0\4\0\0\0\0\0", 9);
+    for (const int connection : connections_) {
+      send(connection, settings.data(), settings.size(), MSG_NOSIGNAL);
+    }
+  }
+  // Whether the other side closes all of them.
+  bool AwaitEnds() const {
+    const timeval patience = {.tv_sec = absl::ToInt64Seconds(kPatience), .tv_usec = 0};
+    for (const int connection : connections_) {
+      setsockopt(connection, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
+      char buffer[4096];
+      ssize_t count = 1;
+      while (count > 0) count = recv(connection, buffer, sizeof(buffer), 0);
+      if (count < 0 && errno == EAGAIN) return false;
+    }
+    return true;
+  }
+
+ private:
+  const int fd_;
+  std::string address_;
+  std::vector<int> connections_;
+};
+
+// Goal: no connection to a worker that hung is left over once it goes on, whatever the client's
+// channels were doing then.
+TEST(SessionTest, ConnectionsToAStoppedWorkerAreClosedOnceItGoesOn) {
+  StoppedWorker stopped;
+  RecordingClientHandler client_handler;
+  SessionClientOptions options = FastClientOptions();
+  options.silence_max = milliseconds(1500);
+  options.channel.reconnect_backoff_max = milliseconds(1000);  // A connection may take as long.
+  options.backoff_min = options.backoff_max = milliseconds(100);
+  SessionClient client(stopped.address(), &client_handler, options);
+  // gRPC makes the second one by itself when the first one has taken too long; that fails the
+  // attempt.
+  stopped.AwaitConnections(3);
+
+  stopped.Wake();
+
+  EXPECT_TRUE(stopped.AwaitEnds());
   client.Stop();
 }
 

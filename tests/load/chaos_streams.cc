@@ -1,7 +1,6 @@
 #include "tests/load/chaos_streams.h"
 
 #include <algorithm>
-#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -15,43 +14,22 @@ namespace baton {
 namespace {
 
 constexpr Duration kDeadline = std::chrono::minutes(2);
-constexpr Duration kAfterRefusal = std::chrono::milliseconds(200);
+constexpr Duration kAfterBreak = std::chrono::milliseconds(20);
 // Of the streams that are given one: where in the undisturbed text their stop string begins.
 constexpr double kStopAt = 0.6;
 constexpr size_t kStopBytes = 4;
 
-struct Received {
-  Answer answer;
-  std::vector<std::string> tokens;
-  double longest_pause_ms = 0;
-};
-
-// `tokens_max`: the client hangs up after so many.
-Received Receive(Cluster& cluster, const v1::GenerateRequest& request,
-                 std::optional<size_t> tokens_max) {
-  Received received;
-  std::optional<Instant> last;
-  received.answer = cluster.Generate(request, kDeadline, [&](const v1::Delta& delta) {
-    const Instant now = Now();
-    if (last.has_value()) {
-      received.longest_pause_ms = std::max(received.longest_pause_ms, ToMilliseconds(now - *last));
-    }
-    last = now;
-    for (const v1::Token& token : delta.tokens()) {
-      received.tokens.push_back(token.SerializeAsString());
-    }
-    return !tokens_max.has_value() || received.tokens.size() < *tokens_max;
-  });
-  return received;
-}
-
 absl::StatusOr<Truth> Undisturbed(Cluster& cluster, v1::GenerateRequest request) {
-  Received received = Receive(cluster, request, std::nullopt);
-  BATON_RETURN_IF_ERROR(received.answer.status);
+  std::vector<std::string> tokens;
+  Answer answer = cluster.Generate(request, kDeadline, [&tokens](const v1::Delta& delta) {
+    for (const v1::Token& token : delta.tokens()) tokens.push_back(token.SerializeAsString());
+    return true;
+  });
+  BATON_RETURN_IF_ERROR(answer.status);
   return Truth{.request = std::move(request),
-               .tokens = std::move(received.tokens),
-               .text = std::move(received.answer.text),
-               .reason = received.answer.finished.reason()};
+               .tokens = std::move(tokens),
+               .text = std::move(answer.text),
+               .reason = answer.finished.reason()};
 }
 
 // The cluster must have told the truth.
@@ -145,49 +123,120 @@ void ChaosStreams::RunClient(uint64_t seed) {
   while (!stopping()) RunOne((*truths_)[random() % truths_->size()], random);
 }
 
+// What all calls of a request gave together.
+struct ChaosStreams::Received {
+  absl::Status status;
+  std::vector<std::string> tokens;  // Each as sent.
+  std::vector<TokenId> ids;
+  std::string text;
+  std::string tail;  // What came without a token: the end of an answer, which a new call repeats.
+  v1::Finished finished;
+  uint32_t retries = 0;
+  uint64_t resumed = 0;
+  uint64_t refused = 0;
+  bool without_hint = false;  // A refusal that does not say when to come back.
+  bool cancelled = false;
+  Instant asked = Now();
+  std::optional<Instant> last;  // Delta.
+  double first_token_ms = 0;
+  double longest_pause_ms = 0;
+
+  void Add(const v1::Delta& delta) {
+    const Instant now = Now();
+    if (last.has_value()) {
+      longest_pause_ms = std::max(longest_pause_ms, ToMilliseconds(now - *last));
+    } else {
+      first_token_ms = ToMilliseconds(now - asked);
+    }
+    last = now;
+    (delta.tokens_size() > 0 ? text : tail) += delta.text();
+    for (const v1::Token& token : delta.tokens()) {
+      tokens.push_back(token.SerializeAsString());
+      ids.push_back(token.id());
+    }
+  }
+};
+
 void ChaosStreams::RunOne(const Truth& truth, std::mt19937_64& random) {
   std::optional<size_t> tokens_max;
   if (random() % 32 == 0) tokens_max = 1 + random() % truth.tokens.size();
-  const Received received = Receive(*cluster_, truth.request, tokens_max);
-  const absl::Status& status = received.answer.status;
-  const bool refused = absl::IsResourceExhausted(status) && received.tokens.empty();
+  Judge(truth, Ask(truth, tokens_max));
+}
+
+ChaosStreams::Received ChaosStreams::Ask(const Truth& truth, std::optional<size_t> tokens_max) {
+  Received received;
+  while (AskOnce(truth, tokens_max, &received)) {
+  }
+  received.text += received.tail;
+  return received;
+}
+
+bool ChaosStreams::AskOnce(const Truth& truth, std::optional<size_t> tokens_max,
+                           Received* received) {
+  const bool router_up = router_up_;
+  const int deaths = router_deaths_;
+  v1::GenerateRequest request = truth.request;
+  request.mutable_generated_ids()->Assign(received->ids.begin(), received->ids.end());
+  received->tail.clear();
+  const Answer answer = cluster_->Generate(request, kDeadline, [&](const v1::Delta& delta) {
+    received->Add(delta);
+    received->cancelled = tokens_max.has_value() && received->tokens.size() >= *tokens_max;
+    return !received->cancelled;
+  });
+  received->status = answer.status;
+  received->finished = answer.finished;
+  received->retries += answer.finished.retries();
+  if (received->cancelled) return false;
+  if (absl::IsUnavailable(answer.status) && (!router_up || router_deaths_ != deaths)) {
+    ++received->resumed;
+    PauseOrStop(kAfterBreak);
+    return true;
+  }
+  if (absl::IsResourceExhausted(answer.status) && received->tokens.empty()) {
+    ++received->refused;
+    received->without_hint = !answer.retry_after_ms.has_value();
+    if (received->without_hint) return false;
+    PauseOrStop(std::chrono::milliseconds(*answer.retry_after_ms));
+    return !stopping();
+  }
+  return false;
+}
+
+void ChaosStreams::Judge(const Truth& truth, const Received& received) {
+  const absl::Status& status = received.status;
   const bool prefix =
       received.tokens.size() <= truth.tokens.size() &&
       std::equal(received.tokens.begin(), received.tokens.end(), truth.tokens.begin()) &&
-      truth.text.starts_with(received.answer.text);
-  const bool whole = received.tokens.size() == truth.tokens.size() &&
-                     received.answer.text == truth.text &&
-                     received.answer.finished.reason() == truth.reason;
-  {
-    absl::MutexLock lock(&mutex_);
-    ++counts_.requests;
-    counts_.tokens += received.tokens.size();
-    if (!prefix || (status.ok() && !whole)) {
-      ++counts_.differ;
-      if (counts_.first_difference.empty()) {
-        counts_.first_difference =
-            absl::StrCat("request ", received.answer.started.request_id(), ": ",
-                         received.tokens.size(), " of ", truth.tokens.size(), " tokens, ",
-                         status.ToString(), "; ", truth.request.ShortDebugString());
-      }
-    } else if (status.ok()) {
-      ++counts_.completed;
-      counts_.retries += received.answer.finished.retries();
-      counts_.pauses_ms.push_back(received.longest_pause_ms);
-      if (received.answer.finished.retries() > 0) {
-        ++counts_.retried;
-        counts_.retried_pauses_ms.push_back(received.longest_pause_ms);
-      }
-    } else if (tokens_max.has_value() && absl::IsCancelled(status)) {
-      ++counts_.cancelled;
-    } else if (refused) {
-      ++counts_.refused;
-    } else {
-      ++counts_.failed;
-      ++counts_.failures[status.ToString()];
+      truth.text.starts_with(received.text);
+  const bool whole = received.tokens.size() == truth.tokens.size() && received.text == truth.text &&
+                     received.finished.reason() == truth.reason;
+  absl::MutexLock lock(&mutex_);
+  ++counts_.requests;
+  counts_.tokens += received.tokens.size();
+  counts_.refused += received.refused;
+  counts_.resumed += received.resumed;
+  counts_.retries += received.retries;
+  if (!prefix || (status.ok() && !whole)) {
+    ++counts_.differ;
+    if (counts_.first_difference.empty()) {
+      counts_.first_difference = absl::StrCat(
+          received.tokens.size(), " of ", truth.tokens.size(), " tokens, ", received.resumed,
+          " calls resumed, ", status.ToString(), "; ", truth.request.ShortDebugString());
     }
+  } else if (status.ok()) {
+    ++counts_.completed;
+    counts_.first_tokens_ms.push_back(received.first_token_ms);
+    counts_.pauses_ms.push_back(received.longest_pause_ms);
+    if (received.retries > 0) {
+      ++counts_.retried;
+      counts_.retried_pauses_ms.push_back(received.longest_pause_ms);
+    }
+  } else if (received.cancelled) {
+    ++counts_.cancelled;
+  } else if (received.refused == 0 || received.without_hint || !absl::IsResourceExhausted(status)) {
+    ++counts_.failed;
+    ++counts_.failures[status.ToString()];
   }
-  if (refused) PauseOrStop(kAfterRefusal);
 }
 
 }  // namespace baton

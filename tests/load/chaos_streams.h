@@ -2,8 +2,10 @@
 #ifndef BATON_TESTS_LOAD_CHAOS_STREAMS_H_
 #define BATON_TESTS_LOAD_CHAOS_STREAMS_H_
 
+#include <atomic>
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <random>
 #include <string>
 #include <thread>
@@ -33,13 +35,16 @@ struct StreamCounts {
   uint64_t requests = 0;
   uint64_t completed = 0;
   uint64_t cancelled = 0;  // By their clients; what they had got was right.
-  uint64_t refused = 0;    // RESOURCE_EXHAUSTED before the first token; asked again later.
+  uint64_t refused = 0;  // Calls that got RESOURCE_EXHAUSTED before the first token, and its hint.
+  uint64_t resumed = 0;  // Calls that went on where a killed router had left off.
   uint64_t failed = 0;
   uint64_t differ = 0;
   uint64_t retried = 0;  // Completed with at least one retry.
   uint64_t retries = 0;
   uint64_t tokens = 0;
-  // Of each completed stream, the longest between two deltas; of those with retries once more.
+  // Of each completed stream: how long until its first token, and the longest pause after that; of
+  // those with retries once more.
+  std::vector<double> first_tokens_ms;
   std::vector<double> pauses_ms;
   std::vector<double> retried_pauses_ms;
   std::map<std::string, int> failures;  // What the failed ones said.
@@ -56,15 +61,27 @@ class ChaosStreams {
   // No more requests; returns when those under way have ended.
   void Stop();
   StreamCounts counts() const;
+  // Calls that are under way before the router is up again may break, and go on with what they have
+  // got.
+  void RouterGoes() { router_up_ = false, ++router_deaths_; }
+  void RouterIsBack() { router_up_ = true; }
 
  private:
+  struct Received;
   void RunClient(uint64_t seed);
   void RunOne(const Truth& truth, std::mt19937_64& random);
+  // `tokens_max`: the client hangs up after so many.
+  Received Ask(const Truth& truth, std::optional<size_t> tokens_max);
+  // One call for what is still missing; whether another one is needed.
+  bool AskOnce(const Truth& truth, std::optional<size_t> tokens_max, Received* received);
+  void Judge(const Truth& truth, const Received& received);
   bool stopping() const;
   void PauseOrStop(Duration duration);
 
   Cluster* const cluster_;
   const std::vector<Truth>* const truths_;
+  std::atomic<bool> router_up_{true};
+  std::atomic<int> router_deaths_{0};
   mutable absl::Mutex mutex_;
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
   StreamCounts counts_ ABSL_GUARDED_BY(mutex_);

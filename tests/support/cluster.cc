@@ -25,6 +25,7 @@ namespace {
 
 constexpr Duration kStartTimeout = std::chrono::seconds(60);
 constexpr Duration kRestartTimeout = std::chrono::seconds(10);
+constexpr int kReconnectMs = 200;
 constexpr absl::Duration kPollInterval = absl::Milliseconds(50);
 
 // A pause between two questions to another process: there is nothing to be woken by.
@@ -127,13 +128,20 @@ absl::Status Cluster::StartRouter() {
                                       options_.model,
                                       "--listen",
                                       router_address_.empty() ? UnusedAddress() : router_address_,
+                                      "--metrics",
+                                      "127.0.0.1:0",
                                       absl::StrCat("--decode=", addresses(decode_))};
   if (!prefill_.empty()) command.push_back(absl::StrCat("--prefill=", addresses(prefill_)));
   command.insert(command.end(), options_.router_flags.begin(), options_.router_flags.end());
   BATON_ASSIGN_OR_RETURN(router_, Process::Start(command, folder_.path() + "/router.log"));
   BATON_ASSIGN_OR_RETURN(router_address_, router_->WaitForLine("listening on ", kStartTimeout));
-  stub_ = v1::Inference::NewStub(
-      grpc::CreateChannel(router_address_, MakeChannelCredentials(options_.tls.get())));
+  BATON_ASSIGN_OR_RETURN(router_metrics_address_,
+                         router_->WaitForLine("metrics on ", kStartTimeout));
+  if (stub_ != nullptr) return absl::OkStatus();  // Others may be using it; it connects again.
+  grpc::ChannelArguments arguments;
+  arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, kReconnectMs);
+  stub_ = v1::Inference::NewStub(grpc::CreateCustomChannel(
+      router_address_, MakeChannelCredentials(options_.tls.get()), arguments));
   return absl::OkStatus();
 }
 
@@ -157,6 +165,7 @@ absl::Status Cluster::RestartWorker(const std::string& role, int index,
 
 void Cluster::Prepare(grpc::ClientContext* context, Duration timeout) const {
   context->set_deadline(std::chrono::system_clock::now() + timeout);
+  context->set_wait_for_ready(options_.wait_for_router);
   if (!options_.api_key.empty()) {
     context->AddMetadata("authorization", "Bearer " + options_.api_key);
   }
@@ -183,6 +192,10 @@ Answer Cluster::Generate(const v1::GenerateRequest& request, Duration timeout,
     }
   }
   answer.status = FromGrpcStatus(reader->Finish());
+  const auto hint = context.GetServerTrailingMetadata().find("retry-after-ms");
+  if (hint != context.GetServerTrailingMetadata().end()) {
+    answer.retry_after_ms = std::stoul(std::string(hint->second.data(), hint->second.size()));
+  }
   return answer;
 }
 

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -30,6 +31,7 @@ struct ClusterOptions {
       nullptr;
   std::shared_ptr<TlsFiles> tls = nullptr;  // Of the client here; null: plaintext.
   std::string api_key = "";                 // Of the client here.
+  bool wait_for_router = false;  // Whether its calls wait for a router that is not there.
 };
 
 // What one Generate call gave.
@@ -40,6 +42,7 @@ struct Answer {
   v1::Started started;
   v1::Finished finished;
   bool has_finished = false;
+  std::optional<uint32_t> retry_after_ms;  // The hint of a refusal.
 };
 
 // The folder of the binaries under test: $BATON_BIN_DIR.
@@ -90,6 +93,8 @@ class Cluster {
   }
   const std::string& decode_address(int i) const { return decode_[static_cast<size_t>(i)].address; }
   const std::string& router_address() const { return router_address_; }
+  // For ReadMetrics.
+  const std::string& router_metrics_address() const { return router_metrics_address_; }
 
   // Where the logs are, and that they are to stay there.
   const std::string& folder() const { return folder_.path(); }
@@ -98,6 +103,7 @@ class Cluster {
   // Starts a worker again at its old address, after it died.
   absl::Status RestartPrefill(int i);
   absl::Status RestartDecode(int i);
+  // Calls from other threads may go on meanwhile, and fail.
   absl::Status RestartRouter() { return StartRouter(); }
 
  private:
@@ -119,6 +125,7 @@ class Cluster {
   std::vector<WorkerProcess> decode_;
   std::unique_ptr<Process> router_;
   std::string router_address_;
+  std::string router_metrics_address_;
   std::unique_ptr<v1::Inference::Stub> stub_;
   int starts_ = 0;
 };

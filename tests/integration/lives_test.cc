@@ -1,0 +1,87 @@
+// Goal: who stays keeps nothing of those that come and go.
+// Method: a decode worker and a router see a hundred prefill workers die, and serve with each; what
+// the two hold is looked at in the tenth life and in the last one, at rest.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <signal.h>
+
+#include <thread>
+
+#include "tests/integration/testing/cluster_streams.h"
+#include "tests/support/process_usage.h"
+
+namespace baton {
+namespace {
+
+constexpr int kLives = 100 / BATON_TEST_SLOWNESS;
+constexpr int kWarmLife = kLives / 10;
+
+// Less than a channel takes (18 KiB), more than the allocator makes of it (4 KiB).
+constexpr uint64_t kKibPerLife = 16;
+
+struct Lasting {
+  ProcessUsage decode;
+  ProcessUsage router;
+};
+
+class LivesTest : public ClusterStreamsTest {
+ protected:
+  // One life of the prefill worker: it serves a prompt that nobody has seen before, and dies.
+  void Live(int life) {
+    v1::GenerateRequest request = LongRequests()[0];
+    request.set_max_tokens(4);
+    request.mutable_prompt_ids()->set_ids(0, life);
+    const Answer answer = cluster_->Generate(request);
+    ASSERT_TRUE(answer.status.ok()) << answer.status;
+    EXPECT_EQ(answer.finished.prefill_worker(), cluster_->prefill_address(0));
+    cluster_->prefill(0).Signal(SIGKILL);
+    ASSERT_TRUE(cluster_->prefill(0).Wait(kDeadline).ok());
+    ASSERT_TRUE(cluster_->RestartPrefill(0).ok());
+    ASSERT_TRUE(cluster_->WaitUntil(
+        [](const v1::GetClusterResponse& status) { return Cluster::ReadyCount(status) == 2; }));
+  }
+  Lasting Now() {
+    return {.decode = UsageOf(cluster_->decode(0).pid()),
+            .router = UsageOf(cluster_->router().pid())};
+  }
+};
+
+bool HoldsNoMore(const ProcessUsage& now, const ProcessUsage& warm) {
+  // gRPC's executors take their threads one by one when there is much to do, and keep them.
+  const uint32_t executors = 2 * std::thread::hardware_concurrency();
+  return now.files <= warm.files && now.threads <= warm.threads + executors;
+}
+
+TEST_F(LivesTest, OfAPrefillWorkerLeaveNothingBehind) {
+  // So small a cache has been written to everywhere by the time of the first look.
+  StartCluster(1, 1, {}, {"--kv_memory=256KiB", "--local_prefill=never"});
+  Lasting warm;
+  for (int life = 0; life < kLives; ++life) {
+    if (life == kWarmLife) {
+      ASSERT_TRUE(cluster_->WaitUntil(Cluster::AtRest));
+      warm = Now();
+    }
+    ASSERT_NO_FATAL_FAILURE(Live(life)) << "life " << life;
+  }
+
+  Lasting end;
+  // Connections are let go of a moment later.
+  EXPECT_TRUE(cluster_->WaitUntil([&](const v1::GetClusterResponse& status) {
+    end = Now();
+    return Cluster::AtRest(status) && HoldsNoMore(end.decode, warm.decode) &&
+           HoldsNoMore(end.router, warm.router);
+  }));
+  EXPECT_EQ(end.decode.files, warm.decode.files);
+  EXPECT_EQ(end.router.files, warm.router.files);
+  EXPECT_TRUE(HoldsNoMore(end.decode, warm.decode)) << end.decode.threads;
+  EXPECT_TRUE(HoldsNoMore(end.router, warm.router)) << end.router.threads;
+  // The sanitizers keep what was freed.
+  if (BATON_TEST_SLOWNESS == 1) {
+    const uint64_t kib = kKibPerLife * (kLives - kWarmLife);
+    EXPECT_LE(end.decode.memory_kib, warm.decode.memory_kib + kib);
+    EXPECT_LE(end.router.memory_kib, warm.router.memory_kib + kib);
+  }
+}
+
+}  // namespace
+}  // namespace baton

@@ -1,0 +1,117 @@
+#include "tests/support/worker_network.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdio>
+#include <cstdlib>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/status_macros.h"
+
+namespace baton {
+namespace {
+
+constexpr char kLoopback[] = "127.0.0.1:";
+
+// What the program said is the message.
+absl::Status Ip(const std::string& arguments) {
+  FILE* const output = popen(absl::StrCat("ip ", arguments, " 2>&1").c_str(), "re");
+  if (output == nullptr) return absl::InternalError("no shell can be started");
+  std::string said;
+  char buffer[256];
+  while (std::fgets(buffer, sizeof(buffer), output) != nullptr) said += buffer;
+  if (pclose(output) == 0) return absl::OkStatus();
+  return absl::InternalError(absl::StrCat("ip ", arguments, ": ", said));
+}
+
+std::string NextLetter() {
+  static std::atomic<int> made{0};
+  return std::string(1, static_cast<char>('a' + made++ % 26));
+}
+
+}  // namespace
+
+// Names and addresses are this process's, so that two runs do not meet. Names are new ones each
+// time: Linux takes its time to forget those of a namespace that is gone.
+WorkerNetwork::WorkerNetwork(int prefill, int decode)
+    : prefill_(prefill),
+      decode_(decode),
+      prefix_(absl::StrCat("b", getpid(), NextLetter())),
+      network_(absl::StrCat("10.", 64 + (getpid() >> 8) % 128, ".", getpid() % 256, ".")) {}
+
+absl::StatusOr<std::unique_ptr<WorkerNetwork>> WorkerNetwork::Create(int prefill, int decode) {
+  auto network = std::unique_ptr<WorkerNetwork>(new WorkerNetwork(prefill, decode));
+  BATON_RETURN_IF_ERROR(network->Make());
+  return network;
+}
+
+absl::Status WorkerNetwork::Make() {
+  const absl::Status allowed = Ip(absl::StrCat("link add ", prefix_, " type bridge"));
+  if (!allowed.ok()) return absl::UnavailableError(allowed.message());
+  BATON_RETURN_IF_ERROR(Ip(absl::StrCat("addr add ", network_, "1/24 dev ", prefix_)));
+  BATON_RETURN_IF_ERROR(Ip(absl::StrCat("link set ", prefix_, " up")));
+  for (const std::string role : {"prefill", "decode"}) {
+    for (int i = 0; i < (role == "decode" ? decode_ : prefill_); ++i) {
+      BATON_RETURN_IF_ERROR(MakeHost(NameOf(role, i), AddressOf(role, i)));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status WorkerNetwork::MakeHost(const std::string& name, const std::string& address) {
+  BATON_RETURN_IF_ERROR(Ip(absl::StrCat("netns add ", name)));
+  BATON_RETURN_IF_ERROR(
+      Ip(absl::StrCat("link add ", name, " type veth peer name eth0 netns ", name)));
+  BATON_RETURN_IF_ERROR(Ip(absl::StrCat("link set ", name, " master ", prefix_, " up")));
+  BATON_RETURN_IF_ERROR(Ip(absl::StrCat("-n ", name, " addr add ", address, "/24 dev eth0")));
+  BATON_RETURN_IF_ERROR(Ip(absl::StrCat("-n ", name, " link set eth0 up")));
+  return Ip(absl::StrCat("-n ", name, " link set lo up"));
+}
+
+// The links go with their namespaces.
+WorkerNetwork::~WorkerNetwork() {
+  for (int i = 0; i < prefill_; ++i) Ip("netns del " + NameOf("prefill", i)).IgnoreError();
+  for (int i = 0; i < decode_; ++i) Ip("netns del " + NameOf("decode", i)).IgnoreError();
+  Ip(absl::StrCat("link del ", prefix_)).IgnoreError();
+}
+
+void WorkerNetwork::Place(const std::string& role, int index,
+                          std::vector<std::string>* command) const {
+  const std::string address = AddressOf(role, index);
+  for (std::string& argument : *command) {
+    // At the first start; after that it already has an address here.
+    if (argument.rfind(kLoopback, 0) == 0) {
+      argument.replace(0, sizeof(kLoopback) - 1, address + ":");
+    }
+  }
+  command->push_back("--transfer_host=" + address);
+  command->insert(command->begin(), {"ip", "netns", "exec", NameOf(role, index)});
+}
+
+absl::Status WorkerNetwork::Cut(int prefill, int decode) {
+  return ChangeRoutes("add", prefill, decode);
+}
+
+absl::Status WorkerNetwork::Mend(int prefill, int decode) {
+  return ChangeRoutes("del", prefill, decode);
+}
+
+absl::Status WorkerNetwork::ChangeRoutes(const char* verb, int prefill, int decode) {
+  const auto route = [verb](const std::string& name, const std::string& address) {
+    return Ip(absl::StrCat("-n ", name, " route ", verb, " blackhole ", address, "/32"));
+  };
+  BATON_RETURN_IF_ERROR(route(NameOf("prefill", prefill), AddressOf("decode", decode)));
+  return route(NameOf("decode", decode), AddressOf("prefill", prefill));
+}
+
+std::string WorkerNetwork::NameOf(const std::string& role, int index) const {
+  return absl::StrCat(prefix_, role.substr(0, 1), index);
+}
+
+std::string WorkerNetwork::AddressOf(const std::string& role, int index) const {
+  return absl::StrCat(network_, (role == "decode" ? 100 : 10) + index);
+}
+
+}  // namespace baton
