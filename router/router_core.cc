@@ -56,6 +56,7 @@ void RouterCore::OnWorkerUp(WorkerId id, const v1::WorkerHello& hello, Instant n
   actions_.push_back(Note{absl::StrCat(RoleName(worker->role), " worker ", worker->address, " is ",
                                        WorkerStateName(worker->state),
                                        worker->reason.empty() ? "" : ": ", worker->reason)});
+  if (worker->draining) SendDrain(id);  // It may not have heard it in its last session.
   SendProbes(now);
   Place(now);
 }

@@ -170,6 +170,7 @@ class RouterCore {
                     Instant now) const;
 
   // Moves of running requests away from workers that drain (router_core_moves.cc).
+  void SendDrain(WorkerId worker);
   void OnDraining(WorkerEntry& worker, std::string reason, Instant now);
   void StartMoves(Instant now);
   void StartMove(Request& request, WorkerId to, Instant now);

@@ -260,6 +260,25 @@ TEST_F(FailureTest, DamagedKvGoesElsewhereIfItsPrefillWorkerLeaves) {
   EXPECT_TRUE(driver.Next(p2).has_prefill());
 }
 
+TEST_F(FailureTest, DamagedKvThatNobodySendsAgainWaitsInTheQueueAnew) {
+  const uint64_t attempt = Prefilling();
+  const Duration patience = CoreOptions{}.queue_time_max;
+  driver.Advance(patience - seconds(1));
+  driver.Down(p2);
+  v1::Event draining;
+  draining.mutable_draining();
+  driver.Event(p1, draining);
+  driver.PrefillFailed(p1, attempt, /*retryable=*/true, /*transfer=*/true, 1,
+                       absl::StatusCode::kDataLoss);
+  ASSERT_EQ(driver.core.queued_count(), 1u);
+
+  driver.Advance(seconds(2));
+  EXPECT_EQ(driver.core.queued_count(), 1u) << outcome().finish->status;
+
+  driver.Advance(patience);
+  EXPECT_EQ(driver.core.queued_count(), 0u);
+}
+
 TEST_F(FailureTest, FinalPrefillFailureEndsTheRequest) {
   const uint64_t attempt = Prefilling();
   driver.PrefillFailed(p1, attempt, /*retryable=*/false, /*transfer=*/false);

@@ -41,9 +41,8 @@ absl::StatusOr<v1::DrainWorkerResponse> RouterCore::DrainWorker(const std::strin
     return absl::UnavailableError(absl::StrCat("the worker ", address, " is not connected (",
                                                WorkerStateName(worker.state), ")"));
   }
-  v1::Command command;
-  command.mutable_drain();
-  actions_.push_back(SendCommand{.worker = worker.id, .command = std::move(command)});
+  worker.told_to_drain = worker.incarnation();
+  SendDrain(worker.id);
   actions_.push_back(Note{absl::StrCat("worker ", address, " is told to drain")});
   v1::DrainWorkerResponse response;
   response.set_incarnation(worker.hello.incarnation());
@@ -52,6 +51,12 @@ absl::StatusOr<v1::DrainWorkerResponse> RouterCore::DrainWorker(const std::strin
   worker.draining = true;
   if (worker.serving()) OnDraining(worker, "the worker was told to go", now);
   return response;
+}
+
+void RouterCore::SendDrain(WorkerId worker) {
+  v1::Command command;
+  command.mutable_drain();
+  actions_.push_back(SendCommand{.worker = worker, .command = std::move(command)});
 }
 
 void RouterCore::OnDraining(WorkerEntry& worker, std::string reason, Instant now) {

@@ -82,6 +82,32 @@ TEST_F(RouterMovesTest, WorkerThatIsToldToDrainGetsNoMoreWorkAndItsRequestsMove)
   EXPECT_TRUE(driver.Next(to).has_admit());
 }
 
+TEST_F(RouterMovesTest, WorkerWhoseSessionBrokeIsToldToDrainOnceMore) {
+  const std::string address = driver.core.workers().Find(from)->address;
+  const v1::WorkerHello hello = driver.core.workers().Find(from)->hello;
+  ASSERT_TRUE(driver.core.DrainWorker(address, driver.now).ok());
+  driver.Advance(milliseconds(1));
+
+  driver.Down(from);
+  driver.Up(from, hello);
+
+  EXPECT_TRUE(driver.Next(from).has_drain());
+  EXPECT_EQ(driver.core.workers().Find(from)->state, WorkerState::kDraining);
+}
+
+TEST_F(RouterMovesTest, TheNextProcessAtAnAddressIsNotToldToDrain) {
+  v1::WorkerHello hello = driver.core.workers().Find(from)->hello;
+  ASSERT_TRUE(driver.core.DrainWorker(driver.core.workers().Find(from)->address, driver.now).ok());
+  driver.Advance(milliseconds(1));
+
+  driver.Down(from);
+  hello.set_incarnation(hello.incarnation() + 1000);
+  driver.Up(from, hello);
+
+  EXPECT_EQ(driver.core.workers().Find(from)->state, WorkerState::kReady);
+  for (const v1::Command& command : driver.commands[from]) EXPECT_FALSE(command.has_drain());
+}
+
 TEST_F(RouterMovesTest, OnlyAConnectedWorkerCanBeToldToDrain) {
   const std::string address = driver.core.workers().Find(to)->address;
   driver.Down(to);

@@ -124,6 +124,7 @@ bool RouterCore::CountRetry(Request& request, RetryCause cause, const std::strin
   }
   if (request.retries_in_row < options_.retries_max) {
     request.index_at_retry = request.next_index();
+    request.queued_since = now;
     request.retries_in_row += 1;
     request.retries += 1;
     counters_.retries[static_cast<size_t>(cause)] += 1;
@@ -151,7 +152,6 @@ void RouterCore::PrefillGone(Request& request, RetryCause cause, const std::stri
   // Otherwise P had only been chosen (OnAdmitted chooses another), or its part was done.
   if (!was_prefilling) return;
   if (!CountRetry(request, cause, why, gone, now)) return;
-  request.queued_since = now;
   if (request.decode.has_value()) {
     Reopen(request, now);
   } else {
@@ -177,7 +177,6 @@ void RouterCore::PlacementGone(Request& request, RetryCause cause, const std::st
   if (!CountRetry(request, cause, why, knows, now)) return;
   CancelWorkers(request, knows);
   if (knows.has_value() && workers_.Find(*knows)->serving()) request.avoid = knows;
-  request.queued_since = now;
   Requeue(request, now);
 }
 

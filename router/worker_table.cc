@@ -73,9 +73,11 @@ void WorkerTable::Up(WorkerId id, const v1::WorkerHello& hello) {
   worker->prefill_tokens = 0;
   worker->blocks_pledged = 0;
   worker->full_until = Instant{};
-  worker->draining = false;
+  worker->draining = worker->told_to_drain == worker->incarnation();
   worker->drained = false;
-  worker->state = verdict.ok() ? WorkerState::kReady : WorkerState::kRefused;
+  worker->state = !verdict.ok()      ? WorkerState::kRefused
+                  : worker->draining ? WorkerState::kDraining
+                                     : WorkerState::kReady;
   worker->reason = std::string(verdict.message());
   worker->connected = true;
 }

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -48,9 +49,12 @@ struct WorkerEntry {
   uint64_t prefill_tokens = 0;  // Tokens to prefill whose first token has not come back.
   uint64_t blocks_pledged =
       0;                  // Asked for since the last load report: an upper bound of what it lacks.
-  bool draining = false;  // It said so, whether it was in use or not.
+  bool draining = false;  // It said so, or was told to, whether it was in use or not.
   bool drained = false;   // Nothing was left on it, it said.
   Instant full_until{};   // It said RESOURCE_EXHAUSTED: not asked again before.
+
+  // Which process was told to drain, in whatever session. What was told may have been lost with it.
+  std::optional<Incarnation> told_to_drain;
 
   Incarnation incarnation() const { return static_cast<Incarnation>(hello.incarnation()); }
   // Its requests live: the session is up and the worker was accepted.
@@ -81,7 +85,8 @@ class WorkerTable {
   WorkerEntry* Find(WorkerId id);
   const WorkerEntry* Find(WorkerId id) const;
 
-  // Takes the hello of a new session and decides: kReady or kRefused with its reason.
+  // Takes the hello of a new session and decides: kReady, kDraining if this process was told to
+  // drain, or kRefused with its reason.
   void Up(WorkerId id, const v1::WorkerHello& hello);
   // A session broke or could not be had. kFailedPrecondition: the worker refused this router.
   void Down(WorkerId id, const absl::Status& why);

@@ -2,8 +2,11 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <filesystem>
+#include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "absl/flags/reflection.h"
 #include "common/base/command_line.h"
 #include "router/cli/options.h"
 #include "router/cli/output.h"
@@ -12,6 +15,7 @@ namespace baton::cli {
 namespace {
 
 using ::testing::HasSubstr;
+using ::testing::Not;
 
 TEST(CliOptionsTest, MessageLimitIsTheUsers) {
   const auto no_environment = [](const std::string&) { return std::optional<std::string>(); };
@@ -44,32 +48,85 @@ TEST(CliOutputTest, StatusShowsWhyAWorkerIsNotUsed) {
   EXPECT_THAT(ClusterTable({}, {}), HasSubstr("no workers"));
 }
 
+TEST(CliOptionsTest, KeysAreNotSentInClearUnasked) {
+  const absl::FlagSaver saver;
+  const auto no_environment = [](const std::string&) { return std::optional<std::string>(); };
+  const std::string file = testing::TempDir() + "/baton_cli_test_key";
+  std::filesystem::remove(file);
+  std::ofstream(file) << "0123456789abcdef0123456789abcdef\n";
+  std::filesystem::permissions(file, std::filesystem::perms::owner_read);
+  const auto status_with = [&](std::vector<std::string> flags) {
+    flags.push_back("--api_key_file=" + file);
+    EXPECT_TRUE(SetFlags(std::move(flags), no_environment).ok());
+    return OptionsFromFlags({"status"}).status();
+  };
+
+  EXPECT_TRUE(status_with({"--router=127.0.0.1:7000"}).ok());
+  EXPECT_TRUE(status_with({"--router=[::1]:7000"}).ok());
+  const absl::Status refused = status_with({"--router=127.example.com:7000"});
+  EXPECT_EQ(refused.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(refused.message()), HasSubstr("--tls_ca"));
+  EXPECT_TRUE(status_with({"--api_key_in_clear"}).ok());
+}
+
 TEST(CliOptionsTest, DrainNeedsAWorker) {
   EXPECT_EQ(OptionsFromFlags({"drain", "10.0.0.1:7"})->worker, "10.0.0.1:7");
   EXPECT_THAT(std::string(OptionsFromFlags({"drain"}).status().message()),
               HasSubstr("baton drain HOST:PORT"));
 }
 
-TEST(CliOutputTest, DrainIsOverWhenThatProcessIsGone) {
-  constexpr uint64_t kProcess = 5;
-  v1::GetClusterResponse cluster;
-  v1::WorkerStatus* worker = cluster.add_workers();
-  worker->set_address("10.0.0.1:7");
-  worker->set_incarnation(kProcess);
-  worker->set_state("draining");
-  worker->mutable_load()->set_sequences_running(3);
-  const auto progress = [&cluster] { return DrainProgress(cluster, "10.0.0.1:7", kProcess); };
+class DrainProgressTest : public testing::Test {
+ protected:
+  using State = DrainProgress::State;
+  static constexpr uint64_t kProcess = 5;
+  static constexpr char kAddress[] = "10.0.0.1:7";
 
-  EXPECT_THAT(progress().value(), HasSubstr("3 sequences running"));
-  worker->set_state("lost");
-  EXPECT_EQ(progress().status().code(), absl::StatusCode::kUnavailable);
+  DrainProgressTest() : worker(cluster.add_workers()) {
+    worker->set_address(kAddress);
+    worker->set_incarnation(kProcess);
+    worker->set_state("draining");
+  }
+  DrainProgress Progress() const { return ProgressOfDrain(cluster, kAddress, kProcess); }
+
+  v1::GetClusterResponse cluster;
+  v1::WorkerStatus* const worker;
+};
+
+TEST_F(DrainProgressTest, SaysWhatIsLeft) {
+  worker->mutable_load()->set_sequences_running(3);
+  EXPECT_EQ(Progress().state, State::kDraining);
+  EXPECT_TRUE(Progress().there);
+  EXPECT_THAT(Progress().line, HasSubstr("3 sequences running"));
+}
+
+TEST_F(DrainProgressTest, HasDrainedOnceItSaysSo) {
   worker->set_drained(true);
-  EXPECT_EQ(progress().value(), "");
-  // Its successor at the same address.
+  EXPECT_EQ(Progress().state, State::kDrained);
+  EXPECT_TRUE(Progress().there);
+  worker->set_state("lost");
+  EXPECT_EQ(Progress().state, State::kDrained);
+  EXPECT_FALSE(Progress().there);
+}
+
+TEST_F(DrainProgressTest, MayComeBackIfItWentBefore) {
+  worker->set_state("lost");
+  worker->set_reason("nothing heard for 3 s");
+  EXPECT_EQ(Progress().state, State::kSilent);
+  EXPECT_FALSE(Progress().there);
+  EXPECT_THAT(Progress().line, HasSubstr("nothing heard for 3 s"));
+}
+
+TEST_F(DrainProgressTest, IsGoneIfAnotherHasItsAddress) {
   worker->set_incarnation(kProcess + 1);
-  worker->set_drained(false);
   worker->set_state("ready");
-  EXPECT_EQ(progress().value(), "");
+  worker->set_drained(true);
+  EXPECT_EQ(Progress().state, State::kGone);
+  EXPECT_THAT(Progress().line, Not(HasSubstr("drained")));
+}
+
+TEST_F(DrainProgressTest, RouterThatLetsItWorkHasForgotten) {
+  worker->set_state("ready");
+  EXPECT_EQ(Progress().state, State::kForgotten);
 }
 
 }  // namespace

@@ -97,25 +97,34 @@ absl::Status Status(const Options& options, Client* client) {
   return absl::OkStatus();
 }
 
-// Waits until that process is gone, and shows how far it is.
-absl::Status AwaitExit(const std::string& address, uint64_t incarnation, Client* client) {
-  constexpr Duration kInterval = std::chrono::milliseconds(200);
-  std::string shown;
-  while (true) {
+// Waits until that process has left the router, and shows how far it is. Returns what became of it.
+absl::StatusOr<std::string> AwaitEndOfDrain(const std::string& worker, uint64_t incarnation,
+                                            Client* client) {
+  using State = DrainProgress::State;
+  constexpr Duration kInterval = std::chrono::milliseconds(100);
+  constexpr Duration kSilenceMax = std::chrono::seconds(15);  // A session comes back sooner.
+  DrainProgress shown;
+  for (Instant heard = Now(); Now() - heard < kSilenceMax;) {
     BATON_ASSIGN_OR_RETURN(const v1::GetClusterResponse cluster, client->GetCluster());
-    BATON_ASSIGN_OR_RETURN(const std::string progress,
-                           DrainProgress(cluster, address, incarnation));
-    if (progress.empty()) return absl::OkStatus();
-    if (progress != shown) std::fprintf(stderr, "%s\n", progress.c_str());
+    const DrainProgress progress = ProgressOfDrain(cluster, worker, incarnation);
+    if (progress.state == State::kForgotten) return absl::AbortedError(progress.line);
+    // Once it has drained, being gone is its end.
+    const bool drained = shown.state == State::kDrained || progress.state == State::kDrained;
+    if (drained && !progress.there) return worker + " has drained and left";
+    if (progress.state == State::kGone) return progress.line;
+    if (progress.line != shown.line) std::fprintf(stderr, "%s\n", progress.line.c_str());
     shown = progress;
+    if (progress.there) heard = Now();
     if (!client->Pause(kInterval)) return absl::CancelledError("the worker drains on");
   }
+  return absl::UnavailableError(shown.line + "; see `baton status`");
 }
 
 absl::Status Drain(const Options& options, Client* client) {
   BATON_ASSIGN_OR_RETURN(const v1::DrainWorkerResponse told, client->DrainWorker(options.worker));
-  BATON_RETURN_IF_ERROR(AwaitExit(options.worker, told.incarnation(), client));
-  Print(options.worker + " has drained and is gone\n");
+  BATON_ASSIGN_OR_RETURN(const std::string end,
+                         AwaitEndOfDrain(options.worker, told.incarnation(), client));
+  Print(end + "\n");
   return absl::OkStatus();
 }
 

@@ -57,7 +57,7 @@ int main(int argc, char** argv) {
            "       baton tokenize   --prompt TEXT | --prompt_file F\n"
            "       baton detokenize --prompt_ids 1,2,3\n"
            "       baton status\n"
-           "       baton drain      HOST:PORT of a worker; returns when it has exited\n"
+           "       baton drain      HOST:PORT of a worker; returns when it has left\n"
            "Tokens stream to standard output as they come. Ctrl-C cancels.",
        .version = baton::Version()}));
 }

@@ -26,6 +26,8 @@ ABSL_FLAG(std::string, tls_server_name, "",
 ABSL_FLAG(std::string, api_key_file, "",
           "File that holds the API key for the router, and nothing else. Without it, the key is "
           "taken from the environment variable BATON_API_KEY, if that is set.");
+ABSL_FLAG(bool, api_key_in_clear, false,
+          "Send the API key without TLS, to a router that is not on this machine.");
 
 namespace baton::cli {
 namespace {
@@ -101,6 +103,22 @@ absl::StatusOr<std::string> ApiKey() {
   return key;
 }
 
+bool IsLoopback(const std::string& host) {
+  return host == "localhost" || host == "::1" ||
+         (host.starts_with("127.") && host.find_first_not_of("0123456789.") == std::string::npos);
+}
+
+// A key is not to be read by whoever sees the network.
+absl::Status CheckSecrecy(const ClientOptions& client) {
+  if (client.api_key.empty() || client.channel.tls != nullptr) return absl::OkStatus();
+  if (absl::GetFlag(FLAGS_api_key_in_clear)) return absl::OkStatus();
+  BATON_ASSIGN_OR_RETURN(const HostPort router, ParseHostPort(client.router));
+  if (IsLoopback(router.host)) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("the API key would go to ", client.router,
+                   " in clear text: give --tls_ca FILE, or --api_key_in_clear if that is meant"));
+}
+
 }  // namespace
 
 absl::StatusOr<Options> OptionsFromFlags(const std::vector<std::string>& positional) {
@@ -121,6 +139,7 @@ absl::StatusOr<Options> OptionsFromFlags(const std::vector<std::string>& positio
   BATON_ASSIGN_OR_RETURN(options.client.channel.tls, RouterTls());
   options.client.channel.tls_server_name = absl::GetFlag(FLAGS_tls_server_name);
   BATON_ASSIGN_OR_RETURN(options.client.api_key, ApiKey());
+  BATON_RETURN_IF_ERROR(CheckSecrecy(options.client));
   options.request_id = absl::GetFlag(FLAGS_request_id);
   BATON_ASSIGN_OR_RETURN(options.typed, RequestFromFlags());
   options.typed.options.set_priority(absl::GetFlag(FLAGS_priority));

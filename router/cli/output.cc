@@ -97,21 +97,29 @@ std::string ClusterTable(const v1::GetClusterResponse& cluster, const v1::ModelI
   return text + Table(rows);
 }
 
-absl::StatusOr<std::string> DrainProgress(const v1::GetClusterResponse& cluster,
-                                          const std::string& address, uint64_t incarnation) {
+DrainProgress ProgressOfDrain(const v1::GetClusterResponse& cluster, const std::string& address,
+                              uint64_t incarnation) {
+  using State = DrainProgress::State;
   for (const v1::WorkerStatus& worker : cluster.workers()) {
     if (worker.address() != address || worker.incarnation() != incarnation) continue;
-    if (worker.state() == "lost") {
-      if (worker.drained()) return "";
-      return absl::UnavailableError(absl::StrCat(
-          address, " went before it had drained (", worker.reason(),
-          "); requests that were left on it go on at other workers, see `baton status`"));
+    const bool there = worker.state() != "lost" && worker.state() != "connecting";
+    if (worker.drained()) return {State::kDrained, there, address + " has drained"};
+    if (!there) {
+      return {State::kSilent, there,
+              absl::StrCat(address, " is silent (", worker.reason(),
+                           "); what was left on it goes on at other workers")};
+    }
+    if (worker.state() == "ready") {
+      return {State::kForgotten, there,
+              absl::StrCat("the router has begun anew and lets ", address, " work on; ask again")};
     }
     const v1::WorkerLoad& load = worker.load();
-    return absl::StrFormat("%s drains: %d sequences running, %d waiting", address,
-                           load.sequences_running(), load.sequences_waiting());
+    return {State::kDraining, there,
+            absl::StrFormat("%s drains: %d sequences running, %d waiting", address,
+                            load.sequences_running(), load.sequences_waiting())};
   }
-  return "";
+  return {State::kGone, false,
+          absl::StrCat(address, " is gone; what was left on it, if anything, goes on elsewhere")};
 }
 
 }  // namespace baton::cli

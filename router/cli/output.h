@@ -2,9 +2,9 @@
 #ifndef BATON_ROUTER_CLI_OUTPUT_H_
 #define BATON_ROUTER_CLI_OUTPUT_H_
 
+#include <cstdint>
 #include <string>
 
-#include "absl/status/statusor.h"
 #include "proto/inference.pb.h"
 
 namespace baton::cli {
@@ -15,10 +15,21 @@ std::string ClusterJson(const v1::GetClusterResponse& cluster, const v1::ModelIn
 
 std::string ClusterTable(const v1::GetClusterResponse& cluster, const v1::ModelInfo& model);
 
-// What that process at `address` still has to do before it exits. Empty: it is gone. kUnavailable:
-// it went before it was done.
-absl::StatusOr<std::string> DrainProgress(const v1::GetClusterResponse& cluster,
-                                          const std::string& address, uint64_t incarnation);
+// How far a process is that was told to drain.
+struct DrainProgress {
+  enum class State {
+    kDraining,
+    kDrained,    // Nothing is left on it. It is about to go, or has gone.
+    kSilent,     // Its session broke before it was done. It may come back.
+    kForgotten,  // The router is another one, which does not know that it was told.
+    kGone,       // It is not there any more, and whether it was done cannot be said.
+  };
+  State state = State::kGone;
+  bool there = false;  // It has a session.
+  std::string line;    // For people.
+};
+DrainProgress ProgressOfDrain(const v1::GetClusterResponse& cluster, const std::string& address,
+                              uint64_t incarnation);
 
 }  // namespace baton::cli
 

@@ -128,6 +128,10 @@ BUGS = {
         "decode_worker/decode_engine_moves.cc",
         "    first.logprobs = slot.said_tokens[slot.said_tokens.size() - 1 - later];\n",
         "    first.logprobs = slot.said_tokens.front();\n"),
+    "a drain that was lost with its session is not told again": (
+        "router/router_core.cc",
+        "  if (worker->draining) SendDrain(id);  // It may not have heard it in its last session.\n",
+        ""),
     "prefix blocks are published before they are computed": (
         "common/engine/sequence.cc",
         "  while ((sequence.published_blocks + 1) * block_tokens <= sequence.computed) {\n",

@@ -285,6 +285,9 @@ bool SimulatedCluster::RunWorker(Place& place) {
     const Instant last = place.events.empty() ? now_ : place.events.back().due;
     place.events.push_back({std::max(last, now_ + Latency()), std::move(event)});
   }
+  if (worker.draining() && place.gone_by == kNever) {
+    place.gone_by = now_ + dice_.Between(milliseconds(10), seconds(2));
+  }
   const bool said_all = place.events.empty();
   if (worker.draining() && ((worker.idle() && said_all) || place.gone_by <= now_)) {
     Kill(place, dice_.Between(milliseconds(10), milliseconds(500)));
@@ -410,10 +413,19 @@ void SimulatedCluster::StrikeWorker(Place& place) {
     place.paused_until = now_ + length;
     if (length > kSilence) Break(place, kSilence, length);
   } else if (strikes(plan_.drains) && !place.worker->draining()) {
-    ++happened_.drains;
+    Drain(place);
+  }
+}
+
+// As by SIGTERM, or as by `baton drain`, which may be lost with the session.
+void SimulatedCluster::Drain(Place& place) {
+  ++happened_.drains;
+  if (dice_.Chance(0.5)) {
     record_.Tell(now_, place.name, ": drains");
     place.worker->BeginDrain();
-    place.gone_by = now_ + dice_.Between(milliseconds(10), seconds(2));
+  } else if (router_->DrainWorker(place.name, now_).ok()) {
+    record_.Tell(now_, place.name, ": the router is asked to drain it");
+    place.told_to_drain = router_->workers().Find(place.id)->incarnation();
   }
 }
 
@@ -429,6 +441,7 @@ void SimulatedCluster::CrashRouter() {
     place.breaking = place.worker_up;
     place.router_up = false;
     place.events.clear();
+    place.told_to_drain = {};
   }
   for (auto& [id, client] : calls_) {
     client->call.reset();
@@ -454,7 +467,11 @@ void SimulatedCluster::CheckNow() {
 
 void SimulatedCluster::CheckAtRest() {
   for (Place& place : places_) {
-    if (place.worker != nullptr) place.worker->CheckAtRest();
+    if (place.worker == nullptr) continue;
+    place.worker->CheckAtRest();
+    if (place.told_to_drain == place.worker->incarnation() && !place.worker->draining()) {
+      record_.Violated(now_, absl::StrCat(place.name, " was to drain and has not heard of it"));
+    }
   }
   if (router_->request_count() > 0 || router_->attempt_count() > 0 || router_->queued_count() > 0 ||
       router_->queued_tokens() > 0) {

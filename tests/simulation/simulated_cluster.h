@@ -74,6 +74,7 @@ class SimulatedCluster {
     Instant starts_at{};                      // Of the next life, when dead.
     Instant paused_until{};
     Instant gone_by = kNever;  // Draining: it goes at the latest then.
+    Incarnation told_to_drain{};  // Which life, by the current router.
     Instant engine_ready{};    // The current step takes that long.
 
     // The session. It is up at the router, at the worker, or both.
@@ -108,6 +109,7 @@ class SimulatedCluster {
   bool RunClients();
   void Strike();
   void StrikeWorker(Place& place);
+  void Drain(Place& place);
   void CrashRouter();
   void CheckNow();
   void CheckAtRest();

@@ -192,7 +192,11 @@ bool SimulatedWorker::RunEngine() {
     } else if (const auto* commanded = std::get_if<Commanded>(&item)) {
       record_.Tell(now_, name_, " <- ",
                    record_.telling() ? commanded->command.ShortDebugString() : "");
-      engine_->OnCommand(commanded->router, commanded->command, now_);
+      if (commanded->command.has_drain()) {
+        if (!draining_) BeginDrain();
+      } else {
+        engine_->OnCommand(commanded->router, commanded->command, now_);
+      }
     } else if (const auto* closed = std::get_if<SessionClosed>(&item)) {
       record_.Tell(now_, name_, ": session closed");
       std::erase(sessions_, closed->router);

@@ -61,6 +61,7 @@ class SimulatedWorker final : public EventPort, public TransferPort {
   std::vector<std::pair<Incarnation, v1::Event>> TakeEvents() { return std::exchange(events_, {}); }
   v1::Event LoadEvent() const;
   bool draining() const { return draining_; }
+  Incarnation incarnation() const { return incarnation_; }
   // No request, and nothing on its way to the engine.
   bool idle() const { return inbox_.empty() && commands_.empty() && engine_->idle(); }
 
