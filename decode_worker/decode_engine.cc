@@ -17,13 +17,21 @@ namespace {
 
 constexpr uint32_t kRetryAfterMs = 50;
 
-// The token that came with a commit. Its log-probabilities are another worker's words: they count
-// only if they can be what was asked for.
+// Whether a token's log-probabilities can be what was asked for.
+bool HasLogprobsAsAsked(const v1::Token& token, const SamplingParams& sampling) {
+  const auto top_count_max = static_cast<int>(sampling.logprobs.value_or(0));
+  const auto& top = token.top_logprobs();
+  return !std::isnan(token.logprob()) && top.size() <= top_count_max &&
+         std::all_of(top.begin(), top.end(), [](const v1::TokenLogprob& other) {
+           return other.token() >= 0 && !std::isnan(other.logprob());
+         });
+}
+
+// The token that came with a commit. Its log-probabilities are another worker's words.
 v1::Token TokenOf(const CommittedToken& committed, const SamplingParams& sampling) {
   v1::Token token;
-  const auto top_count_max = static_cast<int>(sampling.logprobs.value_or(0));
   if (!sampling.logprobs.has_value() || !token.ParseFromString(committed.logprobs) ||
-      std::isnan(token.logprob()) || token.top_logprobs_size() > top_count_max) {
+      !HasLogprobsAsAsked(token, sampling)) {
     token.Clear();
   }
   token.DiscardUnknownFields();

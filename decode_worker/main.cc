@@ -28,15 +28,22 @@ ABSL_FLAG(
 
 namespace {
 
-// Null: none is wanted.
+constexpr uint64_t kSwapBytesWithGpu = uint64_t{4} << 30;
+
+// Null: none is wanted. One that nobody asked for may fail: it is faster, not needed.
 absl::StatusOr<std::unique_ptr<baton::SwapSpace>> SwapSpaceFromFlag(const baton::KvArena& arena) {
+  const std::optional<baton::ByteSize> asked = absl::GetFlag(FLAGS_swap_memory);
   const bool gpu = arena.device().kind() == baton::DeviceKind::kCuda;
-  const uint64_t bytes =
-      absl::GetFlag(FLAGS_swap_memory).value_or(baton::ByteSize{gpu ? uint64_t{4} << 30 : 0}).bytes;
+  const uint64_t bytes = asked.value_or(baton::ByteSize{gpu ? kSwapBytesWithGpu : 0}).bytes;
   if (bytes == 0) return nullptr;
-  BATON_ASSIGN_OR_RETURN(std::unique_ptr<baton::SwapSpace> swap,
-                         baton::SwapSpace::Create(arena, bytes));
-  baton::LogInfo("swap space", {{"kv_blocks", swap->blocks_total()}});
+  absl::StatusOr<std::unique_ptr<baton::SwapSpace>> swap = baton::SwapSpace::Create(arena, bytes);
+  if (swap.ok()) {
+    baton::LogInfo("swap space", {{"kv_blocks", (*swap)->blocks_total()}});
+  } else if (!asked.has_value()) {
+    baton::LogWarning("no swap space: preempted sequences will be computed again",
+                      {{"bytes", bytes}, {"error", swap.status()}});
+    return nullptr;
+  }
   return swap;
 }
 

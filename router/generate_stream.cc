@@ -48,7 +48,9 @@ void GenerateStream::Refuse(const absl::Status& status, uint64_t drawn_id) {
 
 void GenerateStream::EndRefused(const absl::Status& status) {
   metrics_->CountRequest(status);
-  LogInfo("request refused", {{"request", request_id_}, {"key", key_name_}, {"status", status}});
+  // Strangers are counted, and do not fill the log.
+  Log(absl::IsUnauthenticated(status) ? LogLevel::kDebug : LogLevel::kInfo, "request refused",
+      {{"request", request_id_}, {"key", key_name_}, {"status", status}});
   AddRetryHint(status, context_);
   FinishCall(status);
 }

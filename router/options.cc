@@ -57,7 +57,8 @@ ABSL_FLAG(std::string, worker_tls_server_name, "",
           "The name that the certificate of every worker must have. Empty: the IP address at which "
           "the router reaches the worker, also where --prefill or --decode say a DNS name.");
 ABSL_FLAG(std::string, api_keys, "",
-          "File of API keys, without one of which no call is answered: a line each, NAME KEY, then "
+          "File of API keys, without one of which no call of Inference is answered: a line each, "
+          "NAME KEY, then "
           "\"admin\" if it may also do what operators do; # begins a comment. Read again when it "
           "changes. Not given: whoever reaches the port may call.");
 

@@ -80,9 +80,9 @@ enum class NakReason : uint32_t {
   kCountMismatch = 8,  // They cover it, but are not as many as were sent.
 };
 
-// For people.
 // kDataLoss for damaged bytes; kAborted for what else may be tried again; otherwise kInternal.
 absl::Status NakStatus(NakReason reason);
+// For people.
 const char* NakReasonText(NakReason reason);
 // Whether pushing the same KV again, with another ticket, may succeed. Otherwise one of the two
 // sides has a bug.

@@ -59,7 +59,7 @@ absl::StatusOr<std::string> Read(const std::string& path, bool secret) {
   }
   if (!S_ISREG(status.st_mode)) return Unreadable(path, "it is not a file");
   if (secret && (status.st_mode & S_IROTH) != 0) {
-    return absl::FailedPreconditionError(
+    return absl::InvalidArgumentError(
         absl::StrCat(path, " can be read by every user of this machine: chmod o-r ", path));
   }
   return ReadAll(path, file);

@@ -15,7 +15,7 @@ inline constexpr size_t kSmallFileBytesMax = 1 << 20;
 // unreadable, no file, or over kSmallFileBytesMax.
 absl::StatusOr<std::string> ReadSmallFile(const std::string& path);
 
-// The same for a file that holds passwords: kFailedPrecondition if others than its owner and group
+// The same for a file that holds keys: kInvalidArgument if others than its owner and group
 // may read it. Whoever calls wipes the text when done.
 absl::StatusOr<std::string> ReadSecretFile(const std::string& path);
 

@@ -107,7 +107,7 @@ absl::StatusOr<TlsFiles::Texts> ReadTexts(const TlsPaths& paths) {
   TlsFiles::Texts texts;
   if (!paths.certificate.empty()) {
     BATON_ASSIGN_OR_RETURN(texts.certificate, ReadSmallFile(paths.certificate));
-    BATON_ASSIGN_OR_RETURN(texts.key, ReadSmallFile(paths.key));
+    BATON_ASSIGN_OR_RETURN(texts.key, ReadSecretFile(paths.key));
   }
   if (!paths.authorities.empty()) {
     BATON_ASSIGN_OR_RETURN(texts.authorities, ReadSmallFile(paths.authorities));

@@ -117,6 +117,13 @@ TEST_F(TlsFilesTest, KeyOfAnotherCertificateIsRefused) {
               AllOf(HasSubstr(other), HasSubstr("does not belong to " + cert)));
 }
 
+TEST_F(TlsFilesTest, KeyThatEverybodyMayReadIsRefused) {
+  std::filesystem::permissions(key, std::filesystem::perms::others_read,
+                               std::filesystem::perm_options::add);
+
+  EXPECT_THAT(ServerError(cert, key, ""), HasSubstr("chmod o-r " + key));
+}
+
 TEST_F(TlsFilesTest, EncryptedKeyIsRefusedWithoutAsking) {
   BIO* in = BIO_new_mem_buf(identity.key.data(), static_cast<int>(identity.key.size()));
   EVP_PKEY* plain = PEM_read_bio_PrivateKey(in, nullptr, nullptr, nullptr);

@@ -1,5 +1,5 @@
-// Apart from log.cc, so that only programs have the flag: libbaton_cuda.so logs too, and a flag that
-// comes a second time, with a module, ends the process.
+// Apart from log.cc, so that only programs have the flag: libbaton_cuda.so logs too, and a flag
+// that comes a second time, with a module, ends the process.
 #include "absl/flags/flag.h"
 #include "common/telemetry/log.h"
 

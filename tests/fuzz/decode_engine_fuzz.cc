@@ -28,7 +28,8 @@ class World {
                                 .sequences_max = 6,
                                 .local_prefill = static_cast<LocalPrefill>(input_.Below(3))},
             &fixture_.executor, &fixture_.pool, &fixture_.events, &transfers_,
-            [this] { return fixture_.now; }, [this] { return ++random_; })) {}
+            [this] { return fixture_.now; }, [this] { return ++random_; },
+            input_.Below(2) == 0 ? nullptr : MakeSwapSpace())) {}
 
   void Run() {
     for (size_t act = 0; act < kActsMax && !input_.empty(); ++act) {
@@ -48,6 +49,12 @@ class World {
   }
 
  private:
+  // For fewer blocks than there are.
+  std::unique_ptr<SwapSpace> MakeSwapSpace() const {
+    const KvArena& arena = *fixture_.arena;
+    return SwapSpace::Create(arena, 5 * arena.layout().block_bytes()).value();
+  }
+
   void Act() {
     switch (input_.Below(12)) {
       case 0:

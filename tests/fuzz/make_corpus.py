@@ -179,6 +179,12 @@ RICH_WORK = """request: %d tokens: [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11] prompt_to
 TICKET = "ticket { transfer_address: 'worker' incarnation: 2 lease: 3 nonce_low: 4 epoch: 1 prompt_tokens: %d }"
 
 
+def api_keys():
+    yield b"# who may call\nteam-a 0123456789abcdef\nops 0123456789abcdefgh admin # an operator\n"
+    yield b"team-a 0123456789abcdef\nteam-a 0123456789abcdefg\n"
+    yield b"\r\nteam@b\t!#$%&0123456789abcdef\r\n"
+
+
 def decode_engine():
     """Scripts; the numbers are those of World::Act."""
     def command(text, router=0):
@@ -263,7 +269,7 @@ def wire_request():
     yield b"\3" + encode("DetokenizeRequest", "ids: [1, 2, 300, 4, -1] skip_special_tokens: false")
 
 
-TARGETS = [chat_format, decode_engine, handoff, handoff_codec, model_config, prefill_engine, router_core,
+TARGETS = [api_keys, chat_format, decode_engine, handoff, handoff_codec, model_config, prefill_engine, router_core,
            safetensors, tokenizer, wire_request]
 
 

@@ -38,6 +38,7 @@ struct Client {
   std::vector<TokenId> tokens;
   uint32_t prompt_tokens = 0;
   uint32_t total_tokens_max = 0;
+  bool open_ended = false;  // It may end by length earlier, where the KV caches do.
   bool ended = false;
 };
 
@@ -142,7 +143,10 @@ class World {
     request.received = now_;
     if (input_.Below(3) == 0) request.deadline = now_ + std::chrono::milliseconds(input_.Byte());
     request.text = std::make_unique<PlainText>();
-    clients_[request.id] = {request.tokens, prompt, request.total_tokens_max, false};
+    clients_[request.id] = {.tokens = request.tokens,
+                            .prompt_tokens = prompt,
+                            .total_tokens_max = request.total_tokens_max,
+                            .open_ended = request.open_ended};
     core_.OnRequest(std::move(request), now_);
   }
 
@@ -164,7 +168,7 @@ class World {
 
   void Rare() {
     const WorkerId id = Worker();
-    switch (input_.Below(5)) {
+    switch (input_.Below(6)) {
       case 0:
         core_.OnWorkerUp(id, ReadMessage<v1::WorkerHello>(input_), now_);
         break;
@@ -183,6 +187,9 @@ class World {
         break;
       case 4:
         (void)core_.Cluster();
+        break;
+      case 5:
+        (void)core_.DrainWorker(core_.workers().Find(id)->address, now_);
         break;
     }
   }
@@ -239,7 +246,9 @@ class World {
     const v1::Work& work = prefill.work();
     if (input_.Below(4) == 0) {
       event.mutable_prefill_failed()->set_request(work.request());
-      event.mutable_prefill_failed()->set_epoch(prefill.ticket().epoch());
+      // Sometimes of an epoch that is over.
+      event.mutable_prefill_failed()->set_epoch(prefill.ticket().epoch() - input_.Below(8) / 7);
+      event.mutable_prefill_failed()->set_code(static_cast<int32_t>(input_.Below(18)));
       event.mutable_prefill_failed()->set_retryable(input_.Below(2) == 0);
       event.mutable_prefill_failed()->set_transfer(input_.Below(2) == 0);
       return;
@@ -274,7 +283,8 @@ class World {
     for (Action& action : core_.TakeActions()) {
       if (auto* send = std::get_if<SendCommand>(&action)) {
         const WorkerEntry* worker = core_.workers().Find(send->worker);
-        BATON_CHECK(worker != nullptr && worker->serving());
+        BATON_CHECK(worker != nullptr && worker->connected);
+        BATON_CHECK(worker->serving() || send->command.has_drain());
         CheckCommand(*worker, send->command);
         commands_[send->worker].push_back(std::move(send->command));
       } else if (auto* emit = std::get_if<Emit>(&action)) {
@@ -317,8 +327,11 @@ class World {
     const bool stopped = finished.has_stop_string() || client.tokens.back() == kStopToken;
     BATON_CHECK(finished.reason() == v1::FINISH_REASON_STOP ||
                 finished.reason() == v1::FINISH_REASON_LENGTH);
-    // An open-ended request may end earlier, where the KV caches do.
-    if (finished.reason() == v1::FINISH_REASON_STOP) BATON_CHECK(stopped);
+    if (finished.reason() == v1::FINISH_REASON_STOP) {
+      BATON_CHECK(stopped);
+    } else {
+      BATON_CHECK(client.open_ended || client.tokens.size() == client.total_tokens_max);
+    }
   }
 
   FuzzInput input_;

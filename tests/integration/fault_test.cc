@@ -28,8 +28,10 @@ constexpr auto kForLong = seconds(5);
 class FaultTest : public ClusterStreamsTest {
  protected:
   // The process does nothing for so long, and then goes on as if nothing had been.
-  static void Freeze(const Process& process, Duration duration) {
+  static void Freeze(
+      const Process& process, Duration duration, const std::function<void()>& meanwhile = [] {}) {
     process.Signal(SIGSTOP);
+    meanwhile();
     absl::Notification().WaitForNotificationWithTimeout(absl::FromChrono(duration));
     process.Signal(SIGCONT);
   }
@@ -47,22 +49,33 @@ TEST_P(FreezeTest, DecodeWorker) {
   StartCluster(1, 2);
 
   const std::vector<Answer> answers =
-      RunWithFault([this] { Freeze(cluster_->decode(0), GetParam()); });
+      RunWithFault([this] { Freeze(cluster_->decode(BusyDecode()), GetParam()); });
 
   ExpectTrueStreams(answers);
   EXPECT_EQ(OkCount(answers), answers.size());
+  if (GetParam() == Duration(kForLong)) {
+    EXPECT_GT(Retries(answers), 0u);
+  }
   ExpectReady(3);
   ExpectServesAndRests();
 }
 
 TEST_P(FreezeTest, PrefillWorker) {
   StartCluster(1, 1);
+  Answer asked_meanwhile;
 
-  const std::vector<Answer> answers =
-      RunWithFault([this] { Freeze(cluster_->prefill(0), GetParam()); });
+  const std::vector<Answer> answers = RunWithFault([this, &asked_meanwhile] {
+    std::thread client;
+    Freeze(cluster_->prefill(0), GetParam(), [&] {
+      client = std::thread([&] { asked_meanwhile = cluster_->Generate(LongRequests()[0]); });
+    });
+    client.join();
+  });
 
   ExpectTrueStreams(answers);
   EXPECT_EQ(OkCount(answers), answers.size());
+  EXPECT_TRUE(asked_meanwhile.status.ok()) << asked_meanwhile.status;
+  EXPECT_EQ(asked_meanwhile.tokens, (*oracle_)[0]);
   ExpectReady(2);
   ExpectServesAndRests();
 }

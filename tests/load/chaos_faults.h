@@ -6,6 +6,7 @@
 #include <array>
 #include <cstdint>
 #include <functional>
+#include <numeric>
 #include <random>
 #include <string>
 #include <vector>
@@ -54,6 +55,7 @@ class ChaosFaults {
 
   // Of those that struck.
   const std::array<uint64_t, kFaultCount>& counts() const { return counts_; }
+  uint64_t count() const { return std::accumulate(counts_.begin(), counts_.end(), uint64_t{0}); }
 
  private:
   enum class State {

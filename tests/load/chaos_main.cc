@@ -179,10 +179,14 @@ ClusterOptions ClusterFromFlags(const std::string& model, const WorkerNetwork* n
 
 struct Result {
   StreamCounts streams;
+  uint64_t faults = 0;
   Json report;
   bool at_rest = false;
   std::string logs;
-  bool good() const { return streams.differ == 0 && streams.failed == 0 && at_rest; }
+  bool good() const {
+    return streams.differ == 0 && streams.failed == 0 && at_rest && streams.completed > 0 &&
+           faults > 0;
+  }
 };
 
 class Chaos {
@@ -231,12 +235,10 @@ class Chaos {
 
   void PrintProgress(Duration elapsed) const {
     const StreamCounts counts = streams_.counts();
-    uint64_t faults = 0;
-    for (const uint64_t count : faults_.counts()) faults += count;
     std::fprintf(stderr,
                  "%4.0f s: %lu requests, %lu completed, %lu differ, %lu failed; %lu faults\n",
                  ToMilliseconds(elapsed) / 1000, counts.requests, counts.completed, counts.differ,
-                 counts.failed, faults);
+                 counts.failed, faults_.count());
   }
 
   absl::StatusOr<Result> Finish() {
@@ -247,6 +249,7 @@ class Chaos {
     usage_.Settle(kSettling);
     counters_.Add(*cluster_);
     result.streams = streams_.counts();
+    result.faults = faults_.count();
     result.report = Report(result.streams, faults_);
     BATON_ASSIGN_OR_RETURN(const v1::GetClusterResponse status, cluster_->Status());
     result.report["blocks_leaked"] = LeakedBlocks(status);
@@ -264,6 +267,14 @@ class Chaos {
   ChaosStreams streams_;
   ChaosFaults faults_;
 };
+
+absl::StatusOr<Result> RunOn(Cluster& cluster, WorkerNetwork* network, const std::string& model) {
+  BATON_ASSIGN_OR_RETURN(
+      const std::vector<Truth> truths,
+      FindTruths(model, absl::GetFlag(FLAGS_requests), absl::GetFlag(FLAGS_tokens),
+                 absl::GetFlag(FLAGS_seed), cluster));
+  return Chaos(&cluster, network, &truths).Run();
+}
 
 absl::StatusOr<Result> RunChaos() {
   const TemporaryFolder model;
@@ -283,11 +294,7 @@ absl::StatusOr<Result> RunChaos() {
   BATON_ASSIGN_OR_RETURN(const std::unique_ptr<Cluster> cluster,
                          Cluster::Start(ClusterFromFlags(model.path(), network.get())));
   std::fprintf(stderr, "logs are in %s; finding out what is true\n", cluster->folder().c_str());
-  BATON_ASSIGN_OR_RETURN(
-      const std::vector<Truth> truths,
-      FindTruths(model.path(), absl::GetFlag(FLAGS_requests), absl::GetFlag(FLAGS_tokens),
-                 absl::GetFlag(FLAGS_seed), *cluster));
-  absl::StatusOr<Result> result = Chaos(cluster.get(), network.get(), &truths).Run();
+  absl::StatusOr<Result> result = RunOn(*cluster, network.get(), model.path());
   if (!result.ok()) cluster->KeepLogs();
   return result;
 }

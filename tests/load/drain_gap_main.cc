@@ -43,6 +43,7 @@ class Streams {
       clients_.emplace_back([this, cluster, i] { Run(*cluster, i); });
     }
   }
+  ~Streams() { Join(); }
   static size_t Count() { return static_cast<size_t>(absl::GetFlag(FLAGS_streams)); }
 
   bool AllHave(size_t tokens) {
@@ -58,11 +59,15 @@ class Streams {
     gone_ = true;
   }
   std::vector<Stream> Finish() {
-    for (std::thread& client : clients_) client.join();
+    Join();
     return std::move(streams_);
   }
 
  private:
+  void Join() {
+    for (std::thread& client : clients_) client.join();
+    clients_.clear();
+  }
   void Run(Cluster& cluster, size_t index) {
     v1::GenerateRequest request;
     for (uint32_t i = 0; i < absl::GetFlag(FLAGS_prompt_tokens); ++i) {

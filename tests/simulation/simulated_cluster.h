@@ -73,9 +73,9 @@ class SimulatedCluster {
     std::unique_ptr<SimulatedWorker> worker;  // Null while it is dead.
     Instant starts_at{};                      // Of the next life, when dead.
     Instant paused_until{};
-    Instant gone_by = kNever;  // Draining: it goes at the latest then.
+    Instant gone_by = kNever;     // Draining: it goes at the latest then.
     Incarnation told_to_drain{};  // Which life, by the current router.
-    Instant engine_ready{};    // The current step takes that long.
+    Instant engine_ready{};       // The current step takes that long.
 
     // The session. It is up at the router, at the worker, or both.
     bool router_up = false;

@@ -48,6 +48,16 @@ std::string UnusedAddress() {
   }
 }
 
+// Somebody else may take an address before it is used.
+absl::Status AtUnusedAddress(const std::function<absl::Status(const std::string& address)>& start) {
+  absl::Status status;
+  for (int attempt = 0; attempt < 3; ++attempt) {
+    status = start(UnusedAddress());
+    if (status.ok()) break;
+  }
+  return status;
+}
+
 }  // namespace
 
 std::string BinaryFolder() {
@@ -75,12 +85,15 @@ absl::StatusOr<std::unique_ptr<Cluster>> Cluster::Start(const ClusterOptions& op
   cluster->prefill_.resize(static_cast<size_t>(options.prefill));
   cluster->decode_.resize(static_cast<size_t>(options.decode));
   for (int i = 0; i < options.prefill; ++i) {
-    BATON_RETURN_IF_ERROR(cluster->StartWorker("prefill", i, UnusedAddress()));
+    BATON_RETURN_IF_ERROR(AtUnusedAddress(
+        [&](const std::string& address) { return cluster->StartWorker("prefill", i, address); }));
   }
   for (int i = 0; i < options.decode; ++i) {
-    BATON_RETURN_IF_ERROR(cluster->StartWorker("decode", i, UnusedAddress()));
+    BATON_RETURN_IF_ERROR(AtUnusedAddress(
+        [&](const std::string& address) { return cluster->StartWorker("decode", i, address); }));
   }
-  BATON_RETURN_IF_ERROR(cluster->StartRouter());
+  BATON_RETURN_IF_ERROR(
+      AtUnusedAddress([&](const std::string& address) { return cluster->StartRouter(address); }));
   const int workers = options.prefill + options.decode;
   if (!cluster->WaitUntil(
           [workers](const v1::GetClusterResponse& status) { return ReadyCount(status) == workers; },
@@ -117,7 +130,7 @@ absl::Status Cluster::StartWorker(const std::string& role, int index, const std:
   return absl::OkStatus();
 }
 
-absl::Status Cluster::StartRouter() {
+absl::Status Cluster::StartRouter(const std::string& listen) {
   const auto addresses = [](const std::vector<WorkerProcess>& workers) {
     return absl::StrJoin(workers, ",", [](std::string* out, const WorkerProcess& worker) {
       absl::StrAppend(out, worker.address);
@@ -127,7 +140,7 @@ absl::Status Cluster::StartRouter() {
                                       "--model",
                                       options_.model,
                                       "--listen",
-                                      router_address_.empty() ? UnusedAddress() : router_address_,
+                                      listen,
                                       "--metrics",
                                       "127.0.0.1:0",
                                       absl::StrCat("--decode=", addresses(decode_))};

@@ -104,7 +104,7 @@ class Cluster {
   absl::Status RestartPrefill(int i);
   absl::Status RestartDecode(int i);
   // Calls from other threads may go on meanwhile, and fail.
-  absl::Status RestartRouter() { return StartRouter(); }
+  absl::Status RestartRouter() { return StartRouter(router_address_); }
 
  private:
   struct WorkerProcess {
@@ -117,7 +117,7 @@ class Cluster {
   void Prepare(grpc::ClientContext* context, Duration timeout) const;
   absl::Status StartWorker(const std::string& role, int index, const std::string& listen);
   absl::Status RestartWorker(const std::string& role, int index, const std::string& address);
-  absl::Status StartRouter();
+  absl::Status StartRouter(const std::string& listen);
 
   const ClusterOptions options_;
   TemporaryFolder folder_;  // Logs. Outlives the processes.

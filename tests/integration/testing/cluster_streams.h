@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <functional>
 #include <memory>
+#include <stdexcept>
 #include <string>
 #include <thread>
 #include <utility>
@@ -84,8 +85,24 @@ class ClusterStreamsTest : public testing::Test {
   }
   void StartCluster(const ClusterOptions& options) {
     auto cluster = Cluster::Start(options);
-    ASSERT_TRUE(cluster.ok()) << cluster.status();
+    // Ends the test: without a cluster nothing in it makes sense.
+    if (!cluster.ok()) throw std::runtime_error(cluster.status().ToString());
     cluster_ = *std::move(cluster);
+  }
+
+  // Of two, one that runs streams: if the path to the other was not probed yet, all went there.
+  int BusyDecode() {
+    int busy = -1;
+    EXPECT_TRUE(cluster_->WaitUntil([this, &busy](const v1::GetClusterResponse& status) {
+      for (const v1::WorkerStatus& worker : status.workers()) {
+        if (worker.load().sequences_running() == 0) continue;
+        for (const int i : {0, 1}) {
+          if (worker.address() == cluster_->decode_address(i)) busy = i;
+        }
+      }
+      return busy >= 0;
+    }));
+    return std::max(busy, 0);
   }
 
   // Runs all requests at once and calls `fault` once every stream has given a few tokens.
@@ -141,6 +158,12 @@ class ClusterStreamsTest : public testing::Test {
     size_t count = 0;
     for (const Answer& answer : answers) count += answer.status.ok() ? 1 : 0;
     return count;
+  }
+
+  static uint32_t Retries(const std::vector<Answer>& answers) {
+    uint32_t retries = 0;
+    for (const Answer& answer : answers) retries += answer.finished.retries();
+    return retries;
   }
 
   void ExpectServesAndRests() {
