@@ -78,10 +78,6 @@ BUGS = {
         "decode_worker/decode_engine_preemption.cc",
         "  if (present < end) {\n",
         "  if (present + 1 < end) {\n"),
-    "a swapped sequence with a window forgets what its blocks follow": (
-        "decode_worker/decode_engine_preemption.cc",
-        "    sequence.published_hash = swapped.published_hash;\n",
-        ""),
     "places in the swap space are not given back": (
         "common/kv_cache/swap_space.cc",
         "  if (space_ != nullptr) space_->free_.insert(slots_.begin(), slots_.end());\n",

@@ -12,6 +12,8 @@
 namespace baton {
 namespace {
 
+constexpr uint32_t kPromptTokensMax = 48;
+
 std::string TextOf(TokenId token) { return absl::StrCat("<", token, ">"); }
 
 class TokenText final : public TextStream {
@@ -33,12 +35,12 @@ class TokenText final : public TextStream {
 Wish DrawWish(Dice& dice) {
   Wish wish;
   // Few beginnings, so that prefix caches have something to do.
-  const uint32_t shared = dice.Chance(0.6) ? dice.Between(1, 24) : 0;
+  const uint32_t shared = dice.Chance(0.6) ? dice.Between(1, kPromptTokensMax / 2) : 0;
   const uint32_t family = dice.Below(3);
   for (uint32_t i = 0; i < shared; ++i) {
     wish.prompt.push_back(static_cast<TokenId>((family * 31 + i * 7) % kSimulatedVocabulary));
   }
-  for (uint32_t i = dice.Between(shared == 0 ? 1 : 0, 24); i > 0; --i) {
+  for (uint32_t i = dice.Between(shared == 0 ? 1 : 0, kPromptTokensMax / 2); i > 0; --i) {
     wish.prompt.push_back(static_cast<TokenId>(dice.Below(kSimulatedVocabulary)));
   }
   wish.total_tokens_max = static_cast<uint32_t>(wish.prompt.size()) + dice.Between(1, 40);
@@ -50,7 +52,7 @@ Wish DrawWish(Dice& dice) {
   } else {
     wish.sampling.set_temperature(0);
   }
-  if (dice.Chance(0.3)) wish.sampling.set_logprobs(dice.Below(3));
+  if (dice.Chance(0.6)) wish.sampling.set_logprobs(dice.Below(3));
   for (uint32_t i = dice.Below(4); i > 0; --i) {
     wish.stopping.add_stop_token_ids(static_cast<int32_t>(dice.Below(kSimulatedVocabulary)));
   }
@@ -85,6 +87,17 @@ std::vector<v1::Token> UndisturbedStream(const Wish& wish, uint32_t window) {
     if (TextOf(sampled.id) == wish.stop_string) break;
   } while (!FinishOf(sequence).has_value());
   return stream;
+}
+
+std::vector<TokenId> Quote(const Wish& other, uint32_t window, Dice& dice) {
+  std::vector<TokenId> text = other.prompt;
+  for (const v1::Token& token : UndisturbedStream(other, window)) text.push_back(token.id());
+  const auto blocks = static_cast<uint32_t>(text.size()) / kSimulatedBlockTokens;
+  if (blocks < 2) return other.prompt;
+  const uint32_t begin = dice.Between(1u, blocks - 1) * kSimulatedBlockTokens;
+  const uint32_t end = dice.Between(
+      begin + 1, std::min(begin + kPromptTokensMax, static_cast<uint32_t>(text.size())));
+  return {text.begin() + begin, text.begin() + end};
 }
 
 NewRequest SimulatedClient::Call(RequestId id, Instant now) {

@@ -37,6 +37,10 @@ Wish DrawWish(Dice& dice);
 // What a run of the fake model in one process gives, without cache, router or network.
 std::vector<v1::Token> UndisturbedStream(const Wish& wish, uint32_t window);
 
+// Something that stands in the middle of another client's text, from the beginning of a block on: no
+// prefix of that one, whatever caches say.
+std::vector<TokenId> Quote(const Wish& other, uint32_t window, Dice& dice);
+
 class SimulatedClient {
  public:
   SimulatedClient(std::string name, Wish wish) : name_(std::move(name)), wish_(std::move(wish)) {}
@@ -51,6 +55,7 @@ class SimulatedClient {
                                    const FaultPlan& plan) const;
 
   const std::string& name() const { return name_; }
+  const Wish& wish() const { return wish_; }
   size_t received() const { return tokens_.size(); }
 
   Instant calls_at{};  // When it calls, first or again.

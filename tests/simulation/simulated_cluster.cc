@@ -89,7 +89,13 @@ SimulatedCluster::SimulatedCluster(uint64_t seed, Record& record)
   }
   StartRouter();
   for (uint32_t i = 0; i < plan_.requests; ++i) {
-    SimulatedClient& client = clients_.emplace_back(absl::StrCat("client_", i), DrawWish(dice_));
+    Wish wish = DrawWish(dice_);
+    if (i > 0 && dice_.Chance(0.15)) {
+      const uint32_t tokens_max = wish.total_tokens_max - static_cast<uint32_t>(wish.prompt.size());
+      wish.prompt = Quote(clients_[dice_.Below(i)].wish(), plan_.window, dice_);
+      wish.total_tokens_max = static_cast<uint32_t>(wish.prompt.size()) + tokens_max;
+    }
+    SimulatedClient& client = clients_.emplace_back(absl::StrCat("client_", i), std::move(wish));
     client.calls_at = now_ + dice_.Between(Duration::zero(), plan_.arrivals);
     if (dice_.Chance(plan_.cancelled)) {
       client.cancels_at = client.calls_at + dice_.Between(Duration::zero(), milliseconds(500));
