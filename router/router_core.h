@@ -109,6 +109,7 @@ class RouterCore {
   v1::GetClusterResponse Cluster() const;
   const CoreCounters& counters() const { return counters_; }
   const WorkerTable& workers() const { return workers_; }
+  const PairTable& pairs() const { return pairs_; }
   size_t request_count() const { return requests_.size(); }
   size_t attempt_count() const { return requests_.attempt_count(); }
   uint32_t queued_count() const { return queue_.size(); }

@@ -101,6 +101,7 @@ void RouterMetrics::Update(const RouterCore& core) {
   std::map<std::pair<v1::Role, WorkerState>, int> counts;
   for (const auto& [id, worker] : core.workers().all()) ++counts[{worker.role, worker.state}];
   for (const auto& [key, gauge] : workers_) gauge->Set(counts[key]);
+  UpdatePairs(core);
   const CoreCounters& now = core.counters();
   for (size_t i = 0; i < kRetryCauseCount; ++i) {
     if (now.retries[i] == seen_.retries[i]) continue;
@@ -115,6 +116,26 @@ void RouterMetrics::Update(const RouterCore& core) {
   moves_failed_.Increment(static_cast<double>(now.moves_failed - seen_.moves_failed));
   stale_events_.Increment(static_cast<double>(now.stale_events - seen_.stale_events));
   seen_ = now;
+}
+
+void RouterMetrics::UpdatePairs(const RouterCore& core) {
+  const std::map<PairTable::Key, Pair>& known = core.pairs().all();
+  std::erase_if(pairs_, [&](const auto& item) {
+    if (known.contains(item.first)) return false;
+    registry_->RemoveGauge(kPairBytesPerSecond, *item.second);
+    return true;
+  });
+  for (const auto& [key, pair] : known) {
+    Gauge*& gauge = pairs_[key];
+    if (gauge == nullptr) {
+      gauge = &registry_->AddGauge(kPairBytesPerSecond,
+                                   "What the last probe of the way from one worker to another "
+                                   "measured; 0: nothing gets through.",
+                                   {{"from", core.workers().Find(key.first)->address},
+                                    {"to", core.workers().Find(key.second)->address}});
+    }
+    gauge->Set(pair.state == PairState::kHealthy ? pair.bytes_per_second : 0);
+  }
 }
 
 }  // namespace baton

@@ -30,6 +30,8 @@ class RouterMetrics {
   void Update(const RouterCore& core);
 
  private:
+  void UpdatePairs(const RouterCore& core);
+
   MetricsRegistry* const registry_;
   Histogram& duration_;
   Histogram& first_token_;
@@ -47,6 +49,7 @@ class RouterMetrics {
   Counter& moves_failed_;
   Counter& stale_events_;
   std::map<std::pair<v1::Role, WorkerState>, Gauge*> workers_;
+  std::map<PairTable::Key, Gauge*> pairs_;
   CoreCounters seen_;  // What the counters include already.
 };
 

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include "router/core_driver.h"
+
 namespace baton {
 namespace {
 
@@ -20,6 +22,31 @@ TEST(RouterMetricsTest, HandoffsAreMeasuredAndLocalPrefillsAreNot) {
       registry.AddHistogram(kHandoffSeconds, "", StepSecondsBuckets()).Collect().histogram;
   EXPECT_EQ(histogram.sample_count, 1u);
   EXPECT_DOUBLE_EQ(histogram.sample_sum, 0.25);
+}
+
+TEST(RouterMetricsTest, PairsShowWhatTheirLastProbeMeasured) {
+  CoreDriver driver;
+  const WorkerId prefill = driver.AddUp(v1::ROLE_PREFILL);
+  const WorkerId decode = driver.AddUp(v1::ROLE_DECODE);
+  MetricsRegistry registry;
+  RouterMetrics metrics(&registry);
+  const MetricLabels labels = {{"from", driver.core.workers().Find(prefill)->address},
+                               {"to", driver.core.workers().Find(decode)->address}};
+  const auto measured = [&] {
+    metrics.Update(driver.core);
+    return registry.AddGauge(kPairBytesPerSecond, "", labels).Value();
+  };
+  EXPECT_EQ(measured(), 0) << "not probed yet";
+
+  v1::Event answer;
+  answer.mutable_probe_result()->set_probe(driver.Next(prefill).probe().probe());
+  answer.mutable_probe_result()->set_ok(true);
+  answer.mutable_probe_result()->set_bytes_per_second(2.5e9);
+  driver.Event(prefill, answer);
+  EXPECT_EQ(measured(), 2.5e9);
+
+  driver.Down(decode);
+  EXPECT_EQ(measured(), 0) << "this pair is not there any more";
 }
 
 }  // namespace

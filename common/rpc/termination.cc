@@ -65,6 +65,8 @@ void TerminationSignal::Request() {
   requested_ = true;
 }
 
+void TerminationSignal::ExitAtOnce(bool on) { exit_at_once_ = on; }
+
 void TerminationSignal::Run() {
   bool seen = false;
   for (;;) {
@@ -73,7 +75,7 @@ void TerminationSignal::Run() {
     if (fds[1].revents != 0) return;
     signalfd_siginfo info;
     if (read(signal_fd_, &info, sizeof(info)) != sizeof(info)) continue;
-    if (seen) _exit(128 + static_cast<int>(info.ssi_signo));
+    if (seen || exit_at_once_) _exit(128 + static_cast<int>(info.ssi_signo));
     seen = true;
     Request();
   }

@@ -5,6 +5,7 @@
 #ifndef BATON_COMMON_RPC_TERMINATION_H_
 #define BATON_COMMON_RPC_TERMINATION_H_
 
+#include <atomic>
 #include <thread>
 
 #include "absl/base/thread_annotations.h"
@@ -29,6 +30,10 @@ class TerminationSignal {
   bool WaitFor(Duration timeout);
   bool requested() const;
 
+  // While it is on, the first signal exits at once, too: there is nothing to let go of in good
+  // order. Off at first.
+  void ExitAtOnce(bool on);
+
   // Asks for the end as a signal does, from inside: some thread met a failure that ends the
   // process.
   void Request();
@@ -40,6 +45,7 @@ class TerminationSignal {
   const int stop_fd_;  // An eventfd that ends the thread.
   mutable absl::Mutex mutex_;
   bool requested_ ABSL_GUARDED_BY(mutex_) = false;
+  std::atomic<bool> exit_at_once_{false};
   std::thread thread_;
 };
 

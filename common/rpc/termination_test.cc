@@ -44,5 +44,22 @@ TEST(TerminationDeathTest, SecondSignalExitsAtOnce) {
       testing::ExitedWithCode(128 + SIGTERM), "");
 }
 
+TEST(TerminationDeathTest, FirstSignalExitsAtOnceWhereNothingIsLost) {
+  testing::FLAGS_gtest_death_test_style = "threadsafe";
+  EXPECT_EXIT(
+      {
+        TerminationSignal termination;
+        termination.ExitAtOnce(true);
+        kill(getpid(), SIGINT);
+        for (;;) pause();
+      },
+      testing::ExitedWithCode(128 + SIGINT), "");
+  TerminationSignal termination;
+  termination.ExitAtOnce(true);
+  termination.ExitAtOnce(false);
+  kill(getpid(), SIGTERM);
+  termination.Wait();
+}
+
 }  // namespace
 }  // namespace baton

@@ -89,6 +89,10 @@ Gauge& MetricsRegistry::AddGauge(const std::string& name, const std::string& hel
   });
 }
 
+void MetricsRegistry::RemoveGauge(const std::string& name, Gauge& gauge) {
+  prometheus::BuildGauge().Name(name).Register(*registry_).Remove(&gauge);
+}
+
 Histogram& MetricsRegistry::AddHistogram(const std::string& name, const std::string& help,
                                          const std::vector<double>& buckets,
                                          const MetricLabels& labels) {

@@ -42,7 +42,8 @@ inline constexpr char kEngineStepSeconds[] = "baton_engine_step_seconds";
 // What a handoff takes beyond the prefill that it overlaps: from the last layer to the commit.
 inline constexpr char kHandoffSeconds[] = "baton_handoff_seconds";
 inline constexpr char kHandoffBytesTotal[] = "baton_handoff_bytes_total";
-inline constexpr char kFallbacksTotal[] = "baton_fallbacks_total";  // {reason}
+inline constexpr char kFallbacksTotal[] = "baton_fallbacks_total";            // {reason}
+inline constexpr char kPairBytesPerSecond[] = "baton_pair_bytes_per_second";  // {from, to}
 
 // Whole requests and time to first token: 5 ms to 5 minutes.
 std::vector<double> RequestSecondsBuckets();
@@ -62,6 +63,8 @@ class MetricsRegistry {
                       const MetricLabels& labels = {});
   Gauge& AddGauge(const std::string& name, const std::string& help,
                   const MetricLabels& labels = {});
+  // Takes it off the page; the reference is void then. REQUIRES: AddGauge made it under this name.
+  void RemoveGauge(const std::string& name, Gauge& gauge);
   // `buckets`: ascending upper bounds.
   Histogram& AddHistogram(const std::string& name, const std::string& help,
                           const std::vector<double>& buckets, const MetricLabels& labels = {});

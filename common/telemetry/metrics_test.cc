@@ -54,6 +54,23 @@ TEST(MetricsTest, ScrapeShowsWhatWasCounted) {
   EXPECT_THAT(page, HasSubstr("baton_time_to_first_token_seconds_bucket{le=\"0.08\"} 0"));
 }
 
+TEST(MetricsTest, RemovedGaugeIsNotShown) {
+  MetricsRegistry registry;
+  auto server = MetricsServer::Start("127.0.0.1:0", registry);
+  ASSERT_TRUE(server.ok()) << server.status();
+  registry.AddGauge(kKvBlocks, "Blocks.", {{"state", "free"}}).Set(17);
+  Gauge& used = registry.AddGauge(kKvBlocks, "Blocks.", {{"state", "used"}});
+  EXPECT_THAT(HttpGet((*server)->address(), "/metrics"), HasSubstr("state=\"used\""));
+
+  registry.RemoveGauge(kKvBlocks, used);
+
+  const std::string page = HttpGet((*server)->address(), "/metrics");
+  EXPECT_THAT(page, testing::Not(HasSubstr("state=\"used\"")));
+  EXPECT_THAT(page, HasSubstr("state=\"free\"} 17"));
+  registry.AddGauge(kKvBlocks, "Blocks.", {{"state", "used"}}).Set(3);
+  EXPECT_THAT(HttpGet((*server)->address(), "/metrics"), HasSubstr("state=\"used\"} 3"));
+}
+
 TEST(MetricsTest, SameNameAndLabelsAreOneMetric) {
   MetricsRegistry registry;
   Counter& first = registry.AddCounter("baton_x_total", "X.", {{"a", "1"}});

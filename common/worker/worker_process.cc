@@ -64,12 +64,14 @@ absl::Status Serve(const v1::WorkerHello& hello, const EngineFactory& make_engin
   options.engine_stall_max = std::chrono::seconds(absl::GetFlag(FLAGS_engine_stall_seconds));
   BATON_ASSIGN_OR_RETURN(const EngineOptions engine_options, EngineOptionsFromFlags());
   LogInfo("loading model", {{"model", engine_options.model}});
+  termination.ExitAtOnce(true);  // Nobody has been promised anything yet, and it may take minutes.
   const Instant load_start = Now();
   LoadProgress progress(load_start);
   BATON_ASSIGN_OR_RETURN(EngineParts parts,
                          EngineParts::Create(engine_options, [&](uint64_t done, uint64_t total) {
                            progress.Report(done, total, Now());
                          }));
+  termination.ExitAtOnce(false);
   LogInfo("model loaded", {{"parameters", parts.model->parameter_count()},
                            {"numerics", parts.model->numerics()},
                            {"kv_blocks", parts.pool->counts().total},

@@ -37,8 +37,8 @@ Wish DrawWish(Dice& dice);
 // What a run of the fake model in one process gives, without cache, router or network.
 std::vector<v1::Token> UndisturbedStream(const Wish& wish, uint32_t window);
 
-// Something that stands in the middle of another client's text, from the beginning of a block on: no
-// prefix of that one, whatever caches say.
+// Something that stands in the middle of another client's text, from the beginning of a block on:
+// no prefix of that one, whatever caches say.
 std::vector<TokenId> Quote(const Wish& other, uint32_t window, Dice& dice);
 
 class SimulatedClient {
