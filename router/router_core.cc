@@ -87,8 +87,10 @@ void RouterCore::OnWorkerDown(WorkerId id, const absl::Status& why, Instant now)
     }
   }
   for (const WorkerId accepted : workers_.JudgeAgain()) {
-    actions_.push_back(Note{absl::StrCat("worker ", workers_.Find(accepted)->address,
-                                         " is ready: what it was refused for is gone")});
+    const WorkerEntry& entry = *workers_.Find(accepted);
+    actions_.push_back(
+        Note{absl::StrCat("worker ", entry.address, " is ", WorkerStateName(entry.state),
+                          ": what it was refused for is gone")});
   }
   SendProbes(now);
   Place(now);

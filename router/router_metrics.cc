@@ -126,6 +126,8 @@ void RouterMetrics::UpdatePairs(const RouterCore& core) {
     return true;
   });
   for (const auto& [key, pair] : known) {
+    const bool healthy = pair.state == PairState::kHealthy;
+    if (!healthy && pair.failures == 0) continue;  // Nothing is known about it yet.
     Gauge*& gauge = pairs_[key];
     if (gauge == nullptr) {
       gauge = &registry_->AddGauge(kPairBytesPerSecond,
@@ -134,7 +136,7 @@ void RouterMetrics::UpdatePairs(const RouterCore& core) {
                                    {{"from", core.workers().Find(key.first)->address},
                                     {"to", core.workers().Find(key.second)->address}});
     }
-    gauge->Set(pair.state == PairState::kHealthy ? pair.bytes_per_second : 0);
+    gauge->Set(healthy ? pair.bytes_per_second : 0);
   }
 }
 

@@ -79,6 +79,7 @@ void WorkerTable::Up(WorkerId id, const v1::WorkerHello& hello) {
                   : worker->draining ? WorkerState::kDraining
                                      : WorkerState::kReady;
   worker->reason = std::string(verdict.message());
+  if (worker->state == WorkerState::kDraining) worker->reason = "the worker was told to go";
   worker->connected = true;
 }
 

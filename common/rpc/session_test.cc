@@ -434,6 +434,8 @@ TEST(SessionTest, ClientBreaksASilentWorker) {
   client.Stop();
 }
 
+const timeval kSocketPatience = {.tv_sec = absl::ToInt64Seconds(kPatience), .tv_usec = 0};
+
 // A listening socket, whose connections the kernel takes as it does for a process that is stopped.
 class StoppedWorker {
  public:
@@ -444,6 +446,8 @@ class StoppedWorker {
     socklen_t size = sizeof(address);
     BATON_CHECK(bind(fd_, reinterpret_cast<sockaddr*>(&address), size) == 0);
     BATON_CHECK(listen(fd_, 16) == 0);
+    BATON_CHECK(
+        setsockopt(fd_, SOL_SOCKET, SO_RCVTIMEO, &kSocketPatience, sizeof(kSocketPatience)) == 0);
     getsockname(fd_, reinterpret_cast<sockaddr*>(&address), &size);
     address_ = absl::StrCat("127.0.0.1:", ntohs(address.sin_port));
   }
@@ -453,8 +457,13 @@ class StoppedWorker {
   }
   const std::string& address() const { return address_; }
 
-  void AwaitConnections(size_t count) {
-    while (connections_.size() < count) connections_.push_back(accept(fd_, nullptr, nullptr));
+  bool AwaitConnections(size_t count) {
+    while (connections_.size() < count) {
+      const int connection = accept(fd_, nullptr, nullptr);
+      if (connection < 0) return false;
+      connections_.push_back(connection);
+    }
+    return true;
   }
   // The process goes on: HTTP/2's first words, an empty SETTINGS frame, on every connection.
   void Wake() const {
@@ -465,9 +474,8 @@ class StoppedWorker {
   }
   // Whether the other side closes all of them.
   bool AwaitEnds() const {
-    const timeval patience = {.tv_sec = absl::ToInt64Seconds(kPatience), .tv_usec = 0};
     for (const int connection : connections_) {
-      setsockopt(connection, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
+      setsockopt(connection, SOL_SOCKET, SO_RCVTIMEO, &kSocketPatience, sizeof(kSocketPatience));
       char buffer[4096];
       ssize_t count = 1;
       while (count > 0) count = recv(connection, buffer, sizeof(buffer), 0);
@@ -494,7 +502,7 @@ TEST(SessionTest, ConnectionsToAStoppedWorkerAreClosedOnceItGoesOn) {
   SessionClient client(stopped.address(), &client_handler, options);
   // gRPC makes the second one by itself when the first one has taken too long; that fails the
   // attempt.
-  stopped.AwaitConnections(3);
+  ASSERT_TRUE(stopped.AwaitConnections(3));
 
   stopped.Wake();
 

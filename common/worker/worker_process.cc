@@ -53,6 +53,8 @@ class LoadProgress {
 absl::Status Serve(const v1::WorkerHello& hello, const EngineFactory& make_engine) {
   // First, so that every later thread has the signals blocked.
   TerminationSignal termination;
+  termination.ExitAtOnce(true);  // Nobody has been promised anything yet, and loading takes long.
+  if (termination.requested()) return absl::CancelledError("told to end before it had begun");
   WorkerOptions options;
   options.hello = hello;
   BATON_ASSIGN_OR_RETURN(options.rpc, RpcServerOptionsFromFlags());
@@ -64,7 +66,6 @@ absl::Status Serve(const v1::WorkerHello& hello, const EngineFactory& make_engin
   options.engine_stall_max = std::chrono::seconds(absl::GetFlag(FLAGS_engine_stall_seconds));
   BATON_ASSIGN_OR_RETURN(const EngineOptions engine_options, EngineOptionsFromFlags());
   LogInfo("loading model", {{"model", engine_options.model}});
-  termination.ExitAtOnce(true);  // Nobody has been promised anything yet, and it may take minutes.
   const Instant load_start = Now();
   LoadProgress progress(load_start);
   BATON_ASSIGN_OR_RETURN(EngineParts parts,

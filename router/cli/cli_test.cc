@@ -124,6 +124,13 @@ TEST_F(DrainProgressTest, IsGoneIfAnotherHasItsAddress) {
   EXPECT_THAT(Progress().line, Not(HasSubstr("drained")));
 }
 
+TEST_F(DrainProgressTest, NewRouterHasToMeetItFirst) {
+  worker->set_state("connecting");
+  worker->set_incarnation(0);
+  EXPECT_EQ(Progress().state, State::kSilent);
+  EXPECT_FALSE(Progress().there);
+}
+
 TEST_F(DrainProgressTest, RouterThatLetsItWorkHasForgotten) {
   worker->set_state("ready");
   EXPECT_EQ(Progress().state, State::kForgotten);

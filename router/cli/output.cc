@@ -101,12 +101,15 @@ DrainProgress ProgressOfDrain(const v1::GetClusterResponse& cluster, const std::
                               uint64_t incarnation) {
   using State = DrainProgress::State;
   for (const v1::WorkerStatus& worker : cluster.workers()) {
-    if (worker.address() != address || worker.incarnation() != incarnation) continue;
-    const bool there = worker.state() != "lost" && worker.state() != "connecting";
+    if (worker.address() != address) continue;
+    // A router that has just begun does not know yet who is there.
+    const bool unknown = worker.state() == "connecting";
+    if (worker.incarnation() != incarnation && !unknown) continue;
+    const bool there = worker.state() == "ready" || worker.state() == "draining";
     if (worker.drained()) return {State::kDrained, there, address + " has drained"};
     if (!there) {
       return {State::kSilent, there,
-              absl::StrCat(address, " is silent (", worker.reason(),
+              absl::StrCat(address, " is ", worker.state(), " (", worker.reason(),
                            "); what was left on it goes on at other workers")};
     }
     if (worker.state() == "ready") {

@@ -1,5 +1,5 @@
 // The router's file of API keys. Of a file that is accepted every key opens the door, under its own
-// name and for what its line says; nothing else does.
+// name and for what its line says; a key that is cut off or bare, a name, or nothing does not.
 #include <filesystem>
 #include <memory>
 #include <sstream>
@@ -25,6 +25,12 @@ void CheckLine(const ApiKeys& keys, const std::string& line) {
   const absl::StatusOr<std::string> admin = keys.Authorize(kBearer + key, Need::kAdminKey);
   BATON_CHECK(admin.ok() == (rights == "admin"));
   BATON_CHECK(!keys.Authorize(key, Need::kAnyKey).ok());
+  // Either may be another line's key.
+  for (const std::string& other : {key.substr(0, key.size() - 1), name}) {
+    if (other == key) continue;
+    const absl::StatusOr<std::string> opened = keys.Authorize(kBearer + other, Need::kAnyKey);
+    BATON_CHECK(!opened.ok() || *opened != name);
+  }
 }
 
 void CheckFile(const std::string& text) {

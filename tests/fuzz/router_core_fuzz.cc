@@ -109,13 +109,13 @@ class World {
   WorkerId Worker() { return ids_[input_.Below(static_cast<uint32_t>(ids_.size()))]; }
 
   void AddUp(v1::Role role) {
-    const WorkerId id = core_.AddWorker(absl::StrCat("worker", ids_.size()), role);
+    const WorkerId id = core_.AddWorker(absl::StrCat("worker", next_incarnation_), role);
     ids_.push_back(id);
-    Up(id, role);
+    Up(id, role, next_incarnation_++);
   }
-  void Up(WorkerId id, v1::Role role) {
+  void Up(WorkerId id, v1::Role role, uint64_t incarnation) {
     v1::WorkerHello hello;
-    hello.set_incarnation(next_incarnation_++);
+    hello.set_incarnation(incarnation);
     hello.set_role(role);
     hello.set_local_prefill(role == v1::ROLE_DECODE);
     hello.mutable_model()->set_model_fingerprint("model");
@@ -163,7 +163,12 @@ class World {
     core_.OnWorkerDown(id, absl::UnavailableError("the connection broke"), now_);
     commands_[id].clear();
     Collect();
-    if (input_.Below(2) == 0) Up(id, core_.workers().Find(id)->role);
+    // Back comes the same process, the next one, or nobody.
+    const WorkerEntry& worker = *core_.workers().Find(id);
+    const uint32_t next = input_.Below(4);
+    if (next < 2) Up(id, worker.role, next == 0 ? worker.hello.incarnation() : next_incarnation_++);
+    if (next != 0 || worker.told_to_drain != worker.incarnation()) return;
+    BATON_CHECK(worker.draining && worker.state != WorkerState::kReady);
   }
 
   void Rare() {

@@ -61,7 +61,7 @@ TEST_P(FreezeTest, DecodeWorker) {
 }
 
 TEST_P(FreezeTest, PrefillWorker) {
-  StartCluster(1, 1);
+  StartCluster(1, 1, {}, {"--local_prefill=never"});
   Answer asked_meanwhile;
 
   const std::vector<Answer> answers = RunWithFault([this, &asked_meanwhile] {
@@ -76,6 +76,8 @@ TEST_P(FreezeTest, PrefillWorker) {
   EXPECT_EQ(OkCount(answers), answers.size());
   EXPECT_TRUE(asked_meanwhile.status.ok()) << asked_meanwhile.status;
   EXPECT_EQ(asked_meanwhile.tokens, (*oracle_)[0]);
+  EXPECT_EQ(asked_meanwhile.finished.prefill_worker(), cluster_->prefill_address(0));
+  EXPECT_GT(asked_meanwhile.finished.timings().first_token_ms(), ToMilliseconds(GetParam()) / 2);
   ExpectReady(2);
   ExpectServesAndRests();
 }

@@ -87,11 +87,11 @@ TEST_P(NetworkFaultTest, PairThatIsCutIsLeftAloneAndComesBack) {
   };
   serves_on("at first");
 
-  ASSERT_TRUE(network_->Cut(0, 0).ok());
+  EXPECT_TRUE(network_->Cut(0, 0).ok());  // Clients run: nothing returns here.
   EXPECT_TRUE(cluster_->WaitUntil(SaysNoPath, kPatience));
   serves_on("while the pair is cut");
   EXPECT_TRUE(cluster_->WaitUntil(SaysNoPath, kPatience)) << "it is still cut";
-  ASSERT_TRUE(network_->Mend(0, 0).ok());
+  EXPECT_TRUE(network_->Mend(0, 0).ok());  // Clients run: nothing returns here.
   const int before = served_by_pair;
   EXPECT_TRUE(cluster_->WaitUntil([&](const auto&) { return served_by_pair > before; }, kPatience))
       << "the pair does not come back";

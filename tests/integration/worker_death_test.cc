@@ -20,11 +20,12 @@ namespace {
 // Prompts that take seconds, a few tokens at a time. A step is mostly not computing, so sanitizers
 // slow it down by less than BATON_TEST_SLOWNESS, and short prompts would be over before the fault
 // comes.
-constexpr uint32_t kPromptTokens = BATON_TEST_SLOWNESS > 1 ? 600 : 1200;
+constexpr uint32_t kPromptTokens = BATON_TEST_SLOWNESS > 1 ? 600 : 1800;
+constexpr int kPrompts = 2 * kStreams;
 
 std::vector<v1::GenerateRequest> LongPrompts() {
   std::vector<v1::GenerateRequest> requests =
-      MakeWorkload({.requests = kStreams, .seed = 8, .vocab = 256, .output_max = 10});
+      MakeWorkload({.requests = kPrompts, .seed = 8, .vocab = 256, .output_max = 10});
   for (v1::GenerateRequest& request : requests) {
     request.mutable_stopping()->set_ignore_eos(true);
     auto* ids = request.mutable_prompt_ids()->mutable_ids();

@@ -1,5 +1,6 @@
-// chaos: a cluster of real processes under load, whose workers are killed, drained and stopped at
-// random; what its clients get must be what they would have got anyway.
+// chaos: a cluster of real processes under load, whose workers are killed, drained, stopped and cut
+// off, and whose router is killed, at random; what its clients get must be what they would have got
+// anyway.
 #include <algorithm>
 #include <csignal>
 #include <cstdio>
@@ -29,7 +30,7 @@ ABSL_FLAG(double, minutes, 2, "How long faults last.");
 ABSL_FLAG(uint64_t, seed, 1, "Of requests and faults. What happens when is not repeatable.");
 ABSL_FLAG(int32_t, streams, 16, "Requests at once.");
 ABSL_FLAG(int32_t, prefill, 2, "Prefill workers.");
-ABSL_FLAG(int32_t, decode, 2, "Decode workers; faults need 2 of them or more.");
+ABSL_FLAG(int32_t, decode, 2, "Decode workers; faults of decode workers need 2 of them or more.");
 ABSL_FLAG(double, fault_seconds, 5, "A fault about so often.");
 ABSL_FLAG(
     bool, router_faults, false,
@@ -316,6 +317,7 @@ int RunAndTell() {
   if (!result->streams.first_difference.empty()) {
     std::printf("first difference: %s\n", result->streams.first_difference.c_str());
   }
+  if (result->faults == 0) std::printf("it was too short for a fault\n");
   if (result->good()) {
     std::printf("every stream was as if nothing had happened\n");
     return 0;

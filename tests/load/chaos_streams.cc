@@ -182,8 +182,9 @@ ChaosStreams::Received ChaosStreams::Ask(const Truth& truth, std::optional<size_
 
 bool ChaosStreams::AskOnce(const Truth& truth, std::optional<size_t> tokens_max,
                            Received* received) {
-  const bool router_up = router_up_;
+  // In this order, the reverse of RouterGoes'.
   const int deaths = router_deaths_;
+  const bool router_up = router_up_;
   v1::GenerateRequest request = truth.request;
   request.mutable_generated_ids()->Assign(received->ids.begin(), received->ids.end());
   received->tail.clear();
@@ -199,7 +200,7 @@ bool ChaosStreams::AskOnce(const Truth& truth, std::optional<size_t> tokens_max,
   if (absl::IsUnavailable(answer.status) && (!router_up || router_deaths_ != deaths)) {
     ++received->resumed;
     PauseOrStop(kAfterBreak);
-    return true;
+    return true;  // To its end, also while stopping: it was promised.
   }
   if (absl::IsResourceExhausted(answer.status) && received->tokens.empty()) {
     ++received->refused;
@@ -225,13 +226,16 @@ void ChaosStreams::Judge(const Truth& truth, const Received& received) {
   counts_.refused += received.refused;
   counts_.resumed += received.resumed;
   counts_.retries += received.retries;
-  if (!prefix || (status.ok() && !whole)) {
+  // A call that ends while its client hangs up may be lacking what it had not read yet.
+  if (!prefix || (status.ok() && !whole && !received.cancelled)) {
     ++counts_.differ;
     if (counts_.first_difference.empty()) {
       counts_.first_difference = absl::StrCat(
           received.tokens.size(), " of ", truth.tokens.size(), " tokens, ", received.resumed,
           " calls resumed, ", status.ToString(), "; ", truth.request.ShortDebugString());
     }
+  } else if (received.cancelled) {
+    ++counts_.cancelled;
   } else if (status.ok()) {
     ++counts_.completed;
     counts_.first_tokens_ms.push_back(received.first_token_ms);
@@ -240,8 +244,6 @@ void ChaosStreams::Judge(const Truth& truth, const Received& received) {
       ++counts_.retried;
       counts_.retried_pauses_ms.push_back(received.longest_pause_ms);
     }
-  } else if (received.cancelled) {
-    ++counts_.cancelled;
   } else if (received.refused == 0 || received.without_hint || !absl::IsResourceExhausted(status)) {
     ++counts_.failed;
     ++counts_.failures[status.ToString()];

@@ -38,7 +38,7 @@ Wish DrawWish(Dice& dice);
 std::vector<v1::Token> UndisturbedStream(const Wish& wish, uint32_t window);
 
 // Something that stands in the middle of another client's text, from the beginning of a block on:
-// no prefix of that one, whatever caches say.
+// no prefix of that one, whatever caches say. Of a text too short for that, its prompt.
 std::vector<TokenId> Quote(const Wish& other, uint32_t window, Dice& dice);
 
 class SimulatedClient {

@@ -33,13 +33,14 @@ std::string NextLetter() {
 
 }  // namespace
 
-// Names and addresses are this process's, so that two runs do not meet. Names are new ones each
-// time: Linux takes its time to forget those of a namespace that is gone.
+// Names and addresses are this process's, so that two runs do not meet; the addresses are those set
+// apart for tests of networks (RFC 2544). Names are new ones each time: Linux takes its time to
+// forget those of a namespace that is gone.
 WorkerNetwork::WorkerNetwork(int prefill, int decode)
     : prefill_(prefill),
       decode_(decode),
       prefix_(absl::StrCat("b", getpid(), NextLetter())),
-      network_(absl::StrCat("10.", 64 + (getpid() >> 8) % 128, ".", getpid() % 256, ".")) {}
+      network_(absl::StrCat("198.", 18 + (getpid() >> 8) % 2, ".", getpid() % 256, ".")) {}
 
 absl::StatusOr<std::unique_ptr<WorkerNetwork>> WorkerNetwork::Create(int prefill, int decode) {
   auto network = std::unique_ptr<WorkerNetwork>(new WorkerNetwork(prefill, decode));
@@ -48,8 +49,13 @@ absl::StatusOr<std::unique_ptr<WorkerNetwork>> WorkerNetwork::Create(int prefill
 }
 
 absl::Status WorkerNetwork::Make() {
-  const absl::Status allowed = Ip(absl::StrCat("link add ", prefix_, " type bridge"));
-  if (!allowed.ok()) return absl::UnavailableError(allowed.message());
+  // Both may be forbidden, or missing.
+  for (const std::string& command :
+       {absl::StrCat("netns add ", prefix_), absl::StrCat("netns del ", prefix_),
+        absl::StrCat("link add ", prefix_, " type bridge")}) {
+    const absl::Status allowed = Ip(command);
+    if (!allowed.ok()) return absl::UnavailableError(allowed.message());
+  }
   BATON_RETURN_IF_ERROR(Ip(absl::StrCat("addr add ", network_, "1/24 dev ", prefix_)));
   BATON_RETURN_IF_ERROR(Ip(absl::StrCat("link set ", prefix_, " up")));
   for (const std::string role : {"prefill", "decode"}) {
@@ -90,20 +96,22 @@ void WorkerNetwork::Place(const std::string& role, int index,
   command->insert(command->begin(), {"ip", "netns", "exec", NameOf(role, index)});
 }
 
+// What one sends to the other goes to a link address that nobody has.
 absl::Status WorkerNetwork::Cut(int prefill, int decode) {
-  return ChangeRoutes("add", prefill, decode);
+  return ChangeNeighbours("replace", " lladdr 02:00:00:00:00:01 nud permanent", prefill, decode);
 }
 
 absl::Status WorkerNetwork::Mend(int prefill, int decode) {
-  return ChangeRoutes("del", prefill, decode);
+  return ChangeNeighbours("del", "", prefill, decode);
 }
 
-absl::Status WorkerNetwork::ChangeRoutes(const char* verb, int prefill, int decode) {
-  const auto route = [verb](const std::string& name, const std::string& address) {
-    return Ip(absl::StrCat("-n ", name, " route ", verb, " blackhole ", address, "/32"));
+absl::Status WorkerNetwork::ChangeNeighbours(const char* verb, const char* link, int prefill,
+                                             int decode) {
+  const auto change = [verb, link](const std::string& name, const std::string& address) {
+    return Ip(absl::StrCat("-n ", name, " neigh ", verb, " ", address, " dev eth0", link));
   };
-  BATON_RETURN_IF_ERROR(route(NameOf("prefill", prefill), AddressOf("decode", decode)));
-  return route(NameOf("decode", decode), AddressOf("prefill", prefill));
+  BATON_RETURN_IF_ERROR(change(NameOf("prefill", prefill), AddressOf("decode", decode)));
+  return change(NameOf("decode", decode), AddressOf("prefill", prefill));
 }
 
 std::string WorkerNetwork::NameOf(const std::string& role, int index) const {

@@ -24,7 +24,8 @@ class WorkerNetwork {
   // As ClusterOptions::place: the command runs inside and listens there.
   void Place(const std::string& role, int index, std::vector<std::string>* command) const;
 
-  // From now on nothing passes between the two, and neither is told.
+  // From now on nothing passes between the two, on old connections or new ones, and neither is
+  // told.
   absl::Status Cut(int prefill, int decode);
   absl::Status Mend(int prefill, int decode);
 
@@ -32,7 +33,7 @@ class WorkerNetwork {
   WorkerNetwork(int prefill, int decode);
   absl::Status Make();
   absl::Status MakeHost(const std::string& name, const std::string& address);
-  absl::Status ChangeRoutes(const char* verb, int prefill, int decode);
+  absl::Status ChangeNeighbours(const char* verb, const char* link, int prefill, int decode);
   std::string NameOf(const std::string& role, int index) const;
   std::string AddressOf(const std::string& role, int index) const;
 
