@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>
+#include <sys/wait.h>
 
 #include <atomic>
 #include <random>
@@ -31,6 +32,8 @@ class FaultTest : public ClusterStreamsTest {
   static void Freeze(
       const Process& process, Duration duration, const std::function<void()>& meanwhile = [] {}) {
     process.Signal(SIGSTOP);
+    siginfo_t stopped = {};  // On a busy machine it takes a while until all its threads have.
+    EXPECT_EQ(waitid(P_PID, static_cast<id_t>(process.pid()), &stopped, WSTOPPED | WNOWAIT), 0);
     meanwhile();
     absl::Notification().WaitForNotificationWithTimeout(absl::FromChrono(duration));
     process.Signal(SIGCONT);
