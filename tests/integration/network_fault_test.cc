@@ -1,6 +1,7 @@
-// Goal: a prefill and a decode worker that lose each other, and nobody else, cost a pause.
+// Goal: what happens to the network costs a pause at most: a prefill and a decode worker that lose
+// each other, and nobody else; an interface that is removed.
 // Method: every worker lives in a network namespace of its own, and the path between two of them is
-// cut under load.
+// cut under load; or workers on loopback start beside such a network, which then goes.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -28,18 +29,44 @@ bool SaysNoPath(const v1::GetClusterResponse& status) {
                      });
 }
 
-// Parameter: how many prefill workers there are.
-class NetworkFaultTest : public ClusterStreamsTest, public testing::WithParamInterface<int> {
+class NetworkFaultTest : public ClusterStreamsTest {
  protected:
   ~NetworkFaultTest() override { cluster_.reset(); }  // Before its network.
 
-  void StartClusterInNetwork() {
-    auto network = WorkerNetwork::Create(GetParam(), 2);
+  void MakeNetwork(int prefill, int decode) {
+    auto network = WorkerNetwork::Create(prefill, decode);
     if (absl::IsUnavailable(network.status())) {
       GTEST_SKIP() << "no network namespaces (root and iproute2 are needed): " << network.status();
     }
     ASSERT_TRUE(network.ok()) << network.status();
     network_ = *std::move(network);
+  }
+
+  std::unique_ptr<WorkerNetwork> network_;
+};
+
+TEST_F(NetworkFaultTest, InterfaceThatNobodyNeededMayGo) {
+  ASSERT_NO_FATAL_FAILURE(MakeNetwork(1, 0));
+  if (IsSkipped()) return;
+  StartCluster(1, 1, {}, {"--local_prefill=never"});
+
+  const std::vector<Answer> before = RunWithFault([this] { network_.reset(); });
+  const std::vector<Answer> after = RunWithFault([] {});
+
+  for (const std::vector<Answer>& answers : {before, after}) {
+    ExpectTrueStreams(answers);
+    EXPECT_EQ(OkCount(answers), static_cast<size_t>(kStreams));
+    EXPECT_EQ(Retries(answers), 0u);
+  }
+  ExpectServesAndRests();
+}
+
+// Parameter: how many prefill workers there are.
+class CutPairTest : public NetworkFaultTest, public testing::WithParamInterface<int> {
+ protected:
+  void StartClusterInNetwork() {
+    ASSERT_NO_FATAL_FAILURE(MakeNetwork(GetParam(), 2));
+    if (IsSkipped()) return;
     StartCluster(
         {.model = folder_->path(),
          .prefill = GetParam(),
@@ -51,11 +78,9 @@ class NetworkFaultTest : public ClusterStreamsTest, public testing::WithParamInt
            network_->Place(role, index, command);
          }});
   }
-
-  std::unique_ptr<WorkerNetwork> network_;
 };
 
-TEST_P(NetworkFaultTest, PairThatIsCutIsLeftAloneAndComesBack) {
+TEST_P(CutPairTest, IsLeftAloneAndComesBack) {
   ASSERT_NO_FATAL_FAILURE(StartClusterInNetwork());
   if (IsSkipped()) return;
   const std::vector<v1::GenerateRequest> requests = LongRequests();
@@ -102,7 +127,7 @@ TEST_P(NetworkFaultTest, PairThatIsCutIsLeftAloneAndComesBack) {
 }
 
 // With one prefill worker, a decode worker is of no use meanwhile; with two, it has the other.
-INSTANTIATE_TEST_SUITE_P(PrefillWorkers, NetworkFaultTest, testing::Values(1, 2),
+INSTANTIATE_TEST_SUITE_P(PrefillWorkers, CutPairTest, testing::Values(1, 2),
                          [](const auto& count) { return absl::StrCat(count.param); });
 
 }  // namespace

@@ -121,13 +121,7 @@ absl::Status Cluster::StartWorker(const std::string& role, int index, const std:
   if (role == "decode") {
     command.insert(command.end(), options_.decode_flags.begin(), options_.decode_flags.end());
   }
-  if (options_.place != nullptr) {
-    options_.place(role, index, &command);
-  } else {
-    // Other tests may make and remove interfaces, of which UCX takes any that it finds at its
-    // start.
-    command.insert(command.begin(), {"env", "UCX_NET_DEVICES=lo"});
-  }
+  if (options_.place != nullptr) options_.place(role, index, &command);
   BATON_ASSIGN_OR_RETURN(
       worker.process,
       Process::Start(command, absl::StrCat(folder_.path(), "/", role, "-", starts_++, ".log")));

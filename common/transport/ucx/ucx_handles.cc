@@ -4,6 +4,8 @@
 #include <ucs/memory/memory_type.h>
 
 #include <cstdlib>
+#include <filesystem>
+#include <system_error>
 
 #include "absl/memory/memory.h"
 #include "absl/strings/str_cat.h"
@@ -43,16 +45,30 @@ constexpr Setting kSettings[] = {
     // How soon an idle connection notices that its peer is gone; 20 s by default.
     {"KEEPALIVE_INTERVAL", "1s"},
 };
+// Left alone, UCX sends over whichever interfaces it found at its start and deems best, a
+// container's bridge for instance, and goes on trying when they are gone. Now it takes the one by
+// which the connection was made, and that is up to the machine's routes.
+constexpr Setting kStayOnTheRoute = {"CM_USE_ALL_DEVICES", "n"};
 
-absl::Status ApplySettings(ucp_config_t* config) {
-  for (const Setting& setting : kSettings) {
-    if (std::getenv(absl::StrCat("UCX_", setting.name).c_str()) != nullptr) continue;
-    for (const size_t skip : {size_t{0}, setting.prefix_bytes}) {
-      BATON_RETURN_IF_ERROR(UcxStatus(ucp_config_modify(config, setting.name + skip, setting.value),
-                                      absl::StrCat("setting UCX_", setting.name)));
-    }
+absl::Status Apply(const Setting& setting, ucp_config_t* config) {
+  if (std::getenv(absl::StrCat("UCX_", setting.name).c_str()) != nullptr) return absl::OkStatus();
+  for (const size_t skip : {size_t{0}, setting.prefix_bytes}) {
+    BATON_RETURN_IF_ERROR(UcxStatus(ucp_config_modify(config, setting.name + skip, setting.value),
+                                    absl::StrCat("setting UCX_", setting.name)));
   }
   return absl::OkStatus();
+}
+
+// Such a device may be the best way to a peer whose address is another network's.
+bool HasRdmaDevices() {
+  std::error_code none;
+  return std::filesystem::directory_iterator("/sys/class/infiniband", none) !=
+         std::filesystem::directory_iterator();
+}
+
+absl::Status ApplySettings(ucp_config_t* config) {
+  for (const Setting& setting : kSettings) BATON_RETURN_IF_ERROR(Apply(setting, config));
+  return HasRdmaDevices() ? absl::OkStatus() : Apply(kStayOnTheRoute, config);
 }
 
 }  // namespace
