@@ -89,6 +89,7 @@ void DecodeEngine::OnAdmit(Incarnation router, const v1::Admit& admit, Instant n
   TakeCachedPrefix(*pool_, block_tokens_, slot.sequence);
   slot.held_blocks = slot.sequence.blocks.size();
   if (absl::Status room = CheckRoom(slot.sequence); !room.ok()) return Reject(key, room);
+  deadlines_.Add(slot.sequence.deadline, key);
   slots_[key] = std::move(owned);
   lease_owner_[slot.lease] = key;
   const uint32_t cached = slot.sequence.cached_tokens;
@@ -212,11 +213,7 @@ void DecodeEngine::OnSessionClosed(Incarnation router) {
 
 void DecodeEngine::OnTick(Instant now) {
   StopLateMoves(now);
-  std::vector<RequestKey> late;
-  for (const auto& [key, slot] : slots_) {
-    if (slot->sequence.deadline <= now) late.push_back(key);
-  }
-  for (const RequestKey& key : late) {
+  for (const RequestKey& key : deadlines_.Due(now)) {
     Fail(key, absl::DeadlineExceededError("the deadline passed"), /*retryable=*/false);
   }
 }
@@ -312,6 +309,7 @@ void DecodeEngine::Drop(RequestKey key) {
   SetState(*slot, State::kBroken);
   scheduler_.Remove(&slot->sequence);
   lease_owner_.erase(slot->lease);
+  deadlines_.Remove(slot->sequence.deadline, key);
   slots_.erase(key);
 }
 

@@ -22,6 +22,7 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
 #include "common/base/clock.h"
+#include "common/base/deadline_index.h"
 #include "common/engine/executor.h"
 #include "common/engine/ports.h"
 #include "common/engine/probe_relay.h"
@@ -187,6 +188,7 @@ class DecodeEngine final : public WorkerEngine {
 
   const std::unique_ptr<SwapSpace> swap_;  // Null if there is none.
   Slots slots_;
+  DeadlineIndex<RequestKey> deadlines_;  // Of slots_.
   PrefillScheduler scheduler_;
   absl::flat_hash_map<LeaseId, RequestKey> lease_owner_;
   std::map<std::pair<LeaseId, Epoch>, std::vector<BlockId>> retiring_;  // Quarantined blocks.

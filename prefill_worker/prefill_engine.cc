@@ -72,6 +72,7 @@ void PrefillEngine::OnPrefill(Incarnation router, const v1::Prefill& prefill, In
   job->sequence.arrival = next_arrival_++;
   if (prefill.has_ticket()) job->ticket = TicketFromProto(prefill.ticket());
   scheduler_.Add(&job->sequence);
+  deadlines_.Add(job->sequence.deadline, key);
   jobs_[key] = std::move(job);
 }
 
@@ -238,6 +239,7 @@ void PrefillEngine::Close(RequestKey key, bool abort_transfer) {
   if (it == jobs_.end()) return;
   std::unique_ptr<Job> job = std::move(it->second);
   jobs_.erase(it);
+  deadlines_.Remove(job->sequence.deadline, key);
   scheduler_.Remove(&job->sequence);
   if (!job->transfer.has_value()) return;
   const TransferId transfer = *job->transfer;
@@ -254,11 +256,7 @@ void PrefillEngine::OnSessionClosed(Incarnation router) {
 }
 
 void PrefillEngine::OnTick(Instant now) {
-  std::vector<RequestKey> late;
-  for (const auto& [key, job] : jobs_) {
-    if (job->sequence.deadline <= now) late.push_back(key);
-  }
-  for (const RequestKey& key : late) {
+  for (const RequestKey& key : deadlines_.Due(now)) {
     Fail(key, absl::DeadlineExceededError("the deadline passed during prefill"),
          /*retryable=*/false, /*transfer=*/false);
   }

@@ -15,6 +15,7 @@
 #include "absl/container/btree_map.h"
 #include "absl/container/flat_hash_map.h"
 #include "common/base/clock.h"
+#include "common/base/deadline_index.h"
 #include "common/engine/executor.h"
 #include "common/engine/ports.h"
 #include "common/engine/probe_relay.h"
@@ -86,6 +87,7 @@ class PrefillEngine final : public WorkerEngine {
 
   PrefillScheduler scheduler_;
   absl::btree_map<RequestKey, std::unique_ptr<Job>> jobs_;  // In order: they end in order.
+  DeadlineIndex<RequestKey> deadlines_;                     // Of jobs_.
   absl::flat_hash_map<TransferId, RequestKey> transfer_owner_;
   // Jobs that ended while UCX still reads their blocks.
   absl::flat_hash_map<TransferId, std::unique_ptr<Job>> closing_;

@@ -58,9 +58,8 @@ ABSL_FLAG(std::string, worker_tls_server_name, "",
           "the router reaches the worker, also where --prefill or --decode say a DNS name.");
 ABSL_FLAG(std::string, api_keys, "",
           "File of API keys, without one of which no call of Inference is answered: a line each, "
-          "NAME KEY, then "
-          "\"admin\" if it may also do what operators do; # begins a comment. Read again when it "
-          "changes. Not given: whoever reaches the port may call.");
+          "NAME KEY, then \"admin\" if it may also do what operators do; # begins a comment. Read "
+          "again when it changes. Not given: whoever reaches the port may call.");
 
 namespace baton {
 namespace {

@@ -20,7 +20,7 @@ Request& RequestTable::Insert(NewRequest spec) {
   request->given_tokens = static_cast<uint32_t>(spec.tokens.size()) - spec.prompt_tokens;
   request->spec = std::move(spec);
   request->arrival = next_arrival_++;
-  if (request->spec.deadline != kNever) deadlines_.emplace(request->spec.deadline, id);
+  deadlines_.Add(request->spec.deadline, id);
   const auto [it, inserted] = requests_.emplace(id, std::move(request));
   BATON_CHECK(inserted);
   return *it->second;
@@ -30,7 +30,7 @@ void RequestTable::Erase(RequestId id) {
   const auto it = requests_.find(id);
   BATON_CHECK(it != requests_.end());
   BATON_CHECK(it->second->attempt == AttemptId{} && !it->second->move.has_value());
-  deadlines_.erase({it->second->spec.deadline, id});
+  deadlines_.Remove(it->second->spec.deadline, id);
   requests_.erase(it);
 }
 
@@ -62,15 +62,6 @@ void RequestTable::CompleteMove(Request& request) {
   attempts_.erase(request.attempt);
   request.attempt = request.move->attempt;
   request.move.reset();
-}
-
-std::vector<RequestId> RequestTable::Expired(Instant now) const {
-  std::vector<RequestId> expired;
-  for (const auto& [deadline, id] : deadlines_) {
-    if (deadline > now) break;
-    expired.push_back(id);
-  }
-  return expired;
 }
 
 }  // namespace baton

@@ -9,12 +9,12 @@
 #include <map>
 #include <memory>
 #include <optional>
-#include <set>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "common/base/clock.h"
+#include "common/base/deadline_index.h"
 #include "common/base/ids.h"
 #include "common/request/checked_request.h"
 #include "proto/types.pb.h"
@@ -122,7 +122,7 @@ class RequestTable {
   void CompleteMove(Request& request);
 
   // Those whose deadline has come, in the order of their deadlines.
-  std::vector<RequestId> Expired(Instant now) const;
+  std::vector<RequestId> Expired(Instant now) const { return deadlines_.Due(now); }
 
   // In order of id, that is of arrival at the shell.
   const std::map<RequestId, std::unique_ptr<Request>>& all() const { return requests_; }
@@ -132,7 +132,7 @@ class RequestTable {
  private:
   std::map<RequestId, std::unique_ptr<Request>> requests_;
   std::map<AttemptId, Request*> attempts_;
-  std::set<std::pair<Instant, RequestId>> deadlines_;
+  DeadlineIndex<RequestId> deadlines_;
   uint64_t next_arrival_ = 1;
   uint64_t next_attempt_ = 1;
 };

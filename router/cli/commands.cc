@@ -105,8 +105,14 @@ absl::StatusOr<std::string> AwaitEndOfDrain(const std::string& worker, uint64_t 
   constexpr Duration kSilenceMax = std::chrono::seconds(15);  // A session comes back sooner.
   DrainProgress shown;
   for (Instant heard = Now(); Now() - heard < kSilenceMax;) {
-    BATON_ASSIGN_OR_RETURN(const v1::GetClusterResponse cluster, client->GetCluster());
-    const DrainProgress progress = ProgressOfDrain(cluster, worker, incarnation);
+    if (!client->Pause(kInterval)) return absl::CancelledError("the worker drains on");
+    const absl::StatusOr<v1::GetClusterResponse> cluster = client->GetCluster();
+    if (absl::IsUnavailable(cluster.status())) {  // The router may be starting again.
+      shown.line = std::string(cluster.status().message());
+      continue;
+    }
+    BATON_RETURN_IF_ERROR(cluster.status());
+    const DrainProgress progress = ProgressOfDrain(*cluster, worker, incarnation);
     if (progress.state == State::kForgotten) return absl::AbortedError(progress.line);
     // Once it has drained, being gone is its end.
     const bool drained = shown.state == State::kDrained || progress.state == State::kDrained;
@@ -115,7 +121,6 @@ absl::StatusOr<std::string> AwaitEndOfDrain(const std::string& worker, uint64_t 
     if (progress.line != shown.line) std::fprintf(stderr, "%s\n", progress.line.c_str());
     shown = progress;
     if (progress.there) heard = Now();
-    if (!client->Pause(kInterval)) return absl::CancelledError("the worker drains on");
   }
   return absl::UnavailableError(shown.line + "; see `baton status`");
 }

@@ -1,11 +1,15 @@
 // Goal: kill -9 of any worker at any moment hangs nobody, leaks nothing and changes no token.
 // Method: real processes over UCX with streams running; what ends well is compared with one
 // process.
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <memory>
 #include <set>
 #include <string>
 #include <thread>
@@ -210,6 +214,58 @@ TEST_P(WorkerDrainTest, StreamsMoveToAnotherWorker) {
 INSTANTIATE_TEST_SUITE_P(Causes, WorkerDrainTest, testing::Bool(), [](const auto& cause) {
   return std::string(cause.param ? "Terminated" : "ToldByTheRouter");
 });
+
+// The worker goes with its old router's streams, and the new router never meets it: what became of
+// it nobody can say, and the command must say that.
+TEST_F(WorkerDeathTest, DrainCommandOutlivesItsRouter) {
+  StartCluster(1, 1);
+  std::unique_ptr<Process> command;
+
+  const std::vector<Answer> answers = RunWithFault([&] {
+    command = Process::Start({BinaryFolder() + "/baton", "drain", cluster_->decode_address(0),
+                              "--router", cluster_->router_address()},
+                             cluster_->folder() + "/drain.log")
+                  .value();
+    EXPECT_TRUE(cluster_->WaitUntil([](const v1::GetClusterResponse& status) {
+      const auto& workers = status.workers();
+      return std::any_of(workers.begin(), workers.end(), [](const v1::WorkerStatus& worker) {
+        return worker.state() == "draining";
+      });
+    }));
+    cluster_->router().Signal(SIGKILL);
+    EXPECT_TRUE(cluster_->router().Wait(kDeadline).ok());
+    EXPECT_EQ(cluster_->decode(0).Wait(kDeadline).value_or(-1), 0);
+    EXPECT_TRUE(cluster_->RestartRouter().ok());
+  });
+
+  ExpectTrueStreams(answers);
+  EXPECT_EQ(command->Wait(kDeadline).value_or(-1), 1);
+  EXPECT_THAT(command->LogTail(), testing::AllOf(testing::HasSubstr("goes on at other workers"),
+                                                 testing::HasSubstr("see `baton status`")));
+  ASSERT_TRUE(cluster_->RestartDecode(0).ok());
+  ExpectServesAndRests();
+}
+
+// A worker that still loads has promised nothing: it goes at once.
+TEST_F(WorkerDeathTest, WorkersThatLoadGoAtOnce) {
+  const TemporaryFolder model;
+  // Whoever reads it waits for more.
+  const std::string config = model.path() + "/config.json";
+  ASSERT_EQ(mkfifo(config.c_str(), 0600), 0);
+  for (const std::string role : {"prefill", "decode"}) {
+    const std::string log = model.path() + "/" + role + ".log";
+    auto worker = Process::Start(
+        {BinaryFolder() + "/baton_" + role + "_worker", "--model", model.path()}, log);
+    ASSERT_TRUE(worker.ok()) << worker.status();
+    const int writer = open(config.c_str(), O_WRONLY);  // Returns when the worker reads.
+    ASSERT_GE(writer, 0);
+
+    (*worker)->Signal(SIGTERM);
+
+    EXPECT_EQ((*worker)->Wait(kDeadline).value_or(-1), 128 + SIGTERM) << (*worker)->LogTail();
+    close(writer);
+  }
+}
 
 TEST_F(WorkerDeathTest, TerminatedRouterLetsItsStreamsFinish) {
   StartCluster(1, 1);

@@ -55,9 +55,12 @@ constexpr Duration kSettling = std::chrono::seconds(40);
 
 using Json = nlohmann::ordered_json;
 
-// Ctrl-C: the namespaces are to go, too.
+// Ctrl-C: the namespaces are to go, too. The next one ends this at once.
 volatile std::sig_atomic_t interrupted = 0;
-void Interrupt(int) { interrupted = 1; }
+void Interrupt(int signal) {
+  interrupted = 1;
+  std::signal(signal, SIG_DFL);
+}
 
 Duration Seconds(double count) {
   return std::chrono::duration_cast<Duration>(std::chrono::duration<double>(count));
@@ -207,7 +210,10 @@ class Chaos {
     const Instant end = start + Seconds(60 * absl::GetFlag(FLAGS_minutes));
     Instant next_look = start, next_line = start;
     for (Instant now = start; now < end; now = Now()) {
-      if (interrupted) return absl::CancelledError("interrupted");
+      if (interrupted) {
+        std::fprintf(stderr, "waiting for the calls under way\n");
+        return absl::CancelledError("interrupted");
+      }
       BATON_RETURN_IF_ERROR(faults_.Tick(now));
       if (now >= next_look) {
         Look();

@@ -10,6 +10,8 @@ namespace baton {
 namespace {
 
 constexpr double kKibPerMib = 1024;
+// After so many looks a process has met its peers: what it holds then is what it needs.
+constexpr size_t kLooksToWarm = 5;
 
 // Growth over the second half in KiB, by least squares: memory goes up and down with the load.
 double MemoryGrowth(const std::vector<ProcessUsage>& usages) {
@@ -25,8 +27,12 @@ double MemoryGrowth(const std::vector<ProcessUsage>& usages) {
   return sum / weights * count;
 }
 
-bool HoldsMore(const ProcessUsage& now, const ProcessUsage& first) {
-  return now.files > first.files || now.threads > first.threads;
+const ProcessUsage& Warm(const std::vector<ProcessUsage>& usages) {
+  return usages[std::min(usages.size(), kLooksToWarm) - 1];
+}
+
+bool HoldsMore(const ProcessUsage& now, const ProcessUsage& warm) {
+  return now.files > warm.files || now.threads > warm.threads;
 }
 
 }  // namespace
@@ -44,7 +50,7 @@ void UsageWatch::Settle(Duration timeout) {
     more = false;
     for (auto& [name, life] : lives_) {
       life.at_rest = UsageOf(life.pid);
-      more |= HoldsMore(life.at_rest, life.usages.front());
+      more |= HoldsMore(life.at_rest, Warm(life.usages));
     }
   }
 }
@@ -52,16 +58,16 @@ void UsageWatch::Settle(Duration timeout) {
 nlohmann::ordered_json UsageWatch::Report() const {
   nlohmann::ordered_json report;
   for (const auto& [name, life] : lives_) {
-    const ProcessUsage& first = life.usages.front();
+    const ProcessUsage& warm = Warm(life.usages);
     report[name] = {
         {"looks", life.usages.size()},
-        {"memory_mib_first", static_cast<double>(first.memory_kib) / kKibPerMib},
+        {"memory_mib_warm", static_cast<double>(warm.memory_kib) / kKibPerMib},
         {"memory_mib_last", static_cast<double>(life.usages.back().memory_kib) / kKibPerMib},
         {"memory_mib_growth_second_half", MemoryGrowth(life.usages) / kKibPerMib},
-        {"files_first", first.files},
+        {"files_warm", warm.files},
         {"files_last", life.usages.back().files},
         {"files_at_rest", life.at_rest.files},
-        {"threads_first", first.threads},
+        {"threads_warm", warm.threads},
         {"threads_last", life.usages.back().threads},
         {"threads_at_rest", life.at_rest.threads}};
   }

@@ -18,7 +18,8 @@ class UsageWatch {
  public:
   // To be called in equal intervals. Another process of this name begins anew.
   void Look(const std::string& name, pid_t pid);
-  // Waits until all hold as many files and threads as when they were first seen, but not for ever.
+  // Waits until all hold as many files and threads as when they had begun to work, but not for
+  // ever.
   void Settle(Duration timeout);
 
   nlohmann::ordered_json Report() const;

@@ -1,13 +1,18 @@
 #include "tests/support/worker_network.h"
 
+#include <signal.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
+#include <cerrno>
 #include <cstdio>
 #include <cstdlib>
+#include <regex>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
 #include "common/base/status_macros.h"
 
 namespace baton {
@@ -15,20 +20,39 @@ namespace {
 
 constexpr char kLoopback[] = "127.0.0.1:";
 
-// What the program said is the message.
-absl::Status Ip(const std::string& arguments) {
+// What the program says; on failure it is the message.
+absl::StatusOr<std::string> AskIp(const std::string& arguments) {
   FILE* const output = popen(absl::StrCat("ip ", arguments, " 2>&1").c_str(), "re");
   if (output == nullptr) return absl::InternalError("no shell can be started");
   std::string said;
   char buffer[256];
   while (std::fgets(buffer, sizeof(buffer), output) != nullptr) said += buffer;
-  if (pclose(output) == 0) return absl::OkStatus();
+  if (pclose(output) == 0) return said;
   return absl::InternalError(absl::StrCat("ip ", arguments, ": ", said));
 }
+
+absl::Status Ip(const std::string& arguments) { return AskIp(arguments).status(); }
 
 std::string NextLetter() {
   static std::atomic<int> made{0};
   return std::string(1, static_cast<char>('a' + made++ % 26));
+}
+
+// Whether a network of this name has outlived its process, which was killed.
+bool IsOrphan(const std::string& name) {
+  static const std::regex ours("b([0-9]+)[a-z]([pd][0-9]+)?");
+  std::smatch parts;
+  if (!std::regex_match(name, parts, ours)) return false;
+  pid_t pid = 0;
+  return absl::SimpleAtoi(parts[1].str(), &pid) && kill(pid, 0) != 0 && errno == ESRCH;
+}
+
+// Removes what orphans `list` names, one a line as the first word.
+void RemoveOrphans(const std::string& list, const std::string& remove) {
+  for (const absl::string_view line : absl::StrSplit(AskIp(list).value_or(""), '\n')) {
+    const std::string name(line.substr(0, line.find(' ')));
+    if (IsOrphan(name)) Ip(absl::StrCat(remove, " ", name)).IgnoreError();
+  }
 }
 
 }  // namespace
@@ -49,6 +73,8 @@ absl::StatusOr<std::unique_ptr<WorkerNetwork>> WorkerNetwork::Create(int prefill
 }
 
 absl::Status WorkerNetwork::Make() {
+  RemoveOrphans("netns list", "netns del");
+  RemoveOrphans("-br link show type bridge", "link del");
   // Both may be forbidden, or missing.
   for (const std::string& command :
        {absl::StrCat("netns add ", prefix_), absl::StrCat("netns del ", prefix_),

@@ -14,7 +14,8 @@ namespace baton {
 
 class WorkerNetwork {
  public:
-  // kUnavailable, with the reason: this machine does not let us (it takes root and iproute2).
+  // kUnavailable, with the reason: this machine does not let us (it takes root and iproute2). Also
+  // removes networks whose processes were killed.
   static absl::StatusOr<std::unique_ptr<WorkerNetwork>> Create(int prefill, int decode);
   // REQUIRES: no worker runs in it any more.
   ~WorkerNetwork();
