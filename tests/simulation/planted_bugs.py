@@ -50,6 +50,10 @@ BUGS = {
         "common/kv_transfer/kv_sender.cc",
         "    } else {\n      late.push_back(id);\n    }\n",
         "    } else {\n      transfer.deadline = now + options_.transfer_deadline;\n    }\n"),
+    "the router forgets a deadline": (
+        "router/request_table.cc",
+        "  deadlines_.Add(request->spec.deadline, id);\n",
+        ""),
     "credit for sent bytes is not given back": (
         "common/kv_transfer/kv_sender.cc",
         "  peers_.at(peer_id).in_flight_bytes -= bytes;\n",
