@@ -32,7 +32,9 @@ struct RpcServerOptions {
   int concurrent_streams_max = 4096;  // Of one connection.
   int sync_threads_max = 8;           // For reflection, the only synchronous service.
   Duration keepalive_interval = std::chrono::seconds(10);
-  Duration keepalive_timeout = std::chrono::seconds(5);
+  // Idle clients that have no thread of their own for it look at their connections every 5 s, so
+  // that may be how long they take to answer a ping.
+  Duration keepalive_timeout = std::chrono::seconds(20);
   // How long a new connection may take to say who it is.
   Duration handshake_timeout = std::chrono::seconds(20);
   // Null: plaintext. With authorities, clients must show a certificate of theirs.

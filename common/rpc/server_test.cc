@@ -6,10 +6,17 @@
 #include <grpcpp/support/byte_buffer.h>
 #include <grpcpp/support/slice.h>
 #include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
+#include <algorithm>
+#include <cstdint>
 #include <string>
 
 #include "absl/synchronization/notification.h"
+#include "common/base/clock.h"
 #include "common/rpc/channel.h"
 #include "common/rpc/status_codec.h"
 #include "proto/worker.grpc.pb.h"
@@ -45,6 +52,64 @@ absl::StatusOr<std::string> Call(const std::string& address, const std::string& 
 constexpr char kHealthCheck[] = "/grpc.health.v1.Health/Check";
 constexpr char kServing[] = "\x08\x01";
 constexpr char kNotServing[] = "\x08\x02";
+
+// A client of HTTP/2 that says hello and then reads, but answers nothing.
+class SilentClient {
+ public:
+  explicit SilentClient(uint16_t port) : fd_(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
+    sockaddr_in address = {};
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    address.sin_port = htons(port);
+    EXPECT_EQ(connect(fd_, reinterpret_cast<const sockaddr*>(&address), sizeof(address)), 0);
+    // The preface, empty settings, and that the server's settings are taken (RFC 9113, 3.4).
+    constexpr char kHello[] =
+        "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+        "\0\0\0\4\0\0\0\0\0"
+        "\0\0\0\4\1\0\0\0";
+    EXPECT_EQ(write(fd_, kHello, sizeof(kHello)), static_cast<ssize_t>(sizeof(kHello)));
+  }
+  ~SilentClient() { close(fd_); }
+  SilentClient(const SilentClient&) = delete;
+  SilentClient& operator=(const SilentClient&) = delete;
+
+  // Reads for so long; false if the server closes the connection before.
+  bool StaysOpenFor(Duration duration) {
+    for (const Instant end = Now() + duration; Now() < end;) {
+      pollfd readable = {.fd = fd_, .events = POLLIN, .revents = 0};
+      const double left_ms = std::max(0.0, ToMilliseconds(end - Now()));
+      if (poll(&readable, 1, static_cast<int>(left_ms) + 1) <= 0) continue;
+      char buffer[1024];
+      const ssize_t count = read(fd_, buffer, sizeof(buffer));
+      if (count <= 0) return false;
+      received_.append(buffer, static_cast<size_t>(count));
+    }
+    return true;
+  }
+  // A frame of 8 bytes, type 6, without flags, of the connection.
+  bool was_pinged() const {
+    return received_.find(std::string("\0\0\10\6\0\0\0\0\0", 9)) != std::string::npos;
+  }
+
+ private:
+  const int fd_;
+  std::string received_;
+};
+
+// Goal: clients whose connections are looked at every 5 s only, as idle ones of gRPC are, keep
+// them.
+TEST(RpcServerTest, GivesIdleClientsTimeToAnswerItsPings) {
+  RpcServerOptions options;
+  options.keepalive_interval = std::chrono::seconds(1);
+  auto server = RpcServer::Start(options, {});
+  ASSERT_TRUE(server.ok()) << server.status();
+  const std::string& address = (*server)->address();
+  SilentClient client(static_cast<uint16_t>(std::stoi(address.substr(address.rfind(':') + 1))));
+
+  EXPECT_TRUE(client.StaysOpenFor(std::chrono::seconds(10)));
+
+  EXPECT_TRUE(client.was_pinged());
+}
 
 TEST(RpcServerTest, HealthFollowsServingAndDraining) {
   auto server = RpcServer::Start({}, {});
