@@ -8,9 +8,7 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstdlib>
-#include <regex>
 
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "common/base/status_macros.h"
@@ -40,11 +38,15 @@ std::string NextLetter() {
 
 // Whether a network of this name has outlived its process, which was killed.
 bool IsOrphan(const std::string& name) {
-  static const std::regex ours("b([0-9]+)[a-z]([pd][0-9]+)?");
-  std::smatch parts;
-  if (!std::regex_match(name, parts, ours)) return false;
-  pid_t pid = 0;
-  return absl::SimpleAtoi(parts[1].str(), &pid) && kill(pid, 0) != 0 && errno == ESRCH;
+  // The network's own name, or that of a host in it.
+  int pid = 0, end = 0;
+  if (std::sscanf(name.c_str(), "b%d%*1[a-z]%n", &pid, &end) < 1 || end == 0 || pid <= 0) {
+    return false;
+  }
+  const std::string host = name.substr(static_cast<size_t>(end));
+  const bool ours = host.empty() || ((host[0] == 'p' || host[0] == 'd') &&
+                                     host.find_first_not_of("0123456789", 1) == std::string::npos);
+  return ours && kill(pid, 0) != 0 && errno == ESRCH;
 }
 
 // Removes what orphans `list` names, one a line as the first word.
