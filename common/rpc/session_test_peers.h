@@ -4,6 +4,9 @@
 #define BATON_COMMON_RPC_SESSION_TEST_PEERS_H_
 
 #include <grpcpp/client_context.h>
+#include <grpcpp/create_channel.h>
+#include <grpcpp/security/credentials.h>
+#include <grpcpp/support/channel_arguments.h>
 
 #include <functional>
 #include <memory>
@@ -160,7 +163,7 @@ class TestWorker {
 class RawRouter {
  public:
   explicit RawRouter(const std::string& address)
-      : stub_(v1::Worker::NewStub(CreateChannel(address))) {
+      : stub_(v1::Worker::NewStub(CreateChannelOfOneWindow(address))) {
     context_.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(60));
     stream_ = stub_->Session(&context_);
   }
@@ -191,6 +194,14 @@ class RawRouter {
   }
 
  private:
+  // What is not read stays with the sender, but for 64 KiB: gRPC must not find, when it measures
+  // the connection, that more would do.
+  static std::shared_ptr<grpc::Channel> CreateChannelOfOneWindow(const std::string& address) {
+    grpc::ChannelArguments arguments;
+    arguments.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);
+    return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
+  }
+
   const std::unique_ptr<v1::Worker::Stub> stub_;
   grpc::ClientContext context_;
   std::unique_ptr<grpc::ClientReaderWriter<v1::Command, v1::Event>> stream_;
