@@ -1,12 +1,10 @@
 // Goal: kill -9 of any worker at any moment hangs nobody, leaks nothing and changes no token.
 // Method: real processes over UCX with streams running; what ends well is compared with one
 // process.
-#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <memory>
@@ -15,6 +13,8 @@
 #include <thread>
 #include <vector>
 
+#include "absl/synchronization/notification.h"
+#include "absl/time/time.h"
 #include "tests/integration/testing/cluster_streams.h"
 #include "tests/support/metrics_page.h"
 
@@ -249,7 +249,7 @@ TEST_F(WorkerDeathTest, DrainCommandOutlivesItsRouter) {
 // A worker that still loads has promised nothing: it goes at once.
 TEST_F(WorkerDeathTest, WorkersThatLoadGoAtOnce) {
   const TemporaryFolder model;
-  // Whoever reads it waits for more.
+  // Whoever opens it waits for somebody who writes.
   const std::string config = model.path() + "/config.json";
   ASSERT_EQ(mkfifo(config.c_str(), 0600), 0);
   for (const std::string role : {"prefill", "decode"}) {
@@ -257,13 +257,15 @@ TEST_F(WorkerDeathTest, WorkersThatLoadGoAtOnce) {
     auto worker = Process::Start(
         {BinaryFolder() + "/baton_" + role + "_worker", "--model", model.path()}, log);
     ASSERT_TRUE(worker.ok()) << worker.status();
-    const int writer = open(config.c_str(), O_WRONLY);  // Returns when the worker reads.
-    ASSERT_GE(writer, 0);
+    for (const Instant deadline = Now() + kDeadline;
+         (*worker)->LogTail().find("loading model") == std::string::npos && Now() < deadline;) {
+      absl::Notification().WaitForNotificationWithTimeout(absl::Milliseconds(10));
+    }
 
     (*worker)->Signal(SIGTERM);
 
     EXPECT_EQ((*worker)->Wait(kDeadline).value_or(-1), 128 + SIGTERM) << (*worker)->LogTail();
-    close(writer);
+    EXPECT_THAT((*worker)->LogTail(), testing::HasSubstr("loading model"));
   }
 }
 
