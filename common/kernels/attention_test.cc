@@ -155,6 +155,11 @@ class AttentionCase {
       }
       for (size_t i = row; i < row + shape_.head_dim; ++i) {
         if (shape_.dtype == DType::kBF16) stored[i] = Bf16ToF32(F32ToBf16(values[i]));
+        if (shape_.dtype == DType::kF16) stored[i] = F16ToF32(F32ToF16(values[i]));
+        if (shape_.dtype == DType::kFp8) {
+          stored[i] =
+              E4m3ToF32(F32ToE4m3(values[i] * (kE4m3Highest / highest))) * (highest / kE4m3Highest);
+        }
         if (shape_.dtype == DType::kI8) {
           stored[i] = std::nearbyint(values[i] * (127.0f / highest)) * (highest / 127.0f);
         }
@@ -206,6 +211,11 @@ TEST(AttentionTest, EqualsTheDefinition) {
       {.head_dim = 64, .dtype = DType::kBF16, .length = 150},
       {.dtype = DType::kI8, .length = 150},
       {.heads = 3, .kv_heads = 1, .head_dim = 68, .dtype = DType::kI8, .length = 70},
+      {.dtype = DType::kF16, .length = 150},
+      {.heads = 4, .kv_heads = 4, .head_dim = 18, .dtype = DType::kF16, .length = 64},
+      {.dtype = DType::kFp8, .length = 150},
+      {.heads = 3, .kv_heads = 1, .head_dim = 68, .dtype = DType::kFp8, .length = 70},
+      {.heads = 2, .kv_heads = 1, .head_dim = 7, .dtype = DType::kFp8, .length = 20},
       {.length = 200, .window = 1},
       {.length = 200, .window = 50},
       {.length = 200, .window = 64},
@@ -314,7 +324,8 @@ TEST_P(AttentionBitsTest, DoNotDependOnWhatIsBehindTheWindow) {
 }
 
 INSTANTIATE_TEST_SUITE_P(CachesAndWindows, AttentionBitsTest,
-                         testing::Combine(testing::Values(DType::kF32, DType::kBF16, DType::kI8),
+                         testing::Combine(testing::Values(DType::kF32, DType::kF16, DType::kBF16,
+                                                          DType::kI8, DType::kFp8),
                                           testing::Values(0u, 100u, 600u)),
                          [](const auto& param) {
                            return std::string(DTypeName(std::get<0>(param.param))) + "_window" +

@@ -172,11 +172,11 @@ class KernelContext {
 };
 
 // One layer of a paged KV cache. A block holds [K|V][kv_head][block_tokens] rows for the layer. A
-// row is head_dim numbers, and for kI8 the float32 scale that they are multiplied with.
+// row is head_dim numbers, and for those of 8 bits the float32 scale that they are multiplied with.
 struct KvPages {
   std::byte* data = nullptr;  // Block 0 of the layer, in device memory.
   size_t block_bytes = 0;     // From a block to the next.
-  DType dtype = DType::kF32;  // kF32, kBF16 or kI8.
+  DType dtype = DType::kF32;
   uint32_t kv_heads = 0;
   uint32_t head_dim = 0;
   uint32_t block_tokens = 0;

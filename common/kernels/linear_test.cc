@@ -18,8 +18,9 @@ namespace baton {
 namespace {
 
 constexpr WeightFormat kFormats[] = {
-    {WeightForm::kF32},     {WeightForm::kBF16},    {WeightForm::kF16},     {WeightForm::kInt8, 1},
-    {WeightForm::kInt8, 2}, {WeightForm::kInt4, 1}, {WeightForm::kInt4, 2}, {WeightForm::kBF16, 2}};
+    {WeightForm::kF32},     {WeightForm::kBF16},    {WeightForm::kF16},
+    {WeightForm::kInt8, 1}, {WeightForm::kInt8, 2}, {WeightForm::kInt4, 1},
+    {WeightForm::kInt4, 2}, {WeightForm::kBF16, 2}, {WeightForm::kFp8}};
 
 PackedWeight Pack(KernelContext& context, Device& device, const ConstTensorView& matrix,
                   WeightFormat format) {
@@ -107,6 +108,14 @@ float Int4Twin(const float* x, const float* weight, size_t k, size_t byte_count)
   return (byte_count == 1 ? high : std::fma(high, 256.0f, low)) * x_scale;
 }
 
+float Fp8Twin(const float* x, const float* weight, size_t k) {
+  float highest = 0.0f;
+  for (size_t i = 0; i < k; ++i) highest = std::max(highest, std::abs(weight[i]));
+  Floats numbers(k);
+  for (size_t i = 0; i < k; ++i) numbers[i] = E4m3ToF32(F32ToE4m3(weight[i] * (448.0f / highest)));
+  return FloatTwin(x, numbers.data(), k) * (highest / 448.0f);
+}
+
 // Products are exact; the odd element of each pair comes first.
 float PairTwin(const float* x, const float* weight, size_t k) {
   const auto number = [k](const float* from, size_t i) {
@@ -136,6 +145,8 @@ float Twin(const float* x, const float* weight, size_t k, const WeightFormat& fo
       return Int8Twin(x, weight, k, format.ActivationBytes());
     case WeightForm::kInt4:
       return Int4Twin(x, weight, k, format.ActivationBytes());
+    case WeightForm::kFp8:
+      return Fp8Twin(x, weight, k);
   }
   return 0.0f;
 }
@@ -327,10 +338,11 @@ TEST(LinearTest, QuantizedWeightsStayWithinTheirRounding) {
   const double x_highest = std::abs(*std::max_element(
       x.begin(), x.end(), [](float a, float b) { return std::abs(a) < std::abs(b); }));
   for (const WeightFormat& format : kFormats) {
-    if (!format.quantized()) continue;
+    const bool fp8 = format.form == WeightForm::kFp8;
+    if (!format.quantized() && !fp8) continue;
     const Floats out =
         Product(*context, x, 1, Pack(*context, *device, View(weight, {n, k}), format));
-    const double x_error = x_highest / (format.ActivationBytes() == 1 ? 127 : 32639) / 2;
+    const double x_error = fp8 ? 0 : x_highest / (format.ActivationBytes() == 1 ? 127 : 32639) / 2;
     for (size_t c = 0; c < n; ++c) {
       double exact = 0.0;
       double bound = 1e-4;
@@ -338,9 +350,12 @@ TEST(LinearTest, QuantizedWeightsStayWithinTheirRounding) {
       for (size_t i = 0; i < k; ++i)
         highest = std::max<double>(highest, std::abs(weight[c * k + i]));
       // Four bits: half a step, or a whole one at the end that has no +8; and a scale of 8 bits.
-      const double w_error =
+      const double step =
           format.form == WeightForm::kInt8 ? highest / 127 / 2 : highest / 8 * (1 + 1.0 / 16);
       for (size_t i = 0; i < k; ++i) {
+        // Three bits behind the first one, and half of the smallest number.
+        const double w_error =
+            fp8 ? std::abs(weight[c * k + i]) / 16 + highest / 448 * 0x1p-10 : step;
         exact += static_cast<double>(x[i]) * weight[c * k + i];
         bound += std::abs(x[i]) * w_error + (std::abs(weight[c * k + i]) + w_error) * x_error;
       }

@@ -17,17 +17,19 @@ const char* WeightFormName(WeightForm form) {
       return "int8";
     case WeightForm::kInt4:
       return "int4";
+    case WeightForm::kFp8:
+      return "fp8";
   }
   return "invalid";
 }
 
 absl::StatusOr<WeightForm> ParseWeightForm(const std::string& name) {
   for (WeightForm form : {WeightForm::kF32, WeightForm::kBF16, WeightForm::kF16, WeightForm::kInt8,
-                          WeightForm::kInt4}) {
+                          WeightForm::kInt4, WeightForm::kFp8}) {
     if (name == WeightFormName(form)) return form;
   }
-  return absl::InvalidArgumentError(
-      absl::StrCat("unknown form of weights '", name, "'; choose f32, bf16, f16, int8 or int4"));
+  return absl::InvalidArgumentError(absl::StrCat("unknown form of weights '", name,
+                                                 "'; choose f32, bf16, f16, int8, int4 or fp8"));
 }
 
 WeightForm WeightFormOf(DType dtype) {
@@ -39,6 +41,7 @@ WeightForm WeightFormOf(DType dtype) {
     case DType::kF16:
       return WeightForm::kF16;
     case DType::kI8:
+    case DType::kFp8:
       break;
   }
   BATON_CHECK_MSG(false, "not a float type");

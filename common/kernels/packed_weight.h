@@ -14,11 +14,11 @@
 
 namespace baton {
 
-// Floats as they are. kInt8: a number of 8 bits and a scale per output. kInt4: a number of 4 bits,
-// and a scale for each 32 inputs of an output.
-enum class WeightForm { kF32, kBF16, kF16, kInt8, kInt4 };
+// Floats as they are. kInt8 and kFp8 (E4M3): a number of 8 bits and a scale per output. kInt4: a
+// number of 4 bits, and a scale for each 32 inputs of an output.
+enum class WeightForm { kF32, kBF16, kF16, kInt8, kInt4, kFp8 };
 
-// "f32", "bf16", "f16", "int8", "int4": as flags and messages spell them.
+// "f32", "bf16", "f16", "int8", "int4", "fp8": as flags and messages spell them.
 const char* WeightFormName(WeightForm form);
 // kInvalidArgument names the choices.
 absl::StatusOr<WeightForm> ParseWeightForm(const std::string& name);
@@ -32,6 +32,7 @@ struct WeightFormat {
   // the form has.
   uint32_t activation_bytes = 0;
 
+  // Whether weights and activations are multiplied as integers.
   bool quantized() const { return form == WeightForm::kInt8 || form == WeightForm::kInt4; }
   // The activations' bytes, with 0 resolved.
   uint32_t ActivationBytes() const;

@@ -189,9 +189,6 @@ absl::Status Decoder::CheckCall(std::span<const BatchRow> rows, const KvArena& c
       layout.block_tokens == 0) {
     return BatchError("the cache is of another model");
   }
-  if (layout.dtype == DType::kF16) {
-    return BatchError(absl::StrCat("a cache of ", DTypeName(layout.dtype), " is not supported"));
-  }
   size_t tokens = 0;
   size_t logit_count = 0;
   for (const BatchRow& row : rows) {

@@ -264,7 +264,8 @@ TEST_P(GoldenTest, EveryFormOfWeightsGivesEqualBitsInChunks) {
                                  {.form = WeightForm::kInt8, .activation_bytes = 1},
                                  {.form = WeightForm::kInt8, .activation_bytes = 2},
                                  {.form = WeightForm::kInt4, .activation_bytes = 1},
-                                 {.form = WeightForm::kInt4, .activation_bytes = 2}};
+                                 {.form = WeightForm::kInt4, .activation_bytes = 2},
+                                 {.form = WeightForm::kFp8}};
   for (const WeightOptions& form : forms) {
     const std::vector<float> reference = OnePass({.weights = form});
 
@@ -289,7 +290,7 @@ TEST_P(GoldenTest, Bf16CacheStaysNearTheReference) {
 class WindowTest : public GoldenTest {};
 
 TEST_P(WindowTest, BlocksBehindTheWindowAreNotNeeded) {
-  for (DType kv_dtype : {DType::kF32, DType::kBF16, DType::kI8}) {
+  for (DType kv_dtype : {DType::kF32, DType::kBF16, DType::kI8, DType::kFp8}) {
     for (uint32_t seed = 0; seed < 4; ++seed) {
       std::mt19937 random(seed);
       const uint32_t chunk_max = seed % 2 == 0 ? 1 : 12;

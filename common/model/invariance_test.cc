@@ -210,21 +210,29 @@ TEST_P(InvarianceTest, EveryScheduleGivesTheBitsOfOnePass) {
   }
 }
 
+std::string NameOf(const testing::TestParamInfo<std::tuple<WeightFormat, DType>>& tested) {
+  return std::get<0>(tested.param).name() + "_kv_" + DTypeName(std::get<1>(tested.param));
+}
+
 INSTANTIATE_TEST_SUITE_P(
     Forms, InvarianceTest,
     testing::Combine(testing::Values(WeightFormat{.form = WeightForm::kF32},
                                      WeightFormat{.form = WeightForm::kBF16},
                                      WeightFormat{.form = WeightForm::kBF16, .activation_bytes = 2},
                                      WeightFormat{.form = WeightForm::kF16},
+                                     WeightFormat{.form = WeightForm::kFp8},
                                      WeightFormat{.form = WeightForm::kInt8, .activation_bytes = 1},
                                      WeightFormat{.form = WeightForm::kInt8, .activation_bytes = 2},
                                      WeightFormat{.form = WeightForm::kInt4, .activation_bytes = 1},
                                      WeightFormat{.form = WeightForm::kInt4,
                                                   .activation_bytes = 2}),
                      testing::Values(DType::kF32, DType::kBF16, DType::kI8)),
-    [](const auto& tested) {
-      return std::get<0>(tested.param).name() + "_kv_" + DTypeName(std::get<1>(tested.param));
-    });
+    NameOf);
+// Forms of weights and of the cache do not meet: one form with each.
+INSTANTIATE_TEST_SUITE_P(Caches, InvarianceTest,
+                         testing::Combine(testing::Values(WeightFormat{.form = WeightForm::kF32}),
+                                          testing::Values(DType::kF16, DType::kFp8)),
+                         NameOf);
 
 }  // namespace
 }  // namespace baton

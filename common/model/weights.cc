@@ -116,6 +116,7 @@ absl::StatusOr<DType> ModelWeights::ActivationsFor(const Device& device, const M
     case WeightForm::kBF16:
     case WeightForm::kInt8:
     case WeightForm::kInt4:
+    case WeightForm::kFp8:
       return DType::kBF16;
   }
   return absl::InternalError("weight form out of range");

@@ -11,7 +11,13 @@
 namespace baton {
 
 // The values are part of KvLayout's fingerprint: never renumber.
-enum class DType : uint8_t { kF32 = 0, kF16 = 1, kBF16 = 2, kI8 = 3 };
+enum class DType : uint8_t {
+  kF32 = 0,
+  kF16 = 1,
+  kBF16 = 2,
+  kI8 = 3,
+  kFp8 = 4,  // E4M3 of the Open Compute Project's "8-bit Floating Point Specification", 2023.
+};
 
 constexpr size_t DTypeBytes(DType dtype) {
   switch (dtype) {
@@ -21,12 +27,13 @@ constexpr size_t DTypeBytes(DType dtype) {
     case DType::kBF16:
       return 2;
     case DType::kI8:
+    case DType::kFp8:
       return 1;
   }
   return 0;
 }
 
-// "f32", "f16", "bf16", "int8": as flags and messages spell them.
+// "f32", "f16", "bf16", "int8", "fp8": as flags and messages spell them.
 const char* DTypeName(DType dtype);
 // kInvalidArgument names the choices.
 absl::StatusOr<DType> ParseDType(const std::string& name);

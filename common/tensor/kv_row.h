@@ -1,4 +1,4 @@
-// How the KV cache holds K or V of one token and head: head_dim numbers, and behind those of kI8
+// How the KV cache holds K or V of one token and head: head_dim numbers, and behind those of 8 bits
 // the float32 scale that they are multiplied with. The scale lies with its row, so that whatever
 // moves rows moves it too.
 #ifndef BATON_COMMON_TENSOR_KV_ROW_H_
@@ -10,8 +10,10 @@
 
 namespace baton {
 
+constexpr bool HasRowScale(DType dtype) { return DTypeBytes(dtype) == 1; }
+
 constexpr size_t KvRowBytes(DType dtype, size_t head_dim) {
-  return head_dim * DTypeBytes(dtype) + (dtype == DType::kI8 ? sizeof(float) : 0);
+  return head_dim * DTypeBytes(dtype) + (HasRowScale(dtype) ? sizeof(float) : 0);
 }
 
 }  // namespace baton

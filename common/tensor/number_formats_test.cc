@@ -38,6 +38,31 @@ TEST(NumberFormatsTest, EveryNumberSurvivesTheRoundTrip) {
   }
 }
 
+// All 256, and what lies between them.
+TEST(NumberFormatsTest, E4m3RoundsToTheNearestOfItsNumbers) {
+  for (uint32_t bits = 0; bits < 256; ++bits) {
+    const float number = E4m3ToF32(static_cast<uint8_t>(bits));
+    if ((bits & 0x7fu) == 0x7fu) {
+      EXPECT_TRUE(std::isnan(number));
+      EXPECT_EQ(F32ToE4m3(number) & 0x7fu, 0x7fu);
+      continue;
+    }
+    ASSERT_EQ(F32ToE4m3(number), bits);
+    if ((bits & 0x7fu) == 0x7eu) continue;
+    const float next = E4m3ToF32(static_cast<uint8_t>(bits + 1));
+    const float middle = (number + next) / 2;
+    ASSERT_LT(std::abs(number), std::abs(next));
+    ASSERT_EQ(F32ToE4m3(middle), bits + bits % 2) << "ties go to the even one";
+    ASSERT_EQ(F32ToE4m3(std::nextafter(middle, number)), bits);
+    ASSERT_EQ(F32ToE4m3(std::nextafter(middle, next)), bits + 1);
+  }
+  EXPECT_EQ(E4m3ToF32(0x38), 1.0f);
+  EXPECT_EQ(E4m3ToF32(0x01), 0x1p-9f);
+  EXPECT_EQ(E4m3ToF32(0xfe), -448.0f);
+  EXPECT_EQ(F32ToE4m3(1e9f), 0x7e);
+  EXPECT_EQ(F32ToE4m3(-std::numeric_limits<float>::infinity()), 0xfe);
+}
+
 TEST(NumberFormatsTest, KnownNumbers) {
   EXPECT_EQ(F16ToF32(0x3c00), 1.0f);
   EXPECT_EQ(F16ToF32(0xc000), -2.0f);

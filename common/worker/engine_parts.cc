@@ -16,9 +16,9 @@ ABSL_FLAG(uint32_t, tp, 1,
           "Tensor parallelism: how many devices compute the model together, e.g. 4 with --device "
           "cuda:0 for cuda:0 to cuda:3. Must divide the model's KV heads.");
 ABSL_FLAG(std::string, weights, "",
-          "Form of the weights in memory: f32, bf16, f16, int8 or int4; empty: as stored.");
+          "Form of the weights in memory: f32, bf16, f16, int8, fp8 or int4; empty: as stored.");
 ABSL_FLAG(std::string, kv_dtype, "",
-          "Form of the KV cache: f32, bf16 or int8; empty: as the weights are stored.");
+          "Form of the KV cache: f32, bf16, f16, int8 or fp8; empty: as the weights are stored.");
 ABSL_FLAG(
     uint32_t, activation_bits, 0,
     "What activations are rounded to before they meet weights. With int8 and int4 weights: 8, "
@@ -55,7 +55,7 @@ absl::Status CheckRange(const char* flag, uint64_t value, uint64_t least, uint64
 
 DType KvDType(const EngineOptions& options, const ModelConfig& config) {
   if (options.kv_dtype.has_value()) return *options.kv_dtype;
-  return config.stored_dtype == DType::kBF16 ? DType::kBF16 : DType::kF32;
+  return config.stored_dtype;
 }
 
 absl::StatusOr<uint32_t> BlockCount(const EngineOptions& options, const KvLayout& layout,
@@ -84,9 +84,8 @@ absl::StatusOr<EngineOptions> EngineOptionsFromFlags() {
   options.weights = absl::GetFlag(FLAGS_weights);
   if (const std::string dtype = absl::GetFlag(FLAGS_kv_dtype); !dtype.empty()) {
     const absl::StatusOr<DType> parsed = ParseDType(dtype);
-    if (!parsed.ok() || *parsed == DType::kF16) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("--kv_dtype=", dtype, " is not supported; choose f32, bf16 or int8"));
+    if (!parsed.ok()) {
+      return absl::InvalidArgumentError(absl::StrCat("--kv_dtype: ", parsed.status().message()));
     }
     options.kv_dtype = *parsed;
   }

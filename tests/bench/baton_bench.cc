@@ -31,7 +31,7 @@ ABSL_FLAG(std::string, shape, "135m", "Of the random weights: 135m, 0.5b, 1b or 
 ABSL_FLAG(std::string, weights, "bf16", "f32, bf16, f16, int8 or int4.");
 ABSL_FLAG(uint32_t, activation_bytes, 0,
           "Bytes per activation, as --activation_bits / 8 of the workers.");
-ABSL_FLAG(std::string, kv_dtype, "bf16", "f32, bf16 or int8.");
+ABSL_FLAG(std::string, kv_dtype, "bf16", "f32, bf16, f16, int8 or fp8.");
 ABSL_FLAG(std::string, threads, "1", "Comma-separated: one table for each.");
 ABSL_FLAG(std::string, tests, "pp512,tg64,tg64@2048,tg32x4,tg32x16",
           "Comma-separated: ppN or tgN, then @DEPTH, xBATCH if wanted.");
@@ -98,6 +98,7 @@ double BytesPerWeight(WeightForm form) {
     case WeightForm::kF16:
       return 2;
     case WeightForm::kInt8:
+    case WeightForm::kFp8:
       return 1;
     case WeightForm::kInt4:
       return 0.5 + 2.0 / 32;

@@ -49,6 +49,7 @@ struct Form {
 constexpr Form kForms[] = {
     {"f32", 32, DType::kF32},  {"bf16", 32, DType::kBF16}, {"bf16", 32, DType::kF32},
     {"bf16", 16, DType::kF32}, {"f32", 32, DType::kBF16},  {"f32", 32, DType::kI8},
+    {"f32", 32, DType::kFp8},  {"fp8", 32, DType::kF32},   {"fp8", 32, DType::kFp8},
     {"int8", 16, DType::kF32}, {"int8", 8, DType::kF32},   {"int8", 16, DType::kBF16},
     {"int8", 16, DType::kI8},  {"int4", 16, DType::kF32},  {"int4", 8, DType::kF32},
     {"int4", 16, DType::kI8},

@@ -111,8 +111,8 @@ AttentionArgs ArgsOf(const RandomMemory& memory, const DevicePages& pages,
 
 void BenchDecode(const Runner& runner, const RandomMemory& memory, const Limits& limits,
                  const DeviceMemory& kv, DType kv_type, uint32_t batch, uint32_t context) {
-  const std::string name = std::string("decode/") + (kv_type == DType::kI8 ? "int8" : "bf16") +
-                           "/" + std::to_string(batch) + "x" + std::to_string(context);
+  const std::string name = std::string("decode/") + DTypeName(kv_type) + "/" +
+                           std::to_string(batch) + "x" + std::to_string(context);
   if (!runner.Wanted(name)) return;
   const DevicePages pages = PagesIn(kv, kv_type);
   const Sequences sequences(batch, 1, context - 1, pages, kv.bytes());
@@ -176,6 +176,7 @@ void BenchDecodeAttention(const Runner& runner, const RandomMemory& memory, cons
   Must(FillQuantizedRows(runner.launch(), rows, kHeadDim, /*seed=*/6, quantized.at()),
        "filling memory");
   all(quantized, DType::kI8);
+  all(quantized, DType::kFp8);
 }
 
 void BenchPrefillAttention(const Runner& runner, const RandomMemory& memory, const Limits& limits) {

@@ -16,8 +16,8 @@ cudaError_t FillNormal(const Launch& launch, DType type, size_t count, float dev
                        uint32_t seed, void* out);
 // Bytes of any value. `bytes` is a multiple of 4.
 cudaError_t FillBytes(const Launch& launch, size_t bytes, uint32_t seed, void* out);
-// Rows of a KV cache of kI8: `dim` bytes, a multiple of 4, and a scale that makes them numbers of
-// about 1.
+// Rows of a KV cache of 8 bits: `dim` bytes, a multiple of 4, and a scale that makes those of kI8
+// numbers of about 1.
 cudaError_t FillQuantizedRows(const Launch& launch, size_t rows, uint32_t dim, uint32_t seed,
                               void* out);
 

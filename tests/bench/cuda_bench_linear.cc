@@ -99,7 +99,7 @@ struct LinearShape {
   // Every number that has to be read or written once.
   double Bytes(DType weight_type, uint32_t rows) const {
     const double all = all_outputs();
-    const double scales = weight_type == DType::kI8 ? all * sizeof(float) : 0;
+    const double scales = DTypeBytes(weight_type) == 1 ? all * sizeof(float) : 0;
     return all * inputs * static_cast<double>(DTypeBytes(weight_type)) + scales +
            rows * (inputs * 2.0 + all * static_cast<double>(DTypeBytes(out_type)));
   }
@@ -119,9 +119,8 @@ const std::vector<LinearShape>& LinearShapes() {
 void BenchSkinny(const Runner& runner, const RandomMemory& memory, const Limits& limits,
                  const DeviceMemory& weights, DType weight_type, const LinearShape& shape,
                  uint32_t rows) {
-  const std::string name = std::string("skinny/") + shape.name + "/" +
-                           (weight_type == DType::kI8 ? "int8" : "bf16") + "/" +
-                           std::to_string(rows);
+  const std::string name = std::string("skinny/") + shape.name + "/" + DTypeName(weight_type) +
+                           "/" + std::to_string(rows);
   if (!runner.Wanted(name)) return;
   if (!SkinnyLinearFits(DType::kBF16, weight_type, rows, shape.inputs)) {
     return runner.LeftOut(name, "does not fit");
@@ -133,10 +132,11 @@ void BenchSkinny(const Runner& runner, const RandomMemory& memory, const Limits&
     size_t weight_at = (i % sets) * set_bytes;
     size_t out_at = 0;
     for (const uint32_t count : shape.outputs) {
-      outputs.push_back({.weight = weights.at(weight_at),
-                         .scales = weight_type == DType::kI8 ? memory.floats.at<float>() : nullptr,
-                         .out = memory.out.at(out_at),
-                         .outputs = count});
+      outputs.push_back(
+          {.weight = weights.at(weight_at),
+           .scales = DTypeBytes(weight_type) == 1 ? memory.floats.at<float>() : nullptr,
+           .out = memory.out.at(out_at),
+           .outputs = count});
       weight_at += size_t{count} * shape.inputs * DTypeBytes(weight_type);
       out_at += size_t{count} * rows * DTypeBytes(shape.out_type);
     }
@@ -164,7 +164,7 @@ void BenchDequantize(const Runner& runner, const RandomMemory& memory, const Lim
   const size_t count = size_t{kIntermediate} * kHidden;
   const size_t sets = Runner::SetsFor(count, weights.bytes());
   runner.Report(name, sets, {count * 3.0, Unit::kBytes, limits.copy_bytes}, [&](size_t i) {
-    return Dequantize(runner.launch(), weights.at<int8_t>((i % sets) * count),
+    return Dequantize(runner.launch(), weights.at((i % sets) * count), DType::kI8,
                       memory.floats.at<float>(), kIntermediate, kHidden,
                       memory.out.at((i % 4) * count * 2), DType::kBF16);
   });
@@ -201,6 +201,7 @@ void BenchLinear(const Runner& runner, const RandomMemory& memory, const Limits&
   for (const LinearShape& shape : LinearShapes()) {
     for (const uint32_t rows : row_counts) {
       BenchSkinny(runner, memory, limits, bytes, DType::kI8, shape, rows);
+      BenchSkinny(runner, memory, limits, bytes, DType::kFp8, shape, rows);
     }
   }
   BenchDequantize(runner, memory, limits, bytes);

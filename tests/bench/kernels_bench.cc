@@ -99,6 +99,7 @@ void RegisterLinear() {
   const WeightFormat formats[] = {{.form = WeightForm::kF32},
                                   {.form = WeightForm::kBF16},
                                   {.form = WeightForm::kBF16, .activation_bytes = 2},
+                                  {.form = WeightForm::kFp8},
                                   {.form = WeightForm::kInt8, .activation_bytes = 2},
                                   {.form = WeightForm::kInt8, .activation_bytes = 1},
                                   {.form = WeightForm::kInt4, .activation_bytes = 2},
@@ -111,7 +112,7 @@ void RegisterLinear() {
 }
 
 void RegisterAttention() {
-  for (DType dtype : {DType::kF32, DType::kBF16, DType::kI8}) {
+  for (DType dtype : {DType::kF32, DType::kBF16, DType::kF16, DType::kI8, DType::kFp8}) {
     const std::string name = DTypeName(dtype);
     benchmark::RegisterBenchmark(("AttentionDecode/" + name).c_str(), BenchAttention, dtype, 1)
         ->ArgsProduct({{512, 4096}, {1, 2}})

@@ -111,5 +111,11 @@ TEST_F(ClusterCudaTest, WithInt8WeightsAndCacheItRemembersAsWell) {
   EXPECT_GE(score.right + kAnswersThatMayBeLost, Cpu().right);
 }
 
+TEST_F(ClusterCudaTest, WithFp8WeightsAndCacheItRemembersAsWell) {
+  const Score score = AskTheGpu({"--weights=fp8", "--kv_dtype=fp8"});
+
+  EXPECT_GE(score.right + kAnswersThatMayBeLost, Cpu().right);
+}
+
 }  // namespace
 }  // namespace baton

@@ -52,6 +52,7 @@ void EmbeddingCpu(KernelContext& context, const ConstTensorView& table,
           for (size_t d = 0; d < n; ++d) out_row[d] = F16ToF32(halves[d]);
           break;
         case DType::kI8:
+        case DType::kFp8:
           BATON_CHECK_MSG(false, "no embedding of this type");
       }
     }
@@ -144,15 +145,22 @@ void StoreKvRow(const CpuOps& ops, const float* from, size_t count, DType dtype,
       for (size_t i = 0; i < count; ++i) halves[i] = F32ToBf16(from[i]);
       return;
     }
+    case DType::kF16: {
+      auto* halves = reinterpret_cast<uint16_t*>(to);
+      for (size_t i = 0; i < count; ++i) halves[i] = F32ToF16(from[i]);
+      return;
+    }
     case DType::kI8: {
       const float scale = ops.quantize(from, count, count, 1, reinterpret_cast<int8_t*>(to));
       std::memcpy(to + count, &scale, sizeof(scale));
       return;
     }
-    case DType::kF16:
-      break;
+    case DType::kFp8: {
+      const float scale = ops.quantize_fp8(from, count, reinterpret_cast<uint8_t*>(to));
+      std::memcpy(to + count, &scale, sizeof(scale));
+      return;
+    }
   }
-  BATON_CHECK_MSG(false, "no KV cache of this type");
 }
 
 void WriteKvCpu(KernelContext& context, const ConstTensorView& k, const ConstTensorView& v,

@@ -30,6 +30,8 @@ LinearFunction LinearFor(const CpuOps& ops, const WeightFormat& format) {
       return ops.linear_int8;
     case WeightForm::kInt4:
       return ops.linear_int4;
+    case WeightForm::kFp8:
+      return ops.linear_fp8;
   }
   return nullptr;
 }

@@ -66,7 +66,7 @@ struct LinearTask {
   const float* x_scales = nullptr;  // [rows]
   // Of the bytes, for int8 weights [byte rows], for int4 weights [tile][group][rows of the tile].
   const int32_t* x_sums = nullptr;
-  const float* scales = nullptr;  // [columns], for int8 weights.
+  const float* scales = nullptr;  // [columns], for int8 and fp8 weights.
 
   float* PanelOut(size_t panel) const {
     return panel + 1 == panel_count && last_out != nullptr ? last_out : out + panel * kPanelColumns;
@@ -115,6 +115,7 @@ struct CpuOps {
   void (*linear_f32)(const LinearTask& task);
   void (*linear_bf16)(const LinearTask& task);
   void (*linear_f16)(const LinearTask& task);
+  void (*linear_fp8)(const LinearTask& task);
   void (*linear_pairs)(const LinearTask& task);
   void (*linear_int8)(const LinearTask& task);
   void (*linear_int4)(const LinearTask& task);
@@ -125,6 +126,8 @@ struct CpuOps {
   // One row of k floats to one or two rows of bytes; both padded with zeros to `padded`. Returns
   // the scale: not a number if the row has one that is not finite.
   float (*quantize)(const float* x, size_t k, size_t padded, size_t byte_count, int8_t* bytes);
+  // One row of k floats, at most 448 after division by the scale, to E4M3. Returns as `quantize`.
+  float (*quantize_fp8)(const float* x, size_t k, uint8_t* bytes);
   void (*attention)(const AttentionTask& task);
   // The same in two steps: tiles of keys [tile_begin, tile_end) to `parts`
   // [tile - FirstTile()][queries][AttentionPartFloats()], and all of them to the output.

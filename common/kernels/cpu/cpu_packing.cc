@@ -72,6 +72,8 @@ class PanelPacker {
         return PackInt8(row, column, output, to, misfit);
       case WeightForm::kInt4:
         return PackInt4(row, column, to, misfit);
+      case WeightForm::kFp8:
+        return PackFp8(row, column, output, to, misfit);
     }
     return false;
   }
@@ -109,6 +111,21 @@ class PanelPacker {
       *misfit = row[i];
       return false;
     }
+    return true;
+  }
+
+  bool PackFp8(const float* row, size_t column, size_t output, std::byte* to, float* misfit) const {
+    if (!IsFinite(row, layout_.padded_inputs, misfit)) return false;
+    float highest = 0.0f;
+    for (size_t i = 0; i < layout_.padded_inputs; ++i)
+      highest = std::max(highest, std::abs(row[i]));
+    const float scale = highest / kE4m3Highest;
+    // Of a row that is as good as zero the factor would not be finite.
+    const float factor = highest > 0x1p-100f ? kE4m3Highest / highest : 0.0f;
+    for (size_t i = 0; i < layout_.padded_inputs; ++i) {
+      to[i * kPanelColumns + column] = static_cast<std::byte>(F32ToE4m3(row[i] * factor));
+    }
+    std::memcpy(data_ + layout_.scales_offset + output * sizeof(float), &scale, sizeof(scale));
     return true;
   }
 
@@ -181,6 +198,11 @@ PanelLayout PanelLayoutOf(const WeightFormat& format, size_t outputs, size_t inp
     case WeightForm::kInt8:
       layout.padded_inputs = RoundUp(inputs, kInt4Group);
       layout.panel_bytes = layout.padded_inputs * kPanelColumns;
+      scales = layout.panel_count * kPanelColumns * sizeof(float);
+      break;
+    case WeightForm::kFp8:
+      layout.padded_inputs = inputs;
+      layout.panel_bytes = inputs * kPanelColumns;
       scales = layout.panel_count * kPanelColumns * sizeof(float);
       break;
     case WeightForm::kInt4:

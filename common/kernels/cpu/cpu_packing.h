@@ -4,9 +4,9 @@
 // are zeros. A panel lies in the order in which it is read:
 //   floats  [input][output], each as it is stored
 //   pairs   [input / 2][output][2 inputs], bfloat16, inputs filled up with zeros
+//   fp8     [input][output]; behind all panels the scales [output], float32
 //   int8    [input / 4][output][4 inputs], inputs filled up with zeros; behind all panels the
-//   scales
-//           [output], float32
+//           scales [output], float32
 //   int4    [group][(input / 8)[output][4 bytes], then scales [output] in bfloat16]; a byte holds
 //           inputs i (low half) and i + 4 (high half)
 #ifndef BATON_COMMON_KERNELS_CPU_CPU_PACKING_H_
@@ -27,7 +27,7 @@ struct PanelLayout {
   size_t panel_count = 0;
   size_t panel_bytes = 0;
   size_t padded_inputs = 0;
-  size_t scales_offset = 0;  // int8.
+  size_t scales_offset = 0;  // fp8, int8.
   size_t bytes = 0;
 };
 PanelLayout PanelLayoutOf(const WeightFormat& format, size_t outputs, size_t inputs);

@@ -41,6 +41,9 @@ BATON_INLINE F32Vec LoadBf16(const uint16_t* from) {
       _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
   return (F32Vec)((U32Vec)wide << 16);
 }
+BATON_INLINE U32Vec LoadU8(const uint8_t* from) {
+  return (U32Vec)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
+}
 BATON_INLINE F32Vec LoadI8(const int8_t* from) {
   return (F32Vec)_mm256_cvtepi32_ps(
       _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
@@ -74,12 +77,14 @@ const CpuOps kCpuOpsAvx2 = {
     .linear_f32 = LinearOp<F32Weight>,
     .linear_bf16 = LinearOp<Bf16Weight>,
     .linear_f16 = LinearOp<F16Weight>,
+    .linear_fp8 = LinearFp8Op,
     .linear_pairs = LinearPairsOp,
     .linear_int8 = LinearInt8Op,
     .linear_int4 = LinearInt4Op,
     .pack_pairs = PackPairsOp,
     .pair_bytes = sizeof(Pair),
     .quantize = QuantizeOp,
+    .quantize_fp8 = QuantizeFp8Op,
     .attention = AttentionOp,
     .attention_part = AttentionPartOp,
     .attention_merge = AttentionMergeOp,

@@ -35,6 +35,7 @@ inline F32Vec LoadF16(const uint16_t* from) {
 inline F32Vec LoadBf16(const uint16_t* from) {
   return F32Vec{Bf16ToF32(from[0]), Bf16ToF32(from[1]), Bf16ToF32(from[2]), Bf16ToF32(from[3])};
 }
+inline U32Vec LoadU8(const uint8_t* from) { return U32Vec{from[0], from[1], from[2], from[3]}; }
 inline F32Vec LoadI8(const int8_t* from) {
   return F32Vec{static_cast<float>(from[0]), static_cast<float>(from[1]),
                 static_cast<float>(from[2]), static_cast<float>(from[3])};
@@ -65,12 +66,14 @@ const CpuOps kCpuOpsBaseline = {
     .linear_f32 = LinearOp<F32Weight>,
     .linear_bf16 = LinearOp<Bf16Weight>,
     .linear_f16 = LinearOp<F16Weight>,
+    .linear_fp8 = LinearFp8Op,
     .linear_pairs = LinearPairsOp,
     .linear_int8 = LinearInt8Op,
     .linear_int4 = LinearInt4Op,
     .pack_pairs = PackPairsOp,
     .pair_bytes = sizeof(Pair),
     .quantize = QuantizeOp,
+    .quantize_fp8 = QuantizeFp8Op,
     .attention = AttentionOp,
     .attention_part = AttentionPartOp,
     .attention_merge = AttentionMergeOp,

@@ -11,28 +11,6 @@ namespace {
 constexpr uint32_t kWarps = 4;
 constexpr uint32_t kHeadDimMost = 1024;
 
-// Number `i` of a row of the cache.
-__device__ float KvNumber(const std::byte* row, uint32_t i, DType type, float scale) {
-  switch (type) {
-    case DType::kF32:
-      return reinterpret_cast<const float*>(row)[i];
-    case DType::kF16:
-      return ToFloat(reinterpret_cast<const __half*>(row)[i]);
-    case DType::kBF16:
-      return ToFloat(reinterpret_cast<const __nv_bfloat16*>(row)[i]);
-    case DType::kI8:
-      break;
-  }
-  return static_cast<float>(reinterpret_cast<const int8_t*>(row)[i]) * scale;
-}
-
-// What the numbers of an int8 row are multiplied with; it need not be aligned.
-__device__ float KvScale(const std::byte* row, uint32_t head_dim, DType type) {
-  float scale = 1.0f;
-  if (type == DType::kI8) memcpy(&scale, row + head_dim, sizeof(scale));
-  return scale;
-}
-
 // kNumbers: of a head, for each lane.
 template <uint32_t kNumbers, typename T>
 __global__ void __launch_bounds__(kWarps* kWarp)

@@ -29,7 +29,7 @@ TEST(AttentionAnyTest, EveryTypeOverEveryCache) {
   SKIP_WITHOUT_GPU();
   uint32_t seed = 100;
   for (const DType type : {DType::kF32, DType::kF16, DType::kBF16}) {
-    for (const DType kv_type : {DType::kF32, DType::kF16, DType::kBF16, DType::kI8}) {
+    for (const DType kv_type : {DType::kF32, DType::kF16, DType::kBF16, DType::kI8, DType::kFp8}) {
       ExpectReference({.type = type, .kv_type = kv_type, .heads = 4, .head_dim = 64}, kBatch,
                       ++seed);
     }
@@ -39,8 +39,8 @@ TEST(AttentionAnyTest, EveryTypeOverEveryCache) {
 TEST(AttentionAnyTest, HeadsOfEverySize) {
   SKIP_WITHOUT_GPU();
   for (const uint32_t head_dim : {1u, 31u, 40u, 96u, 128u, 129u, 256u, 257u, 1024u}) {
-    // A row of int8 has its scale where a float may lie only if head_dim allows it.
-    for (const DType kv_type : {DType::kF32, DType::kI8}) {
+    // A row of 8 bits has its scale where a float may lie only if head_dim allows it.
+    for (const DType kv_type : {DType::kF32, DType::kI8, DType::kFp8}) {
       ExpectReference({.type = DType::kF32,
                        .kv_type = kv_type,
                        .heads = 2,

@@ -36,6 +36,7 @@ float Rounding(DType type) {
     case DType::kF32:
       return 0x1p-24f;
     case DType::kI8:
+    case DType::kFp8:
       break;
   }
   return 0.5f;
@@ -61,14 +62,21 @@ void ExpectNear(const Floats& ours, const Floats& twin, float relative, float ab
 }
 
 // Rows of int8 with a scale: a number may be one off where the other side rounds the other way.
-void ExpectInt8RowsNear(const std::vector<std::byte>& ours, const std::vector<std::byte>& twin,
-                        size_t head_dim) {
+void ExpectScaledRowsNear(DType type, const std::vector<std::byte>& ours,
+                          const std::vector<std::byte>& twin, size_t head_dim) {
   for (size_t row = 0; row < ours.size(); row += head_dim + sizeof(float)) {
     float scales[2];
     std::memcpy(&scales[0], &ours[row + head_dim], sizeof(float));
     std::memcpy(&scales[1], &twin[row + head_dim], sizeof(float));
     ASSERT_NEAR(scales[0], scales[1], scales[1] * 0x1p-7f);
     for (size_t i = 0; i < head_dim; ++i) {
+      if (type == DType::kFp8) {
+        const float a = E4m3ToF32(std::to_integer<uint8_t>(ours[row + i]));
+        const float b = E4m3ToF32(std::to_integer<uint8_t>(twin[row + i]));
+        // The next number is an eighth away at most, or the smallest one.
+        ASSERT_NEAR(a, b, std::abs(b) / 8 + 0x1p-9f) << "row " << row << " number " << i;
+        continue;
+      }
       const auto a = static_cast<int8_t>(ours[row + i]);
       const auto b = static_cast<int8_t>(twin[row + i]);
       ASSERT_LE(std::abs(a - b), 2) << "row " << row << " number " << i;
@@ -278,7 +286,7 @@ TEST_P(CudaKernelsTest, RopeWriteKvFillsTheCacheAndRotatesQ) {
   constexpr uint32_t kKvHeads = 3;
   constexpr uint32_t kHeadDim = 40;
   constexpr uint32_t kTokens = 21;
-  for (DType cache_type : {DType::kF32, DType::kBF16, DType::kI8}) {
+  for (DType cache_type : {DType::kF32, DType::kF16, DType::kBF16, DType::kI8, DType::kFp8}) {
     const Both cosines = Make(Random(kTokens * 16, 15, 0.5f), DType::kF32, {kTokens, 16});
     const Both sines = Make(Random(kTokens * 16, 16, 0.5f), DType::kF32, {kTokens, 16});
     const Both q = Activations(kTokens, kHeads * kHeadDim, 17);
@@ -311,8 +319,8 @@ TEST_P(CudaKernelsTest, RopeWriteKvFillsTheCacheAndRotatesQ) {
     ExpectTwins(q, Rounding(type()), 4e-6f);
     std::vector<std::byte> our_bytes(twin_cache.size());
     ASSERT_TRUE(gpu_->CopyToHost(our_bytes.data(), our_cache.data(), our_bytes.size()).ok());
-    if (cache_type == DType::kI8) {
-      ExpectInt8RowsNear(our_bytes, twin_cache, kHeadDim);
+    if (HasRowScale(cache_type)) {
+      ExpectScaledRowsNear(cache_type, our_bytes, twin_cache, kHeadDim);
     } else {
       ExpectNear(Decode(our_bytes, cache_type), Decode(twin_cache, cache_type),
                  Rounding(type()) + 2 * Rounding(cache_type), 4e-6f);
@@ -371,8 +379,9 @@ TEST_P(CudaKernelsTest, GatherAndCombineRows) {
 // order, and the GPU rounds the result.
 TEST_P(CudaKernelsTest, LinearOfFewAndManyRows) {
   const DType float_form = type();
-  for (const WeightForm form : {WeightFormOf(float_form), WeightForm::kInt8}) {
-    if (form == WeightForm::kInt8 && type() == DType::kF32) continue;  // Not a pair.
+  for (const WeightForm form : {WeightFormOf(float_form), WeightForm::kInt8, WeightForm::kFp8}) {
+    const bool bytes = form == WeightForm::kInt8 || form == WeightForm::kFp8;
+    if (bytes && type() == DType::kF32) continue;  // Not a pair.
     for (const auto& [rows, inputs, outputs] : {std::tuple<size_t, size_t, size_t>{1, 256, 96},
                                                 {7, 896, 130},
                                                 {64, 1024, 256},
@@ -396,8 +405,8 @@ TEST_P(CudaKernelsTest, LinearOfFewAndManyRows) {
 
       const auto root = static_cast<float>(std::sqrt(inputs));
       const float magnitude = 0.1f * root;  // Of a result.
-      // Many rows: rounded before and after the bias. int8 for many rows: the widened weight too.
-      const float widened = form == WeightForm::kInt8 ? 4 * Rounding(type()) * magnitude : 0.0f;
+      // Many rows: rounded before and after the bias. 8 bits for many rows: the widened weight too.
+      const float widened = bytes ? 4 * Rounding(type()) * magnitude : 0.0f;
       const float quantized = form == WeightForm::kInt8 ? 0x1p-13f * magnitude : 0.0f;
       ExpectTwins(out, 3 * Rounding(type()),
                   8 * Rounding(type()) * magnitude * 0x1p-3f + widened + quantized +
@@ -422,9 +431,7 @@ TEST_P(CudaKernelsTest, AttentionOfSingleTokensAndChunks) {
       {.head_dim = 64, .options = {.soft_cap = 5.0f}},
   };
   for (const AttentionShape& shape : shapes) {
-    for (DType cache_type : {type(), DType::kI8}) {
-      // The CPU has no float16 cache.
-      if (cache_type == DType::kF16) continue;
+    for (DType cache_type : {type(), DType::kI8, DType::kFp8}) {
       ExpectSameAttention(shape, cache_type);
     }
   }

@@ -35,6 +35,7 @@ cudaDataType_t CudaType(DType type) {
     case DType::kBF16:
       return CUDA_R_16BF;
     case DType::kI8:
+    case DType::kFp8:
       break;
   }
   return CUDA_R_8I;
@@ -204,7 +205,7 @@ void RunProduct(CudaState& state, const Product& product, const Lane& lane) {
       product.outputs, ", ", product.inputs, "]: ", cublasLtGetStatusString(status))));
 }
 
-// Numbers of int8 become those of activations, piece by piece.
+// Numbers of 8 bits become those of activations, piece by piece.
 void RunWidened(CudaState& state, const LinearOutput& output, Product product) {
   const PackedWeight& weight = *output.weight;
   const size_t row_bytes = weight.inputs() * DTypeBytes(product.type);
@@ -213,15 +214,15 @@ void RunWidened(CudaState& state, const LinearOutput& output, Product product) {
                weight.outputs()));
   auto* const widened = static_cast<std::byte*>(state.Scratch(piece * row_bytes));
   if (widened == nullptr) return;
-  const auto* numbers = reinterpret_cast<const int8_t*>(weight.data());
+  const DType weight_type = StoredAs(weight.format().form, product.type);
   const auto* scales = reinterpret_cast<const float*>(
-      weight.data() + Int8ScalesOffset(weight.outputs(), weight.inputs()));
+      weight.data() + ScalesOffset(weight.outputs(), weight.inputs()));
   for (uint32_t begin = 0; begin < weight.outputs(); begin += piece) {
     product.outputs = std::min(piece, static_cast<uint32_t>(weight.outputs()) - begin);
     product.weight = widened;
     product.out = output.out.data() + begin * DTypeBytes(product.out_type);
-    state.Check(Dequantize(state.launch(), numbers + begin * weight.inputs(), scales + begin,
-                           product.outputs, product.inputs, widened, product.type),
+    state.Check(Dequantize(state.launch(), weight.data() + begin * weight.inputs(), weight_type,
+                           scales + begin, product.outputs, product.inputs, widened, product.type),
                 "widening weights");
     RunProduct(state, product, state.lane(0));
   }
@@ -250,16 +251,16 @@ void AddBiasOf(CudaState& state, const LinearOutput& output) {
 
 // Products of the same x do not wait for each other.
 void RunLarge(CudaState& state, const ConstTensorView& x, std::span<const LinearOutput> outputs) {
-  const auto is_int8 = [](const LinearOutput& output) {
-    return output.weight->format().form == WeightForm::kInt8;
+  const auto has_scales = [&x](const LinearOutput& output) {
+    return HasScales(StoredAs(output.weight->format().form, x.dtype()));
   };
   const auto lanes = static_cast<uint32_t>(std::min<size_t>(outputs.size(), CudaState::kLanes));
-  const bool apart = lanes > 1 && std::none_of(outputs.begin(), outputs.end(), is_int8);
+  const bool apart = lanes > 1 && std::none_of(outputs.begin(), outputs.end(), has_scales);
   if (apart) state.Fork(lanes);
   uint32_t next = 0;
   for (const LinearOutput& output : outputs) {
     const Product product = ProductOf(x, output);
-    if (is_int8(output)) {
+    if (has_scales(output)) {
       RunWidened(state, output, product);
     } else {
       RunProduct(state, product, state.lane(apart ? next++ % lanes : 0));
@@ -270,16 +271,16 @@ void RunLarge(CudaState& state, const ConstTensorView& x, std::span<const Linear
 }
 
 DType WeightType(const PackedWeight& weight, DType activations) {
-  return weight.format().form == WeightForm::kInt8 ? DType::kI8 : activations;
+  return StoredAs(weight.format().form, activations);
 }
 
-SkinnyOutput SkinnyOf(const LinearOutput& output) {
+SkinnyOutput SkinnyOf(const LinearOutput& output, DType activations) {
   const PackedWeight& weight = *output.weight;
-  const bool int8 = weight.format().form == WeightForm::kInt8;
+  const std::byte* const scales = weight.data() + ScalesOffset(weight.outputs(), weight.inputs());
   return {.weight = weight.data(),
-          .scales = int8 ? reinterpret_cast<const float*>(
-                               weight.data() + Int8ScalesOffset(weight.outputs(), weight.inputs()))
-                         : nullptr,
+          .scales = HasScales(WeightType(weight, activations))
+                        ? reinterpret_cast<const float*>(scales)
+                        : nullptr,
           .bias = output.bias.empty() ? nullptr : output.bias.f32(),
           .out = output.out.data(),
           .outputs = static_cast<uint32_t>(weight.outputs())};
@@ -291,7 +292,7 @@ void RunGroup(CudaState& state, const ConstTensorView& x, std::span<const Linear
   const auto inputs = static_cast<uint32_t>(x.dim(1));
   const auto fits = [&](const LinearOutput& output) {
     const DType weight_type = WeightType(*output.weight, x.dtype());
-    return (rows <= kSkinnyRowsMax || weight_type == DType::kI8) &&
+    return (rows <= kSkinnyRowsMax || HasScales(weight_type)) &&
            SkinnyLinearFits(x.dtype(), weight_type, rows, inputs);
   };
   if (!std::all_of(outputs.begin(), outputs.end(), fits)) {
@@ -306,7 +307,7 @@ void RunGroup(CudaState& state, const ConstTensorView& x, std::span<const Linear
     while (count < std::min<size_t>(outputs.size(), kSkinnyOutputsMax) &&
            WeightType(*outputs[count].weight, x.dtype()) == weight_type &&
            outputs[count].out.dtype() == out_type) {
-      alike[count] = SkinnyOf(outputs[count]);
+      alike[count] = SkinnyOf(outputs[count], x.dtype());
       ++count;
     }
     state.Check(SkinnyLinear(state.launch(), x.data(), x.dtype(), rows, inputs, weight_type, alike,

@@ -38,8 +38,9 @@ class RowPacker {
     const size_t inputs = matrix_.dim(1);
     const std::byte* from = matrix_.data() + output * inputs * DTypeBytes(matrix_.dtype());
     for (size_t i = 0; i < inputs; ++i) row[i] = ReadNumber(from, i, matrix_.dtype());
-    return form_ == WeightForm::kInt8 ? PackInt8(output, row, misfit)
-                                      : PackFloats(output, row, misfit);
+    return form_ == WeightForm::kInt8 || form_ == WeightForm::kFp8
+               ? PackBytes(output, row, misfit)
+               : PackFloats(output, row, misfit);
   }
 
  private:
@@ -63,7 +64,7 @@ class RowPacker {
   }
 
   // As on the CPU.
-  bool PackInt8(size_t output, const float* row, float* misfit) const {
+  bool PackBytes(size_t output, const float* row, float* misfit) const {
     const size_t inputs = matrix_.dim(1);
     float highest = 0.0f;
     for (size_t i = 0; i < inputs; ++i) {
@@ -73,13 +74,17 @@ class RowPacker {
       }
       highest = std::max(highest, std::abs(row[i]));
     }
-    const float scale = highest / 127.0f;
-    const float factor = highest > 0.0f ? 127.0f / highest : 0.0f;
+    const bool fp8 = form_ == WeightForm::kFp8;
+    const float most = fp8 ? kE4m3Highest : 127.0f;
+    const float scale = highest / most;
+    const float factor = highest > (fp8 ? 0x1p-100f : 0.0f) ? most / highest : 0.0f;
     for (size_t i = 0; i < inputs; ++i) {
-      const auto number = static_cast<int32_t>(std::nearbyint(row[i] * factor));
-      to_[output * inputs + i] = static_cast<std::byte>(std::clamp(number, -127, 127));
+      const float x = row[i] * factor;
+      to_[output * inputs + i] = fp8 ? std::byte{F32ToE4m3(x)}
+                                     : static_cast<std::byte>(std::clamp(
+                                           static_cast<int32_t>(std::nearbyint(x)), -127, 127));
     }
-    std::memcpy(to_ + Int8ScalesOffset(matrix_.dim(0), inputs) + output * sizeof(scale), &scale,
+    std::memcpy(to_ + ScalesOffset(matrix_.dim(0), inputs) + output * sizeof(scale), &scale,
                 sizeof(scale));
     return true;
   }
@@ -89,10 +94,6 @@ class RowPacker {
   const DType activations_;
   std::byte* const to_;
 };
-
-DType StoredAs(WeightForm form, DType activations) {
-  return form == WeightForm::kInt8 ? DType::kI8 : activations;
-}
 
 absl::StatusOr<PackedWeight> Bring(Device& device, const ConstTensorView& matrix,
                                    WeightFormat format, const std::byte* packed, size_t bytes) {
@@ -115,8 +116,8 @@ absl::StatusOr<PackedWeight> PackWeightCuda(KernelContext& context, Device& devi
   if (matrix.dtype() == stored) {
     return Bring(device, matrix, format, matrix.data(), matrix.bytes());
   }
-  const size_t bytes = stored == DType::kI8
-                           ? Int8ScalesOffset(outputs, inputs) + outputs * sizeof(float)
+  const size_t bytes = DTypeBytes(stored) == 1
+                           ? ScalesOffset(outputs, inputs) + outputs * sizeof(float)
                            : outputs * inputs * DTypeBytes(stored);
   std::vector<std::byte> packed(bytes);
   const RowPacker packer(matrix, format.form, context.activations(), packed.data());
@@ -132,8 +133,7 @@ absl::StatusOr<PackedWeight> PackWeightCuda(KernelContext& context, Device& devi
   });
   if (failed != 0) {
     return absl::InvalidArgumentError(
-        absl::StrCat("has ", misfits[failed - 1], ", which does not fit into ",
-                     stored == DType::kI8 ? "int8" : DTypeName(stored)));
+        absl::StrCat("has ", misfits[failed - 1], ", which does not fit into ", DTypeName(stored)));
   }
   return Bring(device, matrix, format, packed.data(), bytes);
 }

@@ -17,6 +17,7 @@
 
 #include "common/kernels/cuda/device_code.cuh"
 #include "common/kernels/cuda/tensor_cores.cuh"
+#include "common/tensor/kv_row.h"
 
 namespace baton::cuda {
 namespace {
@@ -71,6 +72,15 @@ struct Eight<int8_t> {
   __device__ uint4 Pairs() const {
     const uint2 first = WidenBytes(words[0], __half{});
     const uint2 second = WidenBytes(words[1], __half{});
+    return make_uint4(first.x, first.y, second.x, second.y);
+  }
+};
+
+template <>
+struct Eight<Fp8> : Eight<int8_t> {
+  __device__ uint4 Pairs() const {
+    const uint2 first = WidenE4m3(words[0], __half{});
+    const uint2 second = WidenE4m3(words[1], __half{});
     return make_uint4(first.x, first.y, second.x, second.y);
   }
 };
@@ -266,12 +276,13 @@ class Decoder {
   // The tokens of a thread's scores and values, in the tile.
   __device__ static uint32_t TokenOf(uint32_t i) { return 2 * column_lane() + i % 2 + i / 2 * 8; }
   __device__ static float ScaleOf(const std::byte* row) {
-    return __ldg(reinterpret_cast<const float*>(row + kDim));
+    const float scale = __ldg(reinterpret_cast<const float*>(row + kDim));
+    return std::is_same_v<Kv, Fp8> ? scale * E4m3Shrink(__half{}) : scale;
   }
 
   // Scores of one row become weights, by powers of two; what was summed is scaled to the new
-  // maximum. Over int8 that is the maximum of the weights times the scales of V, as these products
-  // become float16: the scales alone may be too small for it.
+  // maximum. Over 8 bits that is the maximum of the weights times the scales of V, as these
+  // products become float16: the scales alone may be too small for it.
   __device__ void Weigh(uint32_t first_token, uint32_t high, const float (&key_scales)[4],
                         const float (&value_scales)[4], float (&row)[4],
                         Running<kDim, kWide>& running) const {
@@ -516,6 +527,9 @@ cudaError_t StartOf(const Launch& launch, const AttentionArgs& args) {
   if (args.pages.dtype == DType::kI8) {
     return wide ? Start<T, int8_t, 128>(launch, args) : Start<T, int8_t, 64>(launch, args);
   }
+  if (args.pages.dtype == DType::kFp8) {
+    return wide ? Start<T, Fp8, 128>(launch, args) : Start<T, Fp8, 64>(launch, args);
+  }
   return wide ? Start<T, T, 128>(launch, args) : Start<T, T, 64>(launch, args);
 }
 
@@ -523,7 +537,7 @@ cudaError_t StartOf(const Launch& launch, const AttentionArgs& args) {
 
 bool DecodeAttentionFits(const AttentionArgs& args) {
   const bool halves = args.type == DType::kBF16 || args.type == DType::kF16;
-  const bool kv = args.pages.dtype == args.type || args.pages.dtype == DType::kI8;
+  const bool kv = args.pages.dtype == args.type || HasRowScale(args.pages.dtype);
   const bool dim = args.pages.head_dim == 64 || args.pages.head_dim == 128;
   return halves && kv && dim && args.pages.block_tokens % kTile == 0 &&
          args.table.count_max * (args.heads / args.pages.kv_heads) <= kRowsMax;

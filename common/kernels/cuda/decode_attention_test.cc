@@ -28,10 +28,10 @@ cudaError_t RunWithScratch(const Launch& launch, AttentionArgs args) {
   return error == cudaSuccess ? cudaDeviceSynchronize() : error;
 }
 
-// Weights are rounded to the type of products: that of q, or float16 over int8. What of float16 is
-// below 2^-14 is off by up to 2^-25.
+// Weights are rounded to the type of products: that of q, or float16 over 8 bits. What of float16
+// is below 2^-14 is off by up to 2^-25.
 WeightRounding RoundingOfWeights(const AttentionShape& shape) {
-  const DType product = shape.kv_type == DType::kI8 ? DType::kF16 : shape.type;
+  const DType product = HasRowScale(shape.kv_type) ? DType::kF16 : shape.type;
   return {.relative = RoundingOf(product), .absolute = product == DType::kF16 ? 0x1p-25 : 0.0};
 }
 
@@ -44,13 +44,15 @@ void ExpectReference(const AttentionShape& shape, const std::vector<AttentionChu
   batch.ExpectReference(batch.Run(RunWithScratch), RoundingOfWeights(shape));
 }
 
-// Each with a cache of its own type and of int8.
+// Each with a cache of its own type and of both types of 8 bits.
 void ExpectReferences(AttentionShape shape, const std::vector<AttentionChunk>& chunks,
                       uint32_t seed) {
   shape.kv_type = shape.type;
   ExpectReference(shape, chunks, seed);
-  shape.kv_type = DType::kI8;
-  ExpectReference(shape, chunks, seed + 1);
+  for (const DType kv_type : {DType::kI8, DType::kFp8}) {
+    shape.kv_type = kv_type;
+    ExpectReference(shape, chunks, ++seed);
+  }
 }
 
 TEST(DecodeAttentionTest, EveryTypeAndHeadSize) {
@@ -117,7 +119,7 @@ TEST(DecodeAttentionTest, ManySequences) {
 // shorter ones are empty.
 TEST(DecodeAttentionTest, SequencesMayBeShorterThanSaid) {
   SKIP_WITHOUT_GPU();
-  for (const DType kv_type : {DType::kBF16, DType::kI8}) {
+  for (const DType kv_type : {DType::kBF16, DType::kI8, DType::kFp8}) {
     const AttentionShape shape = {.kv_type = kv_type};
     const AttentionCase batch(shape, {{0, 1}, {16, 1}, {0, 0}, {40, 1}, {300, 1}}, 800);
     const auto for_longer = [](const Launch& launch, AttentionArgs args) {
@@ -129,10 +131,12 @@ TEST(DecodeAttentionTest, SequencesMayBeShorterThanSaid) {
 }
 
 // Scales of V may be far below what float16 can hold.
-TEST(DecodeAttentionTest, SmallValuesOfInt8KeepTheirPrecision) {
+TEST(DecodeAttentionTest, SmallValuesOfEightBitsKeepTheirPrecision) {
   SKIP_WITHOUT_GPU();
   for (const float deviation : {1e-2f, 1e-4f, 1e-7f}) {
-    ExpectReference({.kv_type = DType::kI8, .value_deviation = deviation}, kSingles, 900);
+    for (const DType kv_type : {DType::kI8, DType::kFp8}) {
+      ExpectReference({.kv_type = kv_type, .value_deviation = deviation}, kSingles, 900);
+    }
   }
 }
 
@@ -158,8 +162,10 @@ TEST(DecodeAttentionTest, FitsOnlyWhatItComputes) {
   EXPECT_TRUE(DecodeAttentionFits(args));
 
   AttentionArgs quantized = args;
-  quantized.pages.dtype = DType::kI8;
-  EXPECT_TRUE(DecodeAttentionFits(quantized));
+  for (const DType kv_type : {DType::kI8, DType::kFp8}) {
+    quantized.pages.dtype = kv_type;
+    EXPECT_TRUE(DecodeAttentionFits(quantized));
+  }
   AttentionArgs other_type = args;
   other_type.pages.dtype = DType::kF16;
   EXPECT_FALSE(DecodeAttentionFits(other_type));

@@ -83,6 +83,36 @@ __device__ inline float WarpMax(float x) {
   return x;
 }
 
+// A number of E4M3, but for NaN: see Fp8Cache of the CPU's attention.
+__device__ inline float E4m3ToFloat(uint8_t bits) {
+  const float magnitude = __uint_as_float((bits & 0x7fu) << 20) * 0x1p120f;
+  return __uint_as_float(__float_as_uint(magnitude) | (bits & 0x80u) << 24);
+}
+
+// Number `i` of a row of the cache; what stands behind numbers of 8 bits multiplies it.
+__device__ inline float KvNumber(const std::byte* row, uint32_t i, DType type, float scale) {
+  switch (type) {
+    case DType::kF32:
+      return reinterpret_cast<const float*>(row)[i];
+    case DType::kF16:
+      return ToFloat(reinterpret_cast<const __half*>(row)[i]);
+    case DType::kBF16:
+      return ToFloat(reinterpret_cast<const __nv_bfloat16*>(row)[i]);
+    case DType::kFp8:
+      return E4m3ToFloat(reinterpret_cast<const uint8_t*>(row)[i]) * scale;
+    case DType::kI8:
+      break;
+  }
+  return static_cast<float>(reinterpret_cast<const int8_t*>(row)[i]) * scale;
+}
+
+// It need not be aligned.
+__device__ inline float KvScale(const std::byte* row, uint32_t head_dim, DType type) {
+  float scale = 1.0f;
+  if (type == DType::kI8 || type == DType::kFp8) memcpy(&scale, row + head_dim, sizeof(scale));
+  return scale;
+}
+
 // K (value = false) or V of the token at `position`: KvPages::OffsetOf.
 __device__ inline size_t KvRowOffset(const DevicePages& pages, size_t row_bytes,
                                      const uint32_t* blocks, bool value, uint32_t kv_head,
@@ -104,6 +134,7 @@ cudaError_t WithActivationType(DType type, const Body& body) {
     case DType::kBF16:
       return body(__nv_bfloat16{});
     case DType::kI8:
+    case DType::kFp8:
       break;
   }
   return cudaErrorInvalidValue;

@@ -49,7 +49,7 @@ struct SequenceTable {
 struct DevicePages {
   std::byte* data = nullptr;
   size_t block_bytes = 0;
-  DType dtype = DType::kF32;  // kF32, kF16, kBF16 or kI8.
+  DType dtype = DType::kF32;
   uint32_t kv_heads = 0;
   uint32_t head_dim = 0;
   uint32_t block_tokens = 0;
@@ -119,22 +119,25 @@ cudaError_t CombineRows(const Launch& launch, const void* x, DType type, const u
 constexpr uint32_t kSkinnyOutputsMax = 4;
 // One of several products of the same x.
 struct SkinnyOutput {
-  const void* weight = nullptr;   // [outputs, inputs], rows one after the other.
-  const float* scales = nullptr;  // kI8: [outputs], what a row of the weight is multiplied with.
-  const float* bias = nullptr;    // [outputs] or null.
-  void* out = nullptr;            // [rows, outputs]
+  const void* weight = nullptr;  // [outputs, inputs], rows one after the other.
+  const float* scales =
+      nullptr;  // kI8, kFp8: [outputs], what a row of the weight is multiplied with.
+  const float* bias = nullptr;  // [outputs] or null.
+  void* out = nullptr;          // [rows, outputs]
   uint32_t outputs = 0;
 };
 // Whether SkinnyLinear can: the weights' type, rows <= 64, and inputs that divide as it wants.
 bool SkinnyLinearFits(DType x_type, DType weight_type, uint32_t rows, uint32_t inputs);
-// x [rows, inputs] of x_type (kBF16 or kF16); weights of x_type, or kI8; out of out_type: x_type or
-// kF32. What an output element becomes does not depend on `rows`.
+// x [rows, inputs] of x_type (kBF16 or kF16); weights of x_type, kI8 or kFp8; out of out_type:
+// x_type or kF32. What an output element becomes does not depend on `rows`.
 cudaError_t SkinnyLinear(const Launch& launch, const void* x, DType x_type, uint32_t rows,
                          uint32_t inputs, DType weight_type, const SkinnyOutput* outputs,
                          uint32_t output_count, DType out_type);
-// Weights of kI8 with their scales as numbers of `out_type` (kBF16 or kF16), for large products.
-cudaError_t Dequantize(const Launch& launch, const int8_t* weight, const float* scales,
-                       uint32_t outputs, uint32_t inputs, void* out, DType out_type);
+// Weights of kI8 or kFp8 with their scales as numbers of `out_type` (kBF16 or kF16), for large
+// products.
+cudaError_t Dequantize(const Launch& launch, const std::byte* weight, DType weight_type,
+                       const float* scales, uint32_t outputs, uint32_t inputs, void* out,
+                       DType out_type);
 
 // ---- attention -------------------------------------------------------------------------------
 
@@ -162,8 +165,8 @@ size_t WidePagesBytes(const AttentionArgs& args);
 cudaError_t WidenPages(const Launch& launch, AttentionArgs* args, void* scratch);
 
 // decode_attention.cu: flash decoding. Sequences of few rows (count_max * heads / kv_heads <= 16),
-// q of kBF16 or kF16, and KV of the same type or kI8; head_dim 64 or 128, blocks of a multiple of
-// 16 tokens.
+// q of kBF16 or kF16, and KV of the same type, kI8 or kFp8; head_dim 64 or 128, blocks of a
+// multiple of 16 tokens.
 bool DecodeAttentionFits(const AttentionArgs& args);
 size_t DecodeAttentionScratchBytes(const Launch& launch, const AttentionArgs& args);
 cudaError_t DecodeAttention(const Launch& launch, const AttentionArgs& args);

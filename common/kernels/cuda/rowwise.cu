@@ -2,6 +2,8 @@
 //
 // All of them are bound by memory. A row is read once, in vectors of 16 bytes where its length
 // allows, and sums are float32.
+#include <cuda_fp8.h>
+
 #include <algorithm>
 
 #include "common/kernels/cuda/device_code.cuh"
@@ -172,24 +174,32 @@ __global__ void RopeKernel(const float* cosines, const float* sines, uint32_t ha
   }
 }
 
-// An int8 row: numbers and the scale that they are multiplied with, as QuantizeOp on the CPU. One
-// warp.
-__device__ void StoreInt8Row(const float* values, uint32_t n, std::byte* to) {
+// A row of 8 bits: numbers and the scale that they are multiplied with, as QuantizeOp and
+// QuantizeFp8Op on the CPU. One warp.
+__device__ void StoreScaledRow(const float* values, uint32_t n, DType type, std::byte* to) {
   const uint32_t lane = threadIdx.x % kWarp;
+  const bool fp8 = type == DType::kFp8;
   float highest = 0.0f;
-  for (uint32_t i = lane; i < n; i += kWarp) highest = fmaxf(highest, fabsf(values[i]));
-  highest = WarpMax(highest);
-  const float inverse = highest > 0.0f ? 127.0f / highest : 0.0f;
+  float zero = 0.0f;  // Unless a number is not finite: then the scale is none, either.
   for (uint32_t i = lane; i < n; i += kWarp) {
-    reinterpret_cast<int8_t*>(to)[i] = static_cast<int8_t>(__float2int_rn(values[i] * inverse));
+    highest = fmaxf(highest, fabsf(values[i]));
+    zero += values[i] - values[i];
   }
-  const float scale = highest / 127.0f;
+  highest = WarpMax(highest) + WarpSum(zero);
+  const float most = fp8 ? 448.0f : 127.0f;
+  const float inverse = highest > (fp8 ? 0x1p-100f : 0.0f) ? most / highest : 0.0f;
+  for (uint32_t i = lane; i < n; i += kWarp) {
+    const float x = values[i] * inverse;
+    to[i] = fp8 ? std::byte{__nv_cvt_float_to_fp8(x, __NV_SATFINITE, __NV_E4M3)}
+                : static_cast<std::byte>(__float2int_rn(x));
+  }
+  const float scale = highest / most;
   if (lane < sizeof(float)) to[n + lane] = reinterpret_cast<const std::byte*>(&scale)[lane];
 }
 
 constexpr uint32_t kHeadWarps = 4;
 
-// Elements i.. of a row of the cache that is not int8.
+// Elements i.. of a row of the cache that has no scale.
 template <uint32_t kCount>
 __device__ void StoreKv(const float (&x)[kCount], DType type, std::byte* row, uint32_t i) {
   switch (type) {
@@ -200,6 +210,7 @@ __device__ void StoreKv(const float (&x)[kCount], DType type, std::byte* row, ui
     case DType::kBF16:
       return StoreFloats<kCount>(x, reinterpret_cast<__nv_bfloat16*>(row) + i);
     case DType::kI8:
+    case DType::kFp8:
       return;
   }
 }
@@ -246,16 +257,16 @@ class HeadWarp {
     Rotate(head, half_, [&](uint32_t i, const float(&x)[kCount]) { StoreFloats(x, head + i); });
   }
 
-  // `shared` holds a head, for int8.
+  // `shared` holds a head, if rows have a scale.
   __device__ void Write(const T* head, bool value, DType type, float* shared, std::byte* to) const {
     const uint32_t half = value ? 0 : half_;
-    if (type != DType::kI8) {
+    if (type != DType::kI8 && type != DType::kFp8) {
       Rotate(head, half, [&](uint32_t i, const float(&x)[kCount]) { StoreKv(x, type, to, i); });
       return;
     }
     Rotate(head, half, [&](uint32_t i, const float(&x)[kCount]) { StoreFloats(x, shared + i); });
     __syncwarp();
-    StoreInt8Row(shared, n_, to);
+    StoreScaledRow(shared, n_, type, to);
   }
 
  private:
@@ -522,7 +533,7 @@ cudaError_t RopeWriteKv(const Launch& launch, const float* cosines, const float*
     const uint32_t planes = (heads + 2 * pages.kv_heads + kHeadWarps - 1) / kHeadWarps;
     const size_t row_bytes = KvRowBytes(pages.dtype, pages.head_dim);
     const size_t shared =
-        pages.dtype == DType::kI8 ? size_t{kHeadWarps} * pages.head_dim * sizeof(float) : 0;
+        HasRowScale(pages.dtype) ? size_t{kHeadWarps} * pages.head_dim * sizeof(float) : 0;
     const bool twos = half % 2 == 0 && pages.head_dim % 2 == 0;
     const auto kernel = twos ? RopeWriteKvKernel<2, T> : RopeWriteKvKernel<1, T>;
     return StartKernel(kernel, dim3(table.rows, planes), dim3(kHeadWarps * kWarp), shared, launch,

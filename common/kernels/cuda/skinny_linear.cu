@@ -37,13 +37,22 @@ __device__ uint4 LoadWeights(const std::byte* from) {
   return value;
 }
 
+template <typename W, typename T>
+__device__ uint2 Widen(uint32_t bytes, T) {
+  if constexpr (std::is_same_v<W, Fp8>) {
+    return WidenE4m3(bytes, T{});
+  } else {
+    return WidenBytes(bytes, T{});
+  }
+}
+
 // Weights of four k for rows g and g + 8, as the instruction wants them: word `i` of 16 bytes for
-// int8, words 2 i and 2 i + 1 for T.
+// 8 bits, words 2 i and 2 i + 1 for T.
 template <typename T, typename W>
 __device__ void Operand(const uint4& low, const uint4& high, uint32_t i, uint32_t (&a)[4]) {
   if constexpr (sizeof(W) == 1) {
-    const uint2 first = WidenBytes(Word(low, i), T{});
-    const uint2 second = WidenBytes(Word(high, i), T{});
+    const uint2 first = Widen<W>(Word(low, i), T{});
+    const uint2 second = Widen<W>(Word(high, i), T{});
     a[0] = first.x, a[1] = second.x, a[2] = first.y, a[3] = second.y;
   } else {
     a[0] = Word(low, 2 * i), a[1] = Word(high, 2 * i);
@@ -208,6 +217,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, kColumnTiles == 1   ? 3
       float sum = 0.0f;
 #pragma unroll
       for (uint32_t w = 0; w < kWarps; ++w) sum += shared[w][row][i % kTileOutputs];
+      if constexpr (std::is_same_v<W, Fp8>) sum *= E4m3Shrink(T{});
       if constexpr (sizeof(W) == 1) sum *= output.scales[column];
       if (output.bias != nullptr) sum += output.bias[column];
       static_cast<Out*>(output.out)[static_cast<size_t>(row) * output.outputs + column] =
@@ -253,25 +263,32 @@ cudaError_t StartFor(const Launch& launch, const void* x, uint32_t rows, uint32_
                ? StartOf<T, int8_t, float>(launch, from, rows, inputs, outputs, count)
                : StartOf<T, int8_t, T>(launch, from, rows, inputs, outputs, count);
   }
+  if (weight_type == DType::kFp8) {
+    return out_type == DType::kF32
+               ? StartOf<T, Fp8, float>(launch, from, rows, inputs, outputs, count)
+               : StartOf<T, Fp8, T>(launch, from, rows, inputs, outputs, count);
+  }
   return out_type == DType::kF32 ? StartOf<T, T, float>(launch, from, rows, inputs, outputs, count)
                                  : StartOf<T, T, T>(launch, from, rows, inputs, outputs, count);
 }
 
 // One block for a row. kFour: rows are aligned for loads of four numbers.
 template <typename T, bool kFour>
-__global__ void DequantizeKernel(const int8_t* weight, const float* scales, uint32_t inputs,
-                                 T* out) {
+__global__ void DequantizeKernel(const std::byte* weight, bool fp8, const float* scales,
+                                 uint32_t inputs, T* out) {
   WaitForPrevious();
   LetNextStart();
   constexpr uint32_t kEach = kFour ? 4 : 1;
   const size_t row = static_cast<size_t>(blockIdx.x) * inputs;
   const float scale = scales[blockIdx.x];
   for (uint32_t i = threadIdx.x * kEach; i < inputs; i += blockDim.x * kEach) {
-    int8_t numbers[kEach];
-    memcpy(numbers, __builtin_assume_aligned(weight + row + i, kEach), kEach);
+    uint8_t bytes[kEach];
+    memcpy(bytes, __builtin_assume_aligned(weight + row + i, kEach), kEach);
 #pragma unroll
     for (uint32_t j = 0; j < kEach; ++j) {
-      out[row + i + j] = FromFloat<T>(static_cast<float>(numbers[j]) * scale);
+      const float number =
+          fp8 ? E4m3ToFloat(bytes[j]) : static_cast<float>(static_cast<int8_t>(bytes[j]));
+      out[row + i + j] = FromFloat<T>(number * scale);
     }
   }
 }
@@ -280,7 +297,7 @@ __global__ void DequantizeKernel(const int8_t* weight, const float* scales, uint
 
 bool SkinnyLinearFits(DType x_type, DType weight_type, uint32_t rows, uint32_t inputs) {
   const bool types = (x_type == DType::kBF16 || x_type == DType::kF16) &&
-                     (weight_type == x_type || weight_type == DType::kI8);
+                     (weight_type == x_type || DTypeBytes(weight_type) == 1);
   // Whole chunks.
   return types && rows <= kRowsMax && inputs > 0 &&
          inputs * DTypeBytes(weight_type) % kChunkBytes == 0;
@@ -299,14 +316,15 @@ cudaError_t SkinnyLinear(const Launch& launch, const void* x, DType x_type, uint
                                                    output_count, out_type);
 }
 
-cudaError_t Dequantize(const Launch& launch, const int8_t* weight, const float* scales,
-                       uint32_t outputs, uint32_t inputs, void* out, DType out_type) {
+cudaError_t Dequantize(const Launch& launch, const std::byte* weight, DType weight_type,
+                       const float* scales, uint32_t outputs, uint32_t inputs, void* out,
+                       DType out_type) {
   if (outputs == 0) return cudaSuccess;
   return WithActivationType(out_type, [&](auto sample) {
     using T = decltype(sample);
     const auto kernel = inputs % 4 == 0 ? DequantizeKernel<T, true> : DequantizeKernel<T, false>;
-    return StartKernel(kernel, dim3(outputs), dim3(256), 0, launch, weight, scales, inputs,
-                       static_cast<T*>(out));
+    return StartKernel(kernel, dim3(outputs), dim3(256), 0, launch, weight,
+                       weight_type == DType::kFp8, scales, inputs, static_cast<T*>(out));
   });
 }
 

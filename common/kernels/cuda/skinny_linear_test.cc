@@ -11,6 +11,7 @@
 #include "common/kernels/cuda/launch.h"
 #include "common/kernels/cuda/testing/gpu.h"
 #include "common/tensor/dtype.h"
+#include "common/tensor/number_formats.h"
 
 namespace baton::cuda {
 namespace {
@@ -30,15 +31,18 @@ struct Product {
   Product(uint32_t outputs_in, uint32_t inputs, DType type, bool has_bias, std::mt19937& random)
       : outputs(outputs_in) {
     const size_t count = size_t{outputs} * inputs;
-    if (type == DType::kI8) {
+    if (DTypeBytes(type) == 1) {
       std::uniform_int_distribution<int> bytes(-128, 127);
-      numbers.resize(count);
-      for (float& number : numbers) number = static_cast<float>(bytes(random));
-      numbers[0] = -128.0f;
-      numbers[1] = 127.0f;
       std::vector<std::byte> encoded(count);
-      for (size_t i = 0; i < count; ++i) {
-        encoded[i] = static_cast<std::byte>(static_cast<int8_t>(numbers[i]));
+      for (std::byte& byte : encoded) byte = static_cast<std::byte>(bytes(random));
+      encoded[0] = std::byte{0x80};
+      encoded[1] = std::byte{0x7f};
+      for (std::byte& byte : encoded) {
+        // These are no numbers, and nobody stores them.
+        if (type == DType::kFp8 && (byte | std::byte{0x80}) == std::byte{0xff})
+          byte ^= std::byte{1};
+        numbers.push_back(type == DType::kFp8 ? E4m3ToF32(std::to_integer<uint8_t>(byte))
+                                              : std::to_integer<int8_t>(byte));
       }
       weight = std::make_unique<DeviceArray<std::byte>>(encoded);
       scales = RandomNumbers(outputs, DType::kF32, random);
@@ -180,9 +184,9 @@ void Check(const Case& c) {
 void CheckTypes(uint32_t inputs, const std::vector<uint32_t>& outputs) {
   bool has_bias = false;
   for (const DType x_type : {DType::kBF16, DType::kF16}) {
-    for (const DType weight_type : {x_type, DType::kI8}) {
-      // Float16 cannot hold what -128 .. 127 add up to.
-      const bool wide = weight_type == DType::kI8 && x_type == DType::kF16 && inputs > 1024;
+    for (const DType weight_type : {x_type, DType::kI8, DType::kFp8}) {
+      // Float16 cannot hold what such numbers add up to.
+      const bool wide = DTypeBytes(weight_type) == 1 && x_type == DType::kF16 && inputs > 1024;
       for (const DType out_type : {wide ? DType::kF32 : x_type, DType::kF32}) {
         Check({x_type, weight_type, out_type, inputs, outputs, has_bias});
         has_bias = !has_bias;
@@ -197,6 +201,7 @@ TEST(SkinnyLinear, OneStepOfTheWeights) {
   for (const DType x_type : {DType::kBF16, DType::kF16}) {
     Check({x_type, x_type, x_type, 64, {40, 1}, false});
     Check({x_type, DType::kI8, DType::kF32, 128, {40, 1}, true});
+    Check({x_type, DType::kFp8, DType::kF32, 128, {40, 1}, true});
   }
 }
 
@@ -259,6 +264,7 @@ TEST(SkinnyLinear, NothingToDoIsNoError) {
 TEST(SkinnyLinear, FitsWhatItCanDo) {
   EXPECT_TRUE(SkinnyLinearFits(DType::kBF16, DType::kBF16, 64, 192));
   EXPECT_TRUE(SkinnyLinearFits(DType::kF16, DType::kI8, 1, 128));
+  EXPECT_TRUE(SkinnyLinearFits(DType::kBF16, DType::kFp8, 1, 128));
   EXPECT_FALSE(SkinnyLinearFits(DType::kBF16, DType::kBF16, 65, 192));
   EXPECT_FALSE(SkinnyLinearFits(DType::kBF16, DType::kBF16, 1, 96));
   EXPECT_FALSE(SkinnyLinearFits(DType::kBF16, DType::kI8, 1, 192));
@@ -271,18 +277,20 @@ TEST(Dequantize, IsExact) {
   SKIP_WITHOUT_GPU();
   constexpr uint32_t kOutputs = 37;
   std::mt19937 random(2);
-  for (const uint32_t inputs : {5u, 16u, 300u, 4112u}) {
-    const Product product(kOutputs, inputs, DType::kI8, false, random);
-    std::vector<float> expected(product.numbers.size());
-    for (size_t i = 0; i < expected.size(); ++i) {
-      expected[i] = product.numbers[i] * product.scales[i / inputs];
-    }
-    for (const DType type : {DType::kBF16, DType::kF16}) {
-      const DeviceArray<std::byte> out(expected.size() * DTypeBytes(type));
-      const SkinnyOutput source = product.Output(nullptr);
-      ASSERT_CUDA(Dequantize(*Gpu(), static_cast<const int8_t*>(source.weight), source.scales,
-                             kOutputs, inputs, out.data(), type));
-      EXPECT_TRUE(out.Read() == Encode(expected, type)) << inputs;
+  for (const DType weight_type : {DType::kI8, DType::kFp8}) {
+    for (const uint32_t inputs : {5u, 16u, 300u, 4112u}) {
+      const Product product(kOutputs, inputs, weight_type, false, random);
+      std::vector<float> expected(product.numbers.size());
+      for (size_t i = 0; i < expected.size(); ++i) {
+        expected[i] = product.numbers[i] * product.scales[i / inputs];
+      }
+      for (const DType type : {DType::kBF16, DType::kF16}) {
+        const DeviceArray<std::byte> out(expected.size() * DTypeBytes(type));
+        const SkinnyOutput source = product.Output(nullptr);
+        ASSERT_CUDA(Dequantize(*Gpu(), static_cast<const std::byte*>(source.weight), weight_type,
+                               source.scales, kOutputs, inputs, out.data(), type));
+        EXPECT_TRUE(out.Read() == Encode(expected, type)) << DTypeName(weight_type) << inputs;
+      }
     }
   }
 }

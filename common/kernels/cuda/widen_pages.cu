@@ -11,25 +11,9 @@ constexpr uint32_t kNoBlock = ~0u;
 
 template <typename T>
 __device__ void WidenRow(const std::byte* from, uint32_t n, DType type, T* to) {
-  float scale = 1.0f;
-  if (type == DType::kI8) memcpy(&scale, from + n, sizeof(scale));
+  const float scale = KvScale(from, n, type);
   for (uint32_t i = threadIdx.x % kWarp; i < n; i += kWarp) {
-    float x = 0.0f;
-    switch (type) {
-      case DType::kF32:
-        x = reinterpret_cast<const float*>(from)[i];
-        break;
-      case DType::kF16:
-        x = ToFloat(reinterpret_cast<const __half*>(from)[i]);
-        break;
-      case DType::kBF16:
-        x = ToFloat(reinterpret_cast<const __nv_bfloat16*>(from)[i]);
-        break;
-      case DType::kI8:
-        x = static_cast<float>(reinterpret_cast<const int8_t*>(from)[i]) * scale;
-        break;
-    }
-    to[i] = FromFloat<T>(x);
+    to[i] = FromFloat<T>(KvNumber(from, i, type, scale));
   }
 }
 

@@ -45,6 +45,7 @@ const char* StoredName(DType dtype) {
     case DType::kBF16:
       return "BF16";
     case DType::kI8:
+    case DType::kFp8:
       break;
   }
   return "I8";
@@ -59,6 +60,7 @@ const char* TorchName(DType dtype) {
     case DType::kBF16:
       return "bfloat16";
     case DType::kI8:
+    case DType::kFp8:
       break;
   }
   return "int8";

@@ -59,6 +59,7 @@ inline double RoundingOf(DType type) {
     case DType::kBF16:
       return 0x1p-8;
     case DType::kI8:
+    case DType::kFp8:
       break;
   }
   return 0.5;
@@ -229,6 +230,16 @@ class AttentionCase {
     std::normal_distribution<float> normal(0.0f, deviation);
     std::vector<float> floats(shape_.head_dim);
     for (float& x : floats) x = normal(random_);
+    if (shape_.kv_type == DType::kFp8) {
+      const float scale = 4.0f * deviation / kE4m3Highest;
+      for (uint32_t d = 0; d < shape_.head_dim; ++d) {
+        const uint8_t x = F32ToE4m3(floats[d] / scale);
+        row[d] = std::byte{x};
+        numbers[d] = E4m3ToF32(x) * double{scale};
+      }
+      std::memcpy(row + shape_.head_dim, &scale, sizeof(scale));
+      return;
+    }
     const std::vector<std::byte> bytes = Encode(floats, shape_.kv_type);
     std::memcpy(row, bytes.data(), bytes.size());
     const std::vector<float> rounded = Decode(bytes, shape_.kv_type);
