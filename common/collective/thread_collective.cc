@@ -43,6 +43,8 @@ class Group {
 
   // Written by its rank before a meeting, read by all after it.
   TensorView& tensor(uint32_t rank) { return tensors_[rank]; }
+  // As tensor(0).
+  std::span<const TensorView>& parts() { return parts_; }
 
  private:
   void EndRound() {
@@ -52,6 +54,7 @@ class Group {
 
   const uint32_t size_;
   std::vector<TensorView> tensors_;  // By rank.
+  std::span<const TensorView> parts_;
   std::atomic<uint32_t> arrived_ = 0;
   std::atomic<uint32_t> round_ = 0;
   std::atomic<bool> aborted_ = false;
@@ -67,12 +70,26 @@ class ThreadCollective final : public Collective {
   void Abort() override { group_->Abort(); }
 
   absl::Status AllReduceSum(const TensorView& x) override {
-    return Together(x, [this] { SumSlice(); });
+    return Together(x, [this] {
+      CheckAllEqual();
+      SumSlice();
+    });
   }
   absl::Status Broadcast(const TensorView& x) override {
     return Together(x, [this] {
+      CheckAllEqual();
       const TensorView& own = group_->tensor(rank_);
       if (rank_ != 0) std::copy_n(group_->tensor(0).f32(), own.elements(), own.f32());
+    });
+  }
+  absl::Status GatherParts(const TensorView& part, std::span<const TensorView> parts) override {
+    if (rank_ == 0) group_->parts() = parts;
+    return Together(part, [this] {
+      const TensorView& own = group_->tensor(rank_);
+      BATON_CHECK(group_->parts().size() == size());
+      const TensorView& to = group_->parts()[rank_];
+      BATON_CHECK(to.elements() == own.elements());
+      if (rank_ != 0) std::copy_n(own.f32(), own.elements(), to.f32());
     });
   }
 
@@ -81,12 +98,16 @@ class ThreadCollective final : public Collective {
   absl::Status Together(const TensorView& x, absl::FunctionRef<void()> body) {
     group_->tensor(rank_) = x;
     if (!group_->Meet()) return Aborted();
-    for (uint32_t rank = 0; rank < size(); ++rank) {
-      BATON_CHECK(group_->tensor(rank).elements() == x.elements());
-    }
     body();
     // Nobody reads what is not finished, nor writes to a tensor that others still read.
     return group_->Meet() ? absl::OkStatus() : Aborted();
+  }
+
+  void CheckAllEqual() const {
+    const size_t elements = group_->tensor(rank_).elements();
+    for (uint32_t rank = 0; rank < size(); ++rank) {
+      BATON_CHECK(group_->tensor(rank).elements() == elements);
+    }
   }
 
   static absl::Status Aborted() { return absl::AbortedError("another rank cannot go on"); }

@@ -61,6 +61,31 @@ TEST_P(ThreadCollectiveTest, ABroadcastIsOfTheFirstRank) {
   });
 }
 
+// Of uneven sizes, and some of none.
+TEST_P(ThreadCollectiveTest, PartsComeToTheFirstRank) {
+  const Ranks ranks = MakeThreadCollectives(GetParam());
+  const auto size_of = [](uint32_t rank) -> size_t { return rank % 3 == 1 ? 0 : 7 * rank + 5; };
+
+  OnEachRank(ranks, [&](Collective& rank) {
+    for (int round = 0; round < 100; ++round) {
+      const auto number = [&](uint32_t of) { return static_cast<float>(1000 * round + of); };
+      std::vector<float> own(size_of(rank.rank()), number(rank.rank()));
+      if (rank.rank() != 0) {
+        ASSERT_TRUE(rank.GatherParts(ViewOf(own), {}).ok());
+        continue;
+      }
+      std::vector<std::vector<float>> all = {own};
+      for (uint32_t of = 1; of < rank.size(); ++of) all.emplace_back(size_of(of));
+      std::vector<TensorView> parts;
+      for (std::vector<float>& values : all) parts.push_back(ViewOf(values));
+      ASSERT_TRUE(rank.GatherParts(parts[0], parts).ok());
+      for (uint32_t of = 0; of < rank.size(); ++of) {
+        ASSERT_EQ(all[of], std::vector<float>(size_of(of), number(of))) << "rank " << of;
+      }
+    }
+  });
+}
+
 TEST_P(ThreadCollectiveTest, RoundsDoNotMix) {
   const Ranks ranks = MakeThreadCollectives(GetParam());
 

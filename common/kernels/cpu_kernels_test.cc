@@ -157,6 +157,18 @@ TEST(ElementwiseTest, SiluMulAddAndGather) {
   EXPECT_EQ(gathered, (Floats{5.0f, 6.0f, 1.0f, 2.0f}));
 }
 
+TEST(JoinColumnsTest, PutsPartsSideBySide) {
+  Floats wide = {1.0f, 2.0f, 3.0f, 4.0f, 5.0f, 6.0f};
+  Floats none(1);
+  Floats narrow = {7.0f, 8.0f};
+  Floats joined(8);
+  const ConstTensorView parts[] = {View(wide, {2, 3}), View(none, {2, 0}), View(narrow, {2, 1})};
+
+  JoinColumns(*MakeContext(), parts, View(joined, {2, 4}));
+
+  EXPECT_EQ(joined, (Floats{1.0f, 2.0f, 3.0f, 7.0f, 4.0f, 5.0f, 6.0f, 8.0f}));
+}
+
 TEST(CombineRowsTest, AddsRowsInTheirOrderWithEqualBits) {
   const size_t n = 37;
   Floats x = Random(5 * n, 21);

@@ -380,6 +380,19 @@ void GatherRows(KernelContext& context, const ConstTensorView& x, const Placed<u
   context.table().gather_rows(context, x, rows, out);
 }
 
+void JoinColumns(KernelContext& context, std::span<const ConstTensorView> parts,
+                 const TensorView& out) {
+  CheckF32(context, out, 2);
+  size_t columns = 0;
+  for (const ConstTensorView& part : parts) {
+    CheckF32(context, part, 2);
+    BATON_CHECK(part.dim(0) == out.dim(0));
+    columns += part.dim(1);
+  }
+  BATON_CHECK(columns == out.dim(1));
+  context.table().join_columns(context, parts, out);
+}
+
 void CombineRows(KernelContext& context, const ConstTensorView& x, std::span<const uint32_t> rows,
                  std::span<const float> weights, const TensorView& out) {
   CheckActivations(context, x, 2);

@@ -49,6 +49,8 @@ struct KernelTable {
   void (*add)(KernelContext&, const ConstTensorView& y, const TensorView& x);
   void (*gather_rows)(KernelContext&, const ConstTensorView& x, const Placed<uint32_t>& rows,
                       const TensorView& out);
+  void (*join_columns)(KernelContext&, std::span<const ConstTensorView> parts,
+                       const TensorView& out);
   void (*combine_rows)(KernelContext&, const ConstTensorView& x, std::span<const uint32_t> rows,
                        std::span<const float> weights, const TensorView& out);
   void (*route_experts)(KernelContext&, const ConstTensorView& logits, uint32_t per_token,

@@ -328,6 +328,10 @@ void Add(KernelContext& context, const ConstTensorView& y, const TensorView& x);
 void GatherRows(KernelContext& context, const ConstTensorView& x, const Placed<uint32_t>& rows,
                 const TensorView& out);
 
+// out = the parts side by side. parts [rows, any]; out [rows, the sum of theirs]; float32.
+void JoinColumns(KernelContext& context, std::span<const ConstTensorView> parts,
+                 const TensorView& out);
+
 // out[i] = sum over j, ascending, of weights[i][j] * x[rows[i][j]], each a fused multiply-add.
 // x [any, n]; rows, weights [tokens, terms], in host memory; out [tokens, n].
 void CombineRows(KernelContext& context, const ConstTensorView& x, std::span<const uint32_t> rows,

@@ -151,8 +151,12 @@ absl::Status Decoder::AllocateScratch() {
   BATON_RETURN_IF_ERROR(place(angles_, &frequencies_));
   BATON_RETURN_IF_ERROR(place(local_angles_, &local_frequencies_));
   const uint32_t logit_rows = device_.kind() == DeviceKind::kCpu ? kLogitRowsMax : kRecordedRowsMax;
-  return allocate(DType::kF32, std::min(batch_tokens_max_, logit_rows),
-                  rank() == 0 ? config_.vocab_size : 0, &logits_);
+  const size_t rows = std::min(batch_tokens_max_, logit_rows);
+  const size_t vocab = rank() == 0 ? config_.vocab_size : 0;
+  BATON_RETURN_IF_ERROR(allocate(DType::kF32, rows, vocab, &logits_));
+  if (collective_ == nullptr) return absl::OkStatus();
+  const size_t part = rank() == 0 ? vocab : ShardOf(rank()).VocabSize(config_.vocab_size);
+  return allocate(DType::kF32, rows, part, &logit_parts_);
 }
 
 absl::Status Decoder::CheckRow(const BatchRow& row, const KvArena& cache) const {
@@ -346,16 +350,13 @@ absl::Status Decoder::Run(std::span<const BatchRow> rows, KvArena& cache,
   const TensorView h = scratch_.h.Rows(0, logit_rows);
   BATON_RETURN_IF_ERROR(context_->RunStep(same_shape, [&]() -> absl::Status {
     const absl::Status status = RunLayers(step, cache, Cut(batch.tokens.size()), layer_done);
-    if (status.ok() && at_once) RunHead(h);
-    return status;
+    return status.ok() && at_once ? RunHead(h) : status;
   }));
   for (size_t begin = 0; begin < wanted; begin += logits_.dim(0)) {
     const size_t count = std::min(logits_.dim(0), wanted - begin);
     if (!at_once) {
-      BATON_RETURN_IF_ERROR(context_->RunStep(nullptr, [&] {
-        RunHead(h.Rows(begin, count));
-        return absl::OkStatus();
-      }));
+      BATON_RETURN_IF_ERROR(
+          context_->RunStep(nullptr, [&] { return RunHead(h.Rows(begin, count)); }));
     }
     BATON_RETURN_IF_ERROR(take(begin, count));
   }
@@ -517,12 +518,45 @@ Decoder::Activations Decoder::Narrow(const Step& step, const Activations& all) {
   return part;
 }
 
-void Decoder::RunHead(const TensorView& h) {
-  if (rank() != 0) return;
+absl::Status Decoder::RunHead(const TensorView& h) {
   const TensorView out = logits_.Rows(0, h.dim(0));
+  if (collective_ == nullptr) {
+    RunOwnHead(h, out);
+  } else {
+    BATON_RETURN_IF_ERROR(RunDividedHead(h, out));
+  }
+  if (rank() == 0 && config_.logit_soft_cap != 0.0f) {
+    SoftCap(*context_, config_.logit_soft_cap, out);
+  }
+  return absl::OkStatus();
+}
+
+void Decoder::RunOwnHead(const TensorView& h, const TensorView& out) {
   const LinearOutput head[] = {{&weights_->head(), {}, out}};
-  Linear(*context_, h, head);
-  if (config_.logit_soft_cap != 0.0f) SoftCap(*context_, config_.logit_soft_cap, out);
+  if (out.elements() > 0) Linear(*context_, h, head);
+}
+
+absl::Status Decoder::RunDividedHead(const TensorView& h, const TensorView& out) {
+  const std::vector<TensorView> parts = LogitParts(h.dim(0));
+  const TensorView& own = parts.front();
+  RunOwnHead(h, own);
+  if (rank() != 0) return collective_->GatherParts(own, {});
+  BATON_RETURN_IF_ERROR(collective_->GatherParts(own, parts));
+  JoinColumns(*context_, std::vector<ConstTensorView>(parts.begin(), parts.end()), out);
+  return absl::OkStatus();
+}
+
+std::vector<TensorView> Decoder::LogitParts(size_t rows) const {
+  std::vector<TensorView> parts;
+  float* data = logit_parts_.f32();
+  const uint32_t end = rank() == 0 ? collective_->size() : rank() + 1;
+  for (uint32_t rank = this->rank(); rank < end; ++rank) {
+    const size_t columns = ShardOf(rank).VocabSize(config_.vocab_size);
+    parts.push_back(TensorView(reinterpret_cast<std::byte*>(data), DType::kF32, device_.kind(),
+                               {rows, columns}));
+    data += rows * columns;
+  }
+  return parts;
 }
 
 }  // namespace baton

@@ -103,6 +103,8 @@ class Decoder final : public Model {
           std::string fingerprint, Collective* collective);
 
   uint32_t rank() const { return collective_ == nullptr ? 0 : collective_->rank(); }
+  // REQUIRES: there is a collective.
+  Shard ShardOf(uint32_t rank) const { return {rank, collective_->size()}; }
   absl::Status AllocateScratch();
   absl::Status CheckRow(const BatchRow& row, const KvArena& cache) const;
   Batch PrepareBatch(std::span<const BatchRow> rows) const;
@@ -142,8 +144,13 @@ class Decoder final : public Model {
   void RunPlain(const LayerWeights& layer, const Activations& part);
   // Reduces to the tokens that want logits.
   Activations Narrow(const Step& step, const Activations& all);
-  // logits_ = the logits of so many rows of h.
-  void RunHead(const TensorView& h);
+  // logits_ = the logits of so many rows of h; on the first rank, with the help of the others.
+  absl::Status RunHead(const TensorView& h);
+  // out = the logits of the rank's share of the vocabulary.
+  void RunOwnHead(const TensorView& h, const TensorView& out);
+  absl::Status RunDividedHead(const TensorView& h, const TensorView& out);
+  // Within logit_parts_: on the first rank those of all ranks, elsewhere its own.
+  std::vector<TensorView> LogitParts(size_t rows) const;
 
   Device& device_;
   const ModelConfig config_;
@@ -160,7 +167,8 @@ class Decoder final : public Model {
   TensorView frequencies_;                  // Of angles_, on the device.
   TensorView local_frequencies_;            // Of local_angles_.
   Activations scratch_;                     // For batch_tokens_max_ tokens.
-  TensorView logits_;                       // [some rows, vocab]
+  TensorView logits_;                       // [some rows, vocab]; no columns but on rank 0.
+  TensorView logit_parts_;                  // Shares of it, one after the other: LogitParts.
   std::unique_ptr<ExpertMixture> experts_;  // Null if no layer has any.
 };
 

@@ -3,6 +3,7 @@
 #ifndef BATON_COMMON_MODEL_SHARD_H_
 #define BATON_COMMON_MODEL_SHARD_H_
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
@@ -19,6 +20,19 @@ struct Shard {
   // Of `all` rows: where the rank's begin, and how many they are. REQUIRES: `count` divides `all`.
   size_t Begin(size_t all) const { return rank * Size(all); }
   size_t Size(size_t all) const { return all / count; }
+
+  // The same of a vocabulary, which `count` need not divide. Shares begin where matrices of any
+  // type are aligned; the last ones of a small vocabulary may be empty.
+  size_t VocabBegin(size_t vocab) const { return VocabBegin(vocab, rank); }
+  size_t VocabSize(size_t vocab) const { return VocabBegin(vocab, rank + 1) - VocabBegin(vocab); }
+
+ private:
+  static constexpr size_t kVocabMultiple = 64;
+  size_t VocabBegin(size_t vocab, uint32_t of_rank) const {
+    const size_t multiples = (vocab + kVocabMultiple - 1) / kVocabMultiple;
+    const size_t of_each = (multiples + count - 1) / count;
+    return std::min(vocab, of_rank * of_each * kVocabMultiple);
+  }
 };
 
 // The configuration of what each of `count` ranks computes: the model's, with fewer heads and

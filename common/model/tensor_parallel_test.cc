@@ -245,6 +245,23 @@ INSTANTIATE_TEST_SUITE_P(Models, TensorParallelTest, testing::ValuesIn(TestCases
                            return test.param.model + "_tp" + std::to_string(test.param.ranks);
                          });
 
+TEST(ShardTest, SharesOfAVocabularyCoverItOnce) {
+  for (const size_t vocab : {1u, 64u, 65u, 128u, 1000u, 50257u, 128256u, 151936u}) {
+    for (const uint32_t count : {1u, 2u, 3u, 4u, 8u}) {
+      size_t covered = 0;
+      size_t largest = 0;
+      for (uint32_t rank = 0; rank < count; ++rank) {
+        const Shard shard = {rank, count};
+        ASSERT_EQ(shard.VocabBegin(vocab), covered) << vocab << " " << rank << "/" << count;
+        covered += shard.VocabSize(vocab);
+        largest = std::max(largest, shard.VocabSize(vocab));
+      }
+      EXPECT_EQ(covered, vocab);
+      EXPECT_LE(largest, vocab / count + 64) << "nobody has much more than a fair share";
+    }
+  }
+}
+
 class TensorParallelModelTest : public testing::Test {
  protected:
   const std::vector<TokenId> tokens_ = {3, 14, 15, 92, 65, 35};

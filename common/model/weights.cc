@@ -167,8 +167,11 @@ absl::Status ModelWeights::LoadHead(const std::string& name, const ModelConfig& 
   WeightForm form = options_.form.value_or(WeightFormOf(*tensor->dtype));
   if (form == WeightForm::kInt4) form = WeightForm::kInt8;
   if (!config.tied_embeddings) parameter_count_ += embedding_.elements();
-  if (options_.shard.rank != 0) return absl::OkStatus();
-  return Pack(name, *tensor, RowsOfTensor(*tensor, 0, config.vocab_size, config.hidden_size),
+  const size_t rows = options_.shard.VocabSize(config.vocab_size);
+  if (rows == 0) return absl::OkStatus();
+  return Pack(name, *tensor,
+              RowsOfTensor(*tensor, options_.shard.VocabBegin(config.vocab_size), rows,
+                           config.hidden_size),
               {.form = form, .activation_bytes = options_.activation_bytes}, &head_);
 }
 

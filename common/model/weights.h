@@ -4,9 +4,9 @@
 // rows, stays as it is stored: on the CPU in the mapped file. Immutable after loading: any thread.
 // The device outlives them.
 //
-// Of a shard they are the rank's share: rows of what the heads and the inner rows of networks are
-// computed by, columns of what leads from them back to the hidden size. All ranks have embeddings,
-// norms and what chooses experts; only the first has the head, and biases of sums.
+// Of a shard they are the rank's share: rows of the head and of what heads and the inner rows of
+// networks are computed by, columns of what leads from them back to the hidden size. All ranks have
+// embeddings, norms and what chooses experts; only the first has biases of sums.
 #ifndef BATON_COMMON_MODEL_WEIGHTS_H_
 #define BATON_COMMON_MODEL_WEIGHTS_H_
 
@@ -102,7 +102,8 @@ class ModelWeights {
   // What embeddings are multiplied with. sqrt(hidden) is rounded to the stored type: so it was when
   // the model was trained, and so does Hugging Face.
   float embedding_scale() const { return embedding_scale_; }
-  const PackedWeight& head() const { return head_; }  // [vocab, hidden]; empty but on rank 0.
+  // [the rank's share of vocab, hidden]; empty if that is.
+  const PackedWeight& head() const { return head_; }
   const NormWeights& final_norm() const { return final_norm_; }
   const LayerWeights& layer(uint32_t index) const { return layers_[index]; }
 

@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <cstring>
 #include <memory>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -28,7 +29,7 @@
 
 ABSL_FLAG(std::string, model, "", "A model folder; empty: random weights of --shape.");
 ABSL_FLAG(std::string, shape, "135m", "Of the random weights: 135m, 0.5b, 1b or moe.");
-ABSL_FLAG(std::string, weights, "bf16", "f32, bf16, f16, int8 or int4.");
+ABSL_FLAG(std::string, weights, "bf16", "f32, bf16, f16, int8, fp8 or int4.");
 ABSL_FLAG(uint32_t, activation_bytes, 0,
           "Bytes per activation, as --activation_bits / 8 of the workers.");
 ABSL_FLAG(std::string, kv_dtype, "bf16", "f32, bf16, f16, int8 or fp8.");
@@ -36,10 +37,11 @@ ABSL_FLAG(std::string, threads, "1", "Comma-separated: one table for each.");
 ABSL_FLAG(std::string, tests, "pp512,tg64,tg64@2048,tg32x4,tg32x16",
           "Comma-separated: ppN or tgN, then @DEPTH, xBATCH if wanted.");
 ABSL_FLAG(std::string, device, "cpu", "Where to compute: cpu, cuda or cuda:INDEX.");
+ABSL_FLAG(uint32_t, tp, 1, "Devices that compute together, from --device on; they share --threads.");
 ABSL_FLAG(uint32_t, chunk_tokens, 512, "Most prompt tokens that are computed in one step.");
 ABSL_FLAG(double, limit_gb, 0,
-          "GB/s that the device can read, as cuda_bench measures; on a CPU it is measured here.");
-ABSL_FLAG(double, limit_tflop, 0, "TFLOP/s that the device can compute, likewise.");
+          "GB/s that one GPU can read, as cuda_bench measures; on a CPU it is measured here.");
+ABSL_FLAG(double, limit_tflop, 0, "TFLOP/s that one GPU can compute, likewise.");
 ABSL_FLAG(uint32_t, repeat, 3, "Runs of each test; the median is shown.");
 
 namespace baton {
@@ -132,21 +134,21 @@ Costs CostsOf(const ModelConfig& config, WeightForm weights, DType kv) {
 
 class Bench {
  public:
-  static absl::StatusOr<Bench> Create(Device& device, const std::string& directory,
-                                      uint32_t threads, uint32_t tokens_max, uint32_t batch_max) {
+  static absl::StatusOr<Bench> Create(std::span<Device* const> devices,
+                                      const std::string& directory, uint32_t threads,
+                                      uint32_t tokens_max, uint32_t batch_max) {
     Bench bench;
     BATON_ASSIGN_OR_RETURN(
         bench.model_,
-        Model::Load(device, {.directory = directory,
-                             .weights = absl::GetFlag(FLAGS_weights),
-                             .activation_bytes = absl::GetFlag(FLAGS_activation_bytes),
-                             .threads = threads,
-
-                             .batch_tokens_max = std::max(batch_max, ChunkTokens())}));
+        Model::Load(devices, {.directory = directory,
+                              .weights = absl::GetFlag(FLAGS_weights),
+                              .activation_bytes = absl::GetFlag(FLAGS_activation_bytes),
+                              .threads = threads,
+                              .batch_tokens_max = std::max(batch_max, ChunkTokens())}));
     const ModelConfig& config = bench.model_->config();
     BATON_ASSIGN_OR_RETURN(const DType kv, ParseDType(absl::GetFlag(FLAGS_kv_dtype)));
     const uint32_t blocks = (tokens_max + kBlockTokens - 1) / kBlockTokens;
-    BATON_ASSIGN_OR_RETURN(bench.arena_, KvArena::Create(device,
+    BATON_ASSIGN_OR_RETURN(bench.arena_, KvArena::Create(devices,
                                                          {.layers = config.layers,
                                                           .kv_heads = config.kv_heads,
                                                           .head_dim = config.head_dim,
@@ -154,11 +156,7 @@ class Bench {
                                                           .dtype = kv},
                                                          blocks * batch_max));
     // On a CPU memory that nobody has written is one page of zeros, read from the cache.
-    const bool host = device.kind() == DeviceKind::kCpu;
-    for (uint32_t block = 0; host && block < blocks * batch_max; ++block) {
-      std::memset(bench.arena_->BlockData(BlockId{block}), kSmallNumber,
-                  bench.arena_->layout().block_bytes());
-    }
+    if (devices[0]->kind() == DeviceKind::kCpu) FillWithNumbers(*bench.arena_);
     BATON_ASSIGN_OR_RETURN(const WeightForm weights, ParseWeightForm(absl::GetFlag(FLAGS_weights)));
     bench.costs_ = CostsOf(config, weights, kv);
     bench.quantized_ = weights == WeightForm::kInt8 || weights == WeightForm::kInt4;
@@ -210,6 +208,15 @@ class Bench {
   }
 
  private:
+  static void FillWithNumbers(KvArena& arena) {
+    for (uint32_t shard = 0; shard < arena.shard_count(); ++shard) {
+      for (uint32_t block = 0; block < arena.block_count(); ++block) {
+        std::memset(arena.BlockData(BlockId{block}, shard), kSmallNumber,
+                    arena.shard_layout().block_bytes());
+      }
+    }
+  }
+
   absl::Status Step(uint32_t first, uint32_t batch, uint32_t position, uint32_t count,
                     bool logits) {
     std::vector<TokenId> tokens(size_t{batch} * count);
@@ -240,13 +247,14 @@ class Bench {
   bool quantized_ = false;
 };
 
-MachineLimits LimitsOf(const Device& device, uint32_t threads) {
-  if (device.kind() == DeviceKind::kCpu) return MeasureMachine(threads);
-  return {.read_bytes_per_second = absl::GetFlag(FLAGS_limit_gb) * 1e9,
-          .float_operations_per_second = absl::GetFlag(FLAGS_limit_tflop) * 1e12};
+MachineLimits LimitsOf(std::span<Device* const> devices, uint32_t threads) {
+  if (devices[0]->kind() == DeviceKind::kCpu) return MeasureMachine(threads);
+  const auto count = static_cast<double>(devices.size());
+  return {.read_bytes_per_second = count * absl::GetFlag(FLAGS_limit_gb) * 1e9,
+          .float_operations_per_second = count * absl::GetFlag(FLAGS_limit_tflop) * 1e12};
 }
 
-absl::Status RunTable(Device& device, const std::string& directory,
+absl::Status RunTable(std::span<Device* const> devices, const std::string& directory,
                       const std::vector<BenchTest>& tests, uint32_t threads) {
   uint32_t tokens_max = 1;
   uint32_t batch_max = 1;
@@ -255,11 +263,12 @@ absl::Status RunTable(Device& device, const std::string& directory,
     batch_max = std::max(batch_max, test.batch);
   }
   BATON_ASSIGN_OR_RETURN(Bench bench,
-                         Bench::Create(device, directory, threads, tokens_max, batch_max));
-  const MachineLimits limits = LimitsOf(device, threads);
+                         Bench::Create(devices, directory, threads, tokens_max, batch_max));
+  const MachineLimits limits = LimitsOf(devices, threads);
   std::printf(
-      "%s, threads %u: reads %.1f GB/s, multiply-add of float32 %.0f Gop/s, of bytes %.0f Gop/s\n",
-      device.name().c_str(), threads, limits.read_bytes_per_second / 1e9,
+      "%zu x %s, threads %u: reads %.1f GB/s, multiply-add of float32 %.0f Gop/s, of bytes %.0f "
+      "Gop/s\n",
+      devices.size(), devices[0]->name().c_str(), threads, limits.read_bytes_per_second / 1e9,
       limits.float_operations_per_second / 1e9, limits.byte_operations_per_second / 1e9);
   const double operations_limit = bench.quantized() && limits.byte_operations_per_second > 0
                                       ? limits.byte_operations_per_second
@@ -302,14 +311,17 @@ absl::Status RunAll() {
         random, RandomModel::Create({.shape = absl::GetFlag(FLAGS_shape), .form = form}));
     directory = random->path();
   }
-  BATON_ASSIGN_OR_RETURN(const std::unique_ptr<Device> device,
-                         OpenDevice(absl::GetFlag(FLAGS_device)));
+  if (absl::GetFlag(FLAGS_tp) == 0) return absl::InvalidArgumentError("--tp must not be 0");
+  BATON_ASSIGN_OR_RETURN(const std::vector<std::unique_ptr<Device>> owned,
+                         OpenDevices(absl::GetFlag(FLAGS_device), absl::GetFlag(FLAGS_tp)));
+  std::vector<Device*> devices;
+  for (const std::unique_ptr<Device>& device : owned) devices.push_back(device.get());
   for (const absl::string_view text : absl::StrSplit(absl::GetFlag(FLAGS_threads), ',')) {
     uint32_t threads = 0;
     if (!absl::SimpleAtoi(text, &threads) || threads == 0) {
       return absl::InvalidArgumentError(absl::StrCat("--threads: '", text, "' is no number"));
     }
-    BATON_RETURN_IF_ERROR(RunTable(*device, directory, tests, threads));
+    BATON_RETURN_IF_ERROR(RunTable(devices, directory, tests, threads));
   }
   return absl::OkStatus();
 }

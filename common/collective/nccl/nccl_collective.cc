@@ -26,6 +26,10 @@ struct Nccl {
   decltype(&ncclCommInitAll) init_all = nullptr;
   decltype(&ncclAllReduce) all_reduce = nullptr;
   decltype(&ncclBroadcast) broadcast = nullptr;
+  decltype(&ncclSend) send = nullptr;
+  decltype(&ncclRecv) receive = nullptr;
+  decltype(&ncclGroupStart) group_start = nullptr;
+  decltype(&ncclGroupEnd) group_end = nullptr;
   decltype(&ncclCommAbort) abort = nullptr;
   decltype(&ncclCommDestroy) destroy = nullptr;
   decltype(&ncclGetErrorString) error_string = nullptr;
@@ -49,7 +53,9 @@ absl::StatusOr<Nccl> Nccl::Load() {
   };
   Nccl nccl;
   if (find("ncclCommInitAll", &nccl.init_all) && find("ncclAllReduce", &nccl.all_reduce) &&
-      find("ncclBroadcast", &nccl.broadcast) && find("ncclCommAbort", &nccl.abort) &&
+      find("ncclBroadcast", &nccl.broadcast) && find("ncclSend", &nccl.send) &&
+      find("ncclRecv", &nccl.receive) && find("ncclGroupStart", &nccl.group_start) &&
+      find("ncclGroupEnd", &nccl.group_end) && find("ncclCommAbort", &nccl.abort) &&
       find("ncclCommDestroy", &nccl.destroy) && find("ncclGetErrorString", &nccl.error_string)) {
     return nccl;
   }
@@ -110,6 +116,14 @@ class Group {
     });
   }
 
+  absl::Status GatherParts(uint32_t index, const TensorView& part,
+                           std::span<const TensorView> parts) {
+    return Queue(index, [&](ncclComm_t communicator, cudaStream_t stream) {
+      return index == 0 ? Receive(parts, communicator, stream)
+                        : Send(part, communicator, stream);
+    });
+  }
+
   // Kernels that wait for a rank that will not come end, too.
   void Abort() {
     if (aborted_.exchange(true)) return;
@@ -135,6 +149,28 @@ class Group {
     return nccl_.Check(operation(rank.communicator, rank.device->stream()), rank.device->name());
   }
 
+  // Neither side starts a transfer of nothing.
+  ncclResult_t Send(const TensorView& part, ncclComm_t communicator, cudaStream_t stream) const {
+    if (part.elements() == 0) return ncclSuccess;
+    return nccl_.send(part.data(), part.elements(), TypeOf(part.dtype()), /*peer=*/0, communicator,
+                      stream);
+  }
+  // From all other ranks at once.
+  ncclResult_t Receive(std::span<const TensorView> parts, ncclComm_t communicator,
+                       cudaStream_t stream) const {
+    BATON_CHECK(parts.size() == ranks_.size());
+    ncclResult_t result = nccl_.group_start();
+    for (size_t rank = 1; rank < parts.size() && result == ncclSuccess; ++rank) {
+      const TensorView& part = parts[rank];
+      if (part.elements() == 0) continue;
+      result = nccl_.receive(part.data(), part.elements(), TypeOf(part.dtype()),
+                             static_cast<int>(rank), communicator, stream);
+    }
+    // A group that has begun ends, whatever happened in it.
+    const ncclResult_t ended = nccl_.group_end();
+    return result == ncclSuccess ? ended : result;
+  }
+
   const Nccl nccl_;
   std::vector<Rank> ranks_;
   std::atomic<bool> aborted_ = false;
@@ -149,6 +185,9 @@ class NcclCollective final : public Collective {
   uint32_t size() const override { return group_->size(); }
   absl::Status AllReduceSum(const TensorView& x) override { return group_->AllReduceSum(rank_, x); }
   absl::Status Broadcast(const TensorView& x) override { return group_->Broadcast(rank_, x); }
+  absl::Status GatherParts(const TensorView& part, std::span<const TensorView> parts) override {
+    return group_->GatherParts(rank_, part, parts);
+  }
   void Abort() override { group_->Abort(); }
 
  private:

@@ -237,6 +237,19 @@ void GatherRowsCpu(KernelContext& context, const ConstTensorView& x, const Place
   });
 }
 
+void JoinColumnsCpu(KernelContext& context, std::span<const ConstTensorView> parts,
+                    const TensorView& out) {
+  const size_t columns = out.dim(1);
+  ForRanges(context, out.dim(0), columns, [&](size_t begin, size_t end, uint32_t) {
+    for (size_t row = begin; row < end; ++row) {
+      float* to = out.f32() + row * columns;
+      for (const ConstTensorView& part : parts) {
+        to = std::copy_n(part.f32() + row * part.dim(1), part.dim(1), to);
+      }
+    }
+  });
+}
+
 void CombineRowsCpu(KernelContext& context, const ConstTensorView& x,
                     std::span<const uint32_t> rows, std::span<const float> weights,
                     const TensorView& out) {
@@ -329,6 +342,7 @@ const KernelTable& CpuKernels() {
       .scale = ScaleCpu,
       .add = AddCpu,
       .gather_rows = GatherRowsCpu,
+      .join_columns = JoinColumnsCpu,
       .combine_rows = CombineRowsCpu,
       .route_experts = RouteExpertsCpu,
       .sample_tokens = nullptr,

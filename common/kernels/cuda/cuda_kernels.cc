@@ -204,6 +204,21 @@ void GatherRowsCuda(KernelContext& context, const ConstTensorView& x, const Plac
       "gathering rows");
 }
 
+void JoinColumnsCuda(KernelContext& context, std::span<const ConstTensorView> parts,
+                     const TensorView& out) {
+  CudaState& state = StateOf(context);
+  const size_t out_bytes = out.dim(1) * sizeof(float);
+  std::byte* to = out.data();
+  for (const ConstTensorView& part : parts) {
+    const size_t bytes = part.dim(1) * sizeof(float);
+    if (part.elements() == 0 || !state.ok()) continue;
+    state.Check(cudaMemcpy2DAsync(to, out_bytes, part.data(), bytes, bytes, part.dim(0),
+                                  cudaMemcpyDeviceToDevice, state.launch().stream),
+                "joining columns");
+    to += bytes;
+  }
+}
+
 void CombineRowsCuda(KernelContext& context, const ConstTensorView& x,
                      std::span<const uint32_t> rows, std::span<const float> weights,
                      const TensorView& out) {
@@ -283,6 +298,7 @@ const KernelTable& CudaKernels() {
       .scale = ScaleCuda,
       .add = AddCuda,
       .gather_rows = GatherRowsCuda,
+      .join_columns = JoinColumnsCuda,
       .combine_rows = CombineRowsCuda,
       .route_experts = RouteExpertsCuda,
       .sample_tokens = SampleTokensCuda,

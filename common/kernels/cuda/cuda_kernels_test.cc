@@ -359,6 +359,18 @@ TEST_P(CudaKernelsTest, SoftCapScaleAndAdd) {
   ExpectTwins(x, 0x1p-20f, 2e-5f);
 }
 
+TEST_P(CudaKernelsTest, JoinsColumns) {
+  const Both wide = Make(Random(5 * 131, 28), DType::kF32, {5, 131});
+  const Both none = Make({}, DType::kF32, {5, 0});
+  const Both narrow = Make(Random(5 * 64, 29), DType::kF32, {5, 64});
+  const Both joined = Make(Random(5 * 195, 30), DType::kF32, {5, 195});
+
+  JoinColumns(*ours_, std::vector<ConstTensorView>{wide.ours, none.ours, narrow.ours}, joined.ours);
+  JoinColumns(*twin_, std::vector<ConstTensorView>{wide.twin, none.twin, narrow.twin}, joined.twin);
+
+  EXPECT_EQ(Read(joined.ours), joined.values);
+}
+
 TEST_P(CudaKernelsTest, GatherAndCombineRows) {
   const Both x = Activations(9, 130, 25);
   const std::vector<uint32_t> rows = {8, 0, 3, 3, 5, 1};
