@@ -169,10 +169,10 @@ absl::Status ModelWeights::LoadHead(const std::string& name, const ModelConfig& 
   if (!config.tied_embeddings) parameter_count_ += embedding_.elements();
   const size_t rows = options_.shard.VocabSize(config.vocab_size);
   if (rows == 0) return absl::OkStatus();
-  return Pack(name, *tensor,
-              RowsOfTensor(*tensor, options_.shard.VocabBegin(config.vocab_size), rows,
-                           config.hidden_size),
-              {.form = form, .activation_bytes = options_.activation_bytes}, &head_);
+  return Pack(
+      name, *tensor,
+      RowsOfTensor(*tensor, options_.shard.VocabBegin(config.vocab_size), rows, config.hidden_size),
+      {.form = form, .activation_bytes = options_.activation_bytes}, &head_);
 }
 
 absl::Status ModelWeights::LoadLayer(const ModelConfig& config, uint32_t index,

@@ -37,7 +37,8 @@ ABSL_FLAG(std::string, threads, "1", "Comma-separated: one table for each.");
 ABSL_FLAG(std::string, tests, "pp512,tg64,tg64@2048,tg32x4,tg32x16",
           "Comma-separated: ppN or tgN, then @DEPTH, xBATCH if wanted.");
 ABSL_FLAG(std::string, device, "cpu", "Where to compute: cpu, cuda or cuda:INDEX.");
-ABSL_FLAG(uint32_t, tp, 1, "Devices that compute together, from --device on; they share --threads.");
+ABSL_FLAG(uint32_t, tp, 1,
+          "Devices that compute together, from --device on; they share --threads.");
 ABSL_FLAG(uint32_t, chunk_tokens, 512, "Most prompt tokens that are computed in one step.");
 ABSL_FLAG(double, limit_gb, 0,
           "GB/s that one GPU can read, as cuda_bench measures; on a CPU it is measured here.");

@@ -119,8 +119,7 @@ class Group {
   absl::Status GatherParts(uint32_t index, const TensorView& part,
                            std::span<const TensorView> parts) {
     return Queue(index, [&](ncclComm_t communicator, cudaStream_t stream) {
-      return index == 0 ? Receive(parts, communicator, stream)
-                        : Send(part, communicator, stream);
+      return index == 0 ? Receive(parts, communicator, stream) : Send(part, communicator, stream);
     });
   }
 
