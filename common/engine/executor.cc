@@ -12,16 +12,21 @@ namespace {
 // Of a step: 8 MiB. A penalty makes one for each different token of a sequence.
 constexpr size_t kEditsMax = size_t{8} << 20 >> 5;
 
+const SamplePlan& PlanOf(size_t vocab, Sequence& sequence) {
+  return sequence.planner.Plan(vocab, sequence.tokens, sequence.prompt_tokens, sequence.sampling,
+                               sequence.stop);
+}
+
 }  // namespace
 
 absl::StatusOr<std::vector<std::optional<SampledToken>>> Executor::Run(
     std::span<const StepItem> items, const LayerDone& layer_done) {
   std::vector<BatchRow> rows;
-  std::vector<const Sequence*> sampling;
+  std::vector<Sequence*> sampling;
   bool on_device = model_->samples_tokens();
   rows.reserve(items.size());
   for (const StepItem& item : items) {
-    const Sequence& sequence = *item.sequence;
+    Sequence& sequence = *item.sequence;
     BATON_CHECK(item.count > 0);
     BATON_CHECK(item.count <= sequence.pending());
     const bool samples = item.count == sequence.pending();
@@ -48,39 +53,37 @@ absl::StatusOr<std::vector<std::optional<SampledToken>>> Executor::Run(
   return sampled;
 }
 
-absl::StatusOr<std::vector<SampledToken>> Executor::RunSampling(
-    std::span<const BatchRow> rows, std::span<const Sequence* const> sampling,
-    const LayerDone& layer_done) {
+absl::StatusOr<std::vector<SampledToken>> Executor::RunSampling(std::span<const BatchRow> rows,
+                                                                std::span<Sequence* const> sampling,
+                                                                const LayerDone& layer_done) {
   std::vector<SampleRow> samples;
-  std::vector<LogitEdit> edits;
-  for (const Sequence* sequence : sampling) {
-    SamplePlan plan = PlanSample(model_->config().vocab_size, sequence->tokens,
-                                 sequence->prompt_tokens, sequence->sampling, sequence->stop);
-    const auto offset = static_cast<uint32_t>(edits.size());
-    plan.row.edits_begin += offset;
-    plan.row.edits_end += offset;
-    samples.push_back(plan.row);
-    edits.insert(edits.end(), plan.edits.begin(), plan.edits.end());
+  edits_.clear();
+  for (Sequence* sequence : sampling) {
+    const SamplePlan& plan = PlanOf(model_->config().vocab_size, *sequence);
+    SampleRow& row = samples.emplace_back(plan.row);
+    const auto offset = static_cast<uint32_t>(edits_.size());
+    row.edits_begin += offset;
+    row.edits_end += offset;
+    edits_.insert(edits_.end(), plan.edits.begin(), plan.edits.end());
   }
-  if (edits.size() > kEditsMax) return RunWithLogits(rows, sampling, layer_done);
+  if (edits_.size() > kEditsMax) return RunWithLogits(rows, sampling, layer_done);
   std::vector<TokenId> ids(sampling.size());
-  BATON_RETURN_IF_ERROR(model_->ForwardAndSample(rows, *arena_, samples, edits, ids, layer_done));
+  BATON_RETURN_IF_ERROR(model_->ForwardAndSample(rows, *arena_, samples, edits_, ids, layer_done));
   std::vector<SampledToken> tokens(ids.size());
   for (size_t i = 0; i < ids.size(); ++i) tokens[i].id = ids[i];
   return tokens;
 }
 
 absl::StatusOr<std::vector<SampledToken>> Executor::RunWithLogits(
-    std::span<const BatchRow> rows, std::span<const Sequence* const> sampling,
+    std::span<const BatchRow> rows, std::span<Sequence* const> sampling,
     const LayerDone& layer_done) {
   const size_t vocab = model_->config().vocab_size;
   logits_.resize(sampling.size() * vocab);
   BATON_RETURN_IF_ERROR(model_->Forward(rows, *arena_, logits_, layer_done));
   std::vector<SampledToken> tokens;
   for (size_t i = 0; i < sampling.size(); ++i) {
-    const Sequence& sequence = *sampling[i];
-    tokens.push_back(Sample(std::span(logits_).subspan(i * vocab, vocab), sequence.tokens,
-                            sequence.prompt_tokens, sequence.sampling, sequence.stop));
+    tokens.push_back(Sample(std::span(logits_).subspan(i * vocab, vocab),
+                            PlanOf(vocab, *sampling[i]), sampling[i]->sampling.logprobs));
   }
   return tokens;
 }

@@ -1,7 +1,7 @@
 // Runs one engine step: a ragged batch of prefill chunks and decode rows through the model, then
 // samples.
 //
-// Engine thread only. Keeps the logits buffer between steps.
+// Engine thread only. Keeps its buffers between steps.
 #ifndef BATON_COMMON_ENGINE_EXECUTOR_H_
 #define BATON_COMMON_ENGINE_EXECUTOR_H_
 
@@ -44,16 +44,18 @@ class Executor {
  private:
   // The tokens that the model chooses itself, for each row that wants one.
   absl::StatusOr<std::vector<SampledToken>> RunSampling(std::span<const BatchRow> rows,
-                                                        std::span<const Sequence* const> sampling,
+                                                        std::span<Sequence* const> sampling,
                                                         const LayerDone& layer_done);
   // The same from logits that come to the host: with log-probabilities, if they are asked for.
   absl::StatusOr<std::vector<SampledToken>> RunWithLogits(std::span<const BatchRow> rows,
-                                                          std::span<const Sequence* const> sampling,
+                                                          std::span<Sequence* const> sampling,
                                                           const LayerDone& layer_done);
 
   Model* const model_;
   KvArena* const arena_;
+  // Of the step in hand.
   std::vector<float> logits_;
+  std::vector<LogitEdit> edits_;
 };
 
 }  // namespace baton

@@ -15,6 +15,7 @@
 #include "common/base/ids.h"
 #include "common/kv_cache/block_pool.h"
 #include "common/model/model_config.h"
+#include "common/sampling/sample_plan.h"
 #include "common/sampling/sampling_params.h"
 
 namespace baton {
@@ -25,6 +26,7 @@ struct Sequence {
   uint32_t prompt_tokens = 0;     // Of the client's prompt; what follows in `tokens` was generated.
   uint32_t total_tokens_max = 0;  // `tokens` never grows beyond this.
   SamplingParams sampling;
+  SamplePlanner planner;  // For `tokens`.
   StopParams stop;
   int32_t priority = 0;  // Higher goes first.
   uint64_t arrival = 0;  // Order of arrival at this worker.

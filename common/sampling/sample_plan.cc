@@ -22,6 +22,17 @@ void ForEachDistinct(std::span<const TokenId> tokens, const Apply& apply) {
   }
 }
 
+bool CountsOutput(const SamplingParams& params) {
+  return params.presence_penalty != 0.0f || params.frequency_penalty != 0.0f;
+}
+
+LogitEdit PenaltyOf(TokenId id, size_t count, const SamplingParams& params) {
+  return {.id = id,
+          .frequency = params.frequency_penalty * static_cast<float>(count),
+          .presence = params.presence_penalty,
+          .flags = kPenalized};
+}
+
 // Every change by itself, in the order in which they are made to any one token.
 std::vector<LogitEdit> SingleEdits(std::span<const TokenId> tokens, std::span<const TokenId> output,
                                    const SamplingParams& params, const StopParams& stop) {
@@ -34,13 +45,9 @@ std::vector<LogitEdit> SingleEdits(std::span<const TokenId> tokens, std::span<co
       edits.push_back({.id = id, .repetition = params.repetition_penalty, .flags = kRepeated});
     });
   }
-  if (params.presence_penalty != 0.0f || params.frequency_penalty != 0.0f) {
-    ForEachDistinct(output, [&](TokenId id, size_t count) {
-      edits.push_back({.id = id,
-                       .frequency = params.frequency_penalty * static_cast<float>(count),
-                       .presence = params.presence_penalty,
-                       .flags = kPenalized});
-    });
+  if (CountsOutput(params)) {
+    ForEachDistinct(
+        output, [&](TokenId id, size_t count) { edits.push_back(PenaltyOf(id, count, params)); });
   }
   if (output.size() < stop.min_tokens) {
     for (const TokenId id : stop.stop_token_ids) edits.push_back({.id = id, .flags = kBarred});
@@ -60,6 +67,39 @@ bool Merge(const LogitEdit& next, LogitEdit& edit) {
   return true;
 }
 
+// Single changes become edits in their order.
+void Append(const LogitEdit& single, std::vector<LogitEdit>& edits) {
+  if (edits.empty() || !Merge(single, edits.back())) edits.push_back(single);
+}
+
+// Those of a token that has come up, `count` times of them in the output.
+std::vector<LogitEdit> EditsOf(TokenId id, size_t count, const SamplingParams& params,
+                               const StopParams& stop, bool barred) {
+  std::vector<LogitEdit> edits;
+  for (const auto& [biased, bias] : params.logit_bias) {
+    if (biased == id) Append({.id = id, .bias = bias, .flags = kBiased}, edits);
+  }
+  if (params.repetition_penalty != 1.0f) {
+    Append({.id = id, .repetition = params.repetition_penalty, .flags = kRepeated}, edits);
+  }
+  if (count > 0) Append(PenaltyOf(id, count, params), edits);
+  for (const TokenId stop_id : stop.stop_token_ids) {
+    if (barred && stop_id == id) Append({.id = id, .flags = kBarred}, edits);
+  }
+  return edits;
+}
+
+// `own`, the edits of one token, take the place of those it had among `edits`.
+void Replace(std::span<const LogitEdit> own, std::vector<LogitEdit>& edits) {
+  const auto by_id = [](const LogitEdit& a, const LogitEdit& b) { return a.id < b.id; };
+  const auto [begin, end] = std::equal_range(edits.begin(), edits.end(), own.front(), by_id);
+  // A token that comes up again loses none.
+  const auto had = static_cast<size_t>(end - begin);
+  BATON_CHECK(had <= own.size());
+  std::copy_n(own.begin(), had, begin);
+  edits.insert(end, own.begin() + static_cast<ptrdiff_t>(had), own.end());
+}
+
 }  // namespace
 
 SamplePlan PlanSample(size_t vocab, std::span<const TokenId> tokens, uint32_t prompt_tokens,
@@ -72,9 +112,7 @@ SamplePlan PlanSample(size_t vocab, std::span<const TokenId> tokens, uint32_t pr
   std::stable_sort(single.begin(), single.end(),
                    [](const LogitEdit& a, const LogitEdit& b) { return a.id < b.id; });
   SamplePlan plan;
-  for (const LogitEdit& edit : single) {
-    if (plan.edits.empty() || !Merge(edit, plan.edits.back())) plan.edits.push_back(edit);
-  }
+  for (const LogitEdit& edit : single) Append(edit, plan.edits);
   plan.row = {.temperature = params.temperature,
               .top_k = params.top_k,
               .top_p = params.top_p,
@@ -83,6 +121,32 @@ SamplePlan PlanSample(size_t vocab, std::span<const TokenId> tokens, uint32_t pr
               .edits_begin = 0,
               .edits_end = static_cast<uint32_t>(plan.edits.size())};
   return plan;
+}
+
+const SamplePlan& SamplePlanner::Plan(size_t vocab, std::span<const TokenId> tokens,
+                                      uint32_t prompt_tokens, const SamplingParams& params,
+                                      const StopParams& stop) {
+  // More at once are sorted sooner than inserted.
+  constexpr size_t kNewTokensMax = 16;
+  BATON_CHECK(tokens.size() >= planned_tokens_ && prompt_tokens <= tokens.size());
+  const size_t seen = std::exchange(planned_tokens_, tokens.size());
+  const size_t barred_below = size_t{prompt_tokens} + stop.min_tokens;
+  const bool barred = tokens.size() < barred_below;
+  if (seen == 0 || tokens.size() - seen > kNewTokensMax || barred != (seen < barred_below)) {
+    plan_ = PlanSample(vocab, tokens, prompt_tokens, params, stop);
+    return plan_;
+  }
+  const bool counts = CountsOutput(params);
+  const std::span<const TokenId> output = tokens.subspan(prompt_tokens);
+  for (const TokenId id : tokens.subspan(seen)) {
+    if (id < 0 || static_cast<size_t>(id) >= vocab) continue;
+    const auto count = counts ? std::count(output.begin(), output.end(), id) : ptrdiff_t{0};
+    if (count == 0 && params.repetition_penalty == 1.0f) continue;
+    Replace(EditsOf(id, static_cast<size_t>(count), params, stop, barred), plan_.edits);
+  }
+  plan_.row.u = UniformAt(params.seed, 0, static_cast<uint32_t>(tokens.size()));
+  plan_.row.edits_end = static_cast<uint32_t>(plan_.edits.size());
+  return plan_;
 }
 
 }  // namespace baton

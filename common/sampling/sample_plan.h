@@ -25,6 +25,20 @@ SamplePlan PlanSample(size_t vocab, std::span<const TokenId> tokens, uint32_t pr
                       const SamplingParams& params, const StopParams& stop,
                       uint32_t sample_index = 0);
 
+// The plans of one sequence, token after token. They are those of PlanSample, which looks at every
+// token of the sequence each time; here only new ones are looked at. Any one thread.
+class SamplePlanner {
+ public:
+  // REQUIRES: `tokens` begin with those of the call before; the other arguments are the same.
+  // The plan is good until the next call.
+  const SamplePlan& Plan(size_t vocab, std::span<const TokenId> tokens, uint32_t prompt_tokens,
+                         const SamplingParams& params, const StopParams& stop);
+
+ private:
+  SamplePlan plan_;
+  size_t planned_tokens_ = 0;
+};
+
 }  // namespace baton
 
 #endif  // BATON_COMMON_SAMPLING_SAMPLE_PLAN_H_

@@ -105,6 +105,50 @@ TEST(SamplePlanTest, WhatIsNoNumberIsBarredAfterEachStep) {
   EXPECT_EQ(Edited(-3.0f, {.repetition = 2.0f, .flags = kRepeated}), -6.0f);
 }
 
+bool Equal(std::span<const LogitEdit> a, std::span<const LogitEdit> b) {
+  return std::equal(
+      a.begin(), a.end(), b.begin(), b.end(), [](const LogitEdit& x, const LogitEdit& y) {
+        return x.id == y.id && x.bias == y.bias && x.repetition == y.repetition &&
+               x.frequency == y.frequency && x.presence == y.presence && x.flags == y.flags;
+      });
+}
+
+// Goal: who looks at new tokens only has the plan of who looks at all, whatever the options are and
+// however many tokens are new.
+TEST(SamplePlannerTest, PlansAsIfItLookedAtAllTokens) {
+  constexpr TokenId kVocab = 20;
+  std::mt19937 random(2);
+  const auto token = [&] { return static_cast<TokenId>(random() % (kVocab + 4)) - 2; };
+  const auto maybe = [&](float value) { return random() % 2 == 0 ? 0.0f : value; };
+  for (int round = 0; round < 300; ++round) {
+    SamplingParams params = {.temperature = 0.5f,
+                             .top_k = 3,
+                             .repetition_penalty = 1.0f + maybe(0.5f),
+                             .presence_penalty = maybe(0.25f),
+                             .frequency_penalty = maybe(-0.125f),
+                             .seed = random()};
+    for (size_t i = random() % 6; i > 0; --i) params.logit_bias.emplace_back(token(), 1.0f);
+    StopParams stop = {.min_tokens = static_cast<uint32_t>(random() % 30)};
+    for (size_t i = random() % 4; i > 0; --i) stop.stop_token_ids.push_back(token());
+    Tokens tokens(random() % 40);
+    for (TokenId& id : tokens) id = token();
+    const auto prompt_tokens = static_cast<uint32_t>(random() % (tokens.size() + 1));
+    SamplePlanner planner;
+    for (int step = 0; step < 40; ++step) {
+      const SamplePlan& plan = planner.Plan(kVocab, tokens, prompt_tokens, params, stop);
+
+      const SamplePlan expected = PlanSample(kVocab, tokens, prompt_tokens, params, stop);
+      ASSERT_TRUE(Equal(plan.edits, expected.edits)) << "round " << round << " step " << step;
+      ASSERT_EQ(plan.row.u, expected.row.u);
+      ASSERT_EQ(plan.row.top_k, expected.row.top_k);
+      ASSERT_EQ(plan.row.edits_end, expected.row.edits_end);
+      // Mostly one more; sometimes none, or many.
+      const size_t kinds[] = {1, 1, 1, 1, 0, 2, 16, 17};
+      for (size_t more = kinds[random() % 8]; more > 0; --more) tokens.push_back(token());
+    }
+  }
+}
+
 // Goal: edits that are merged and sorted do what the definition does, step by step.
 TEST(SamplePlanTest, EditsDoWhatTheDefinitionSays) {
   constexpr TokenId kVocab = 20;

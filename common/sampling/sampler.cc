@@ -221,21 +221,26 @@ TokenId Choose(std::span<const float> logits, const SampleRow& row) {
 SampledToken Sample(std::span<float> logits, std::span<const TokenId> tokens,
                     uint32_t prompt_tokens, const SamplingParams& params, const StopParams& stop,
                     uint32_t sample_index) {
+  return Sample(logits,
+                PlanSample(logits.size(), tokens, prompt_tokens, params, stop, sample_index),
+                params.logprobs);
+}
+
+SampledToken Sample(std::span<float> logits, const SamplePlan& plan,
+                    std::optional<uint32_t> logprobs) {
   BATON_CHECK(!logits.empty());
   for (float& logit : logits) logit = Comparable(logit);
   SampledToken sampled;
   LogSum raw_sum;
   std::vector<float> raw;  // Kept only if the chosen token's probability is wanted.
-  if (params.logprobs.has_value()) {
+  if (logprobs.has_value()) {
     raw.assign(logits.begin(), logits.end());
     raw_sum = LogSumOf(raw);
-    sampled.top_logprobs = TopLogProbabilities(raw, raw_sum, *params.logprobs);
+    sampled.top_logprobs = TopLogProbabilities(raw, raw_sum, *logprobs);
   }
-  const SamplePlan plan =
-      PlanSample(logits.size(), tokens, prompt_tokens, params, stop, sample_index);
   for (const LogitEdit& edit : plan.edits) logits[edit.id] = Edited(logits[edit.id], edit);
   sampled.id = Choose(logits, plan.row);
-  if (params.logprobs.has_value()) sampled.logprob = raw_sum.LogProbability(raw[sampled.id]);
+  if (logprobs.has_value()) sampled.logprob = raw_sum.LogProbability(raw[sampled.id]);
   return sampled;
 }
 

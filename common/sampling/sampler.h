@@ -9,6 +9,7 @@
 #define BATON_COMMON_SAMPLING_SAMPLER_H_
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <utility>
 #include <vector>
@@ -17,6 +18,8 @@
 #include "common/sampling/sampling_params.h"
 
 namespace baton {
+
+struct SamplePlan;
 
 struct SampledToken {
   TokenId id = 0;
@@ -31,6 +34,9 @@ struct SampledToken {
 SampledToken Sample(std::span<float> logits, std::span<const TokenId> tokens,
                     uint32_t prompt_tokens, const SamplingParams& params, const StopParams& stop,
                     uint32_t sample_index = 0);
+// The same where the plan has been made (sample_plan.h). `logprobs` as in SamplingParams.
+SampledToken Sample(std::span<float> logits, const SamplePlan& plan,
+                    std::optional<uint32_t> logprobs);
 
 // Uniform in [0, 1) with 24 random bits: Philox4x32-10 of (seed, sample index, position).
 float UniformAt(uint64_t seed, uint32_t sample_index, uint32_t position);
