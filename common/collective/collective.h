@@ -30,8 +30,9 @@ class Collective {
   virtual absl::Status AllReduceSum(const TensorView& x) = 0;
   // x = the first rank's x, on all. Otherwise as AllReduceSum.
   virtual absl::Status Broadcast(const TensorView& x) = 0;
-  // On the first rank parts[r] = rank r's `part`, of any number of elements, which may be 0;
-  // parts[0] is its own already. Elsewhere `parts` is empty. Otherwise as AllReduceSum.
+  // On the first rank parts[r] = rank r's `part`; parts[0] is its own already. Elsewhere `parts` is
+  // empty. REQUIRES: both sides of a part have as many elements, which may be 0, of one type.
+  // Otherwise as AllReduceSum.
   virtual absl::Status GatherParts(const TensorView& part, std::span<const TensorView> parts) = 0;
 
   // Ends the group: no rank waits for another any more, now or later. What was being added up is

@@ -339,7 +339,7 @@ TEST(LinearTest, QuantizedWeightsStayWithinTheirRounding) {
       x.begin(), x.end(), [](float a, float b) { return std::abs(a) < std::abs(b); }));
   for (const WeightFormat& format : kFormats) {
     const bool fp8 = format.form == WeightForm::kFp8;
-    if (!format.quantized() && !fp8) continue;
+    if (!format.integers() && !fp8) continue;
     const Floats out =
         Product(*context, x, 1, Pack(*context, *device, View(weight, {n, k}), format));
     const double x_error = fp8 ? 0 : x_highest / (format.ActivationBytes() == 1 ? 127 : 32639) / 2;

@@ -25,11 +25,11 @@ const char* WeightFormName(WeightForm form) {
 
 absl::StatusOr<WeightForm> ParseWeightForm(const std::string& name) {
   for (WeightForm form : {WeightForm::kF32, WeightForm::kBF16, WeightForm::kF16, WeightForm::kInt8,
-                          WeightForm::kInt4, WeightForm::kFp8}) {
+                          WeightForm::kFp8, WeightForm::kInt4}) {
     if (name == WeightFormName(form)) return form;
   }
   return absl::InvalidArgumentError(absl::StrCat("unknown form of weights '", name,
-                                                 "'; choose f32, bf16, f16, int8, int4 or fp8"));
+                                                 "'; choose f32, bf16, f16, int8, fp8 or int4"));
 }
 
 WeightForm WeightFormOf(DType dtype) {
@@ -50,16 +50,16 @@ WeightForm WeightFormOf(DType dtype) {
 
 uint32_t WeightFormat::ActivationBytes() const {
   if (activation_bytes != 0) return activation_bytes;
-  return quantized() ? 2 : 4;
+  return integers() ? 2 : 4;
 }
 
 absl::Status WeightFormat::Check() const {
   const uint32_t bytes = ActivationBytes();
-  const bool narrow = form == WeightForm::kBF16 || quantized();
+  const bool narrow = form == WeightForm::kBF16 || integers();
   const bool good =
-      (bytes == 4 && !quantized()) || (bytes == 2 && narrow) || (bytes == 1 && quantized());
+      (bytes == 4 && !integers()) || (bytes == 2 && narrow) || (bytes == 1 && integers());
   if (good) return absl::OkStatus();
-  const char* choices = quantized() ? "8 or 16" : narrow ? "16 or 32" : "32";
+  const char* choices = integers() ? "8 or 16" : narrow ? "16 or 32" : "32";
   return absl::InvalidArgumentError(absl::StrCat("activations of ", 8 * bytes,
                                                  " bits do not go with ", WeightFormName(form),
                                                  " weights; choose ", choices));
@@ -67,7 +67,7 @@ absl::Status WeightFormat::Check() const {
 
 std::string WeightFormat::name() const {
   const std::string form_name = WeightFormName(form);
-  return quantized() || pairs() ? absl::StrCat(form_name, "a", 8 * ActivationBytes()) : form_name;
+  return integers() || pairs() ? absl::StrCat(form_name, "a", 8 * ActivationBytes()) : form_name;
 }
 
 }  // namespace baton

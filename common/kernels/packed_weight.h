@@ -18,7 +18,7 @@ namespace baton {
 // number of 4 bits, and a scale for each 32 inputs of an output.
 enum class WeightForm { kF32, kBF16, kF16, kInt8, kInt4, kFp8 };
 
-// "f32", "bf16", "f16", "int8", "int4", "fp8": as flags and messages spell them.
+// "f32", "bf16", "f16", "int8", "fp8", "int4": as flags and messages spell them.
 const char* WeightFormName(WeightForm form);
 // kInvalidArgument names the choices.
 absl::StatusOr<WeightForm> ParseWeightForm(const std::string& name);
@@ -33,7 +33,7 @@ struct WeightFormat {
   uint32_t activation_bytes = 0;
 
   // Whether weights and activations are multiplied as integers.
-  bool quantized() const { return form == WeightForm::kInt8 || form == WeightForm::kInt4; }
+  bool integers() const { return form == WeightForm::kInt8 || form == WeightForm::kInt4; }
   // The activations' bytes, with 0 resolved.
   uint32_t ActivationBytes() const;
   // kInvalidArgument: "activations of 8 bits do not go with bf16 weights; choose 16 or 32".

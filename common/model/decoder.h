@@ -40,6 +40,7 @@ class Decoder final : public Model {
   const std::string& fingerprint() const override { return fingerprint_; }
   const std::string& numerics() const override { return numerics_; }
   uint64_t parameter_count() const override { return weights_->parameter_count(); }
+  DType activations() const override { return context_->activations(); }
 
   absl::Status Forward(std::span<const BatchRow> rows, KvArena& cache, std::span<float> logits,
                        const LayerDone& layer_done) override;

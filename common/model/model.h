@@ -27,7 +27,7 @@ namespace baton {
 
 struct ModelOptions {
   std::string directory;            // A Hugging Face folder.
-  std::string weights = {};         // "f32", "bf16", "f16", "int8", "int4", or empty: as stored.
+  std::string weights = {};         // "f32", "bf16", "f16", "int8", "fp8", "int4", or empty: as stored.
   uint32_t activation_bytes = 0;    // See WeightFormat.
   uint32_t threads = 1;             // Kernel threads, this one included.
   bool pin_threads = false;         // See KernelThreads.
@@ -57,6 +57,8 @@ class Model {
   // Weight form and kernel path, e.g. "bf16/cpu-2": on a CPU equal numerics give equal bits.
   virtual const std::string& numerics() const = 0;
   virtual uint64_t parameter_count() const = 0;
+  // What layers hand to each other; a GPU's attention is fastest over a cache of the same type.
+  virtual DType activations() const { return DType::kF32; }
 
   // Runs the rows and writes K and V of every token to `cache`. `logits` gets, row after row, those
   // that were asked for: [sum of logit_count, vocab_size], host memory. REQUIRES: at most

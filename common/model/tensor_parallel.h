@@ -35,6 +35,7 @@ class TensorParallelModel final : public Model {
   // "bf16/cpu-2/tp2": sums are split elsewhere than on one device.
   const std::string& numerics() const override { return numerics_; }
   uint64_t parameter_count() const override { return first().parameter_count(); }
+  DType activations() const override { return first().activations(); }
 
   // The cache has a shard per rank. `layer_done` is called when all ranks have the layer.
   absl::Status Forward(std::span<const BatchRow> rows, KvArena& cache, std::span<float> logits,

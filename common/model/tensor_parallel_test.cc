@@ -5,15 +5,18 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <filesystem>
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <thread>
 
 #include "common/model/json_file.h"
+#include "common/model/testing/tiny_model.h"
 
 namespace baton {
 namespace {
@@ -65,16 +68,16 @@ class FailingDevice final : public Device {
 // A model on so many devices, with a cache for one sequence.
 class Runner {
  public:
-  Runner(const std::string& name, uint32_t ranks, const std::string& weights = "") {
+  Runner(const std::string& folder, uint32_t ranks, const std::string& weights = "") {
     std::vector<Device*> borrowed;
     for (uint32_t rank = 0; rank < ranks; ++rank) {
       borrowed.push_back(devices_.emplace_back(std::make_unique<FailingDevice>()).get());
     }
-    model_ = Model::Load(borrowed, {.directory = Folder(name),
-                                    .weights = weights,
-                                    .threads = 2,
-                                    .batch_tokens_max = kTokensMax})
-                 .value();
+    model_ =
+        Model::Load(
+            borrowed,
+            {.directory = folder, .weights = weights, .threads = 2, .batch_tokens_max = kTokensMax})
+            .value();
     const KvLayout layout = {.layers = model_->config().layers,
                              .kv_heads = model_->config().kv_heads,
                              .head_dim = model_->config().head_dim,
@@ -158,7 +161,7 @@ class TensorParallelTest : public testing::TestWithParam<TestCase> {
 };
 
 TEST_P(TensorParallelTest, LogitsOfThePromptAgree) {
-  Runner runner(GetParam().model, GetParam().ranks);
+  Runner runner(Folder(GetParam().model), GetParam().ranks);
   std::vector<float> logits;
 
   // In two chunks: the second one reads what the first one has left in the shards.
@@ -173,7 +176,7 @@ TEST_P(TensorParallelTest, LogitsOfThePromptAgree) {
 }
 
 TEST_P(TensorParallelTest, GreedyTokensAreEqual) {
-  Runner runner(GetParam().model, GetParam().ranks);
+  Runner runner(Folder(GetParam().model), GetParam().ranks);
   std::vector<TokenId> tokens = prompt_;
   size_t done = 0;
 
@@ -189,8 +192,8 @@ TEST_P(TensorParallelTest, GreedyTokensAreEqual) {
 }
 
 TEST_P(TensorParallelTest, EachHeadHasTheKeysAndValuesOfOneRank) {
-  Runner one(GetParam().model, 1);
-  Runner many(GetParam().model, GetParam().ranks);
+  Runner one(Folder(GetParam().model), 1);
+  Runner many(Folder(GetParam().model), GetParam().ranks);
   std::vector<float> none;
 
   ASSERT_TRUE(one.Run(prompt_, 0, prompt_.size(), 0, &none).ok());
@@ -205,7 +208,7 @@ TEST_P(TensorParallelTest, EachHeadHasTheKeysAndValuesOfOneRank) {
 }
 
 TEST_P(TensorParallelTest, ALayerIsReportedOnceAllRanksHaveIt) {
-  Runner runner(GetParam().model, GetParam().ranks);
+  Runner runner(Folder(GetParam().model), GetParam().ranks);
   std::vector<float> logits;
   std::vector<uint32_t> layers;
   std::vector<std::vector<float>> seen;
@@ -272,7 +275,7 @@ TEST_F(TensorParallelModelTest, TwoRunsHaveEqualBits) {
   std::vector<float> second;
 
   for (std::vector<float>* logits : {&first, &second}) {
-    Runner runner("llama", 2);
+    Runner runner(Folder("llama"), 2);
     ASSERT_TRUE(runner.Run(tokens_, 0, tokens_.size(), tokens_.size(), logits).ok());
   }
 
@@ -280,8 +283,8 @@ TEST_F(TensorParallelModelTest, TwoRunsHaveEqualBits) {
 }
 
 TEST_F(TensorParallelModelTest, SaysHowManyRanksThereAre) {
-  Runner one("llama_bf16", 1);
-  Runner two("llama_bf16", 2);
+  Runner one(Folder("llama_bf16"), 1);
+  Runner two(Folder("llama_bf16"), 2);
 
   EXPECT_EQ(two.model().numerics(), one.model().numerics() + "/tp2");
   EXPECT_EQ(two.model().fingerprint(), one.model().fingerprint());
@@ -291,17 +294,54 @@ TEST_F(TensorParallelModelTest, SaysHowManyRanksThereAre) {
   EXPECT_EQ(two.model().config().stored_dtype, DType::kBF16);
 }
 
-// With an error per weight of 2^-8 and, in int4, 2^-4, in units of a group's largest.
+// With an error per weight of 2^-8 and, in int4, 2^-4, in units of a group's largest; in fp8 of
+// 2^-4 of itself.
 TEST_F(TensorParallelModelTest, QuantizedWeightsStayNearThoseOfOneRank) {
-  for (const auto& [weights, tolerance] : {std::pair{"int8", 0.05f}, std::pair{"int4", 0.5f}}) {
+  for (const auto& [weights, tolerance] :
+       {std::pair{"int8", 0.05f}, std::pair{"fp8", 0.25f}, std::pair{"int4", 0.5f}}) {
     std::vector<float> one;
     std::vector<float> two;
 
-    ASSERT_TRUE(Runner("llama", 1, weights).Run(tokens_, 0, 6, 6, &one).ok());
-    ASSERT_TRUE(Runner("llama", 2, weights).Run(tokens_, 0, 6, 6, &two).ok());
+    ASSERT_TRUE(Runner(Folder("llama"), 1, weights).Run(tokens_, 0, 6, 6, &one).ok());
+    ASSERT_TRUE(Runner(Folder("llama"), 2, weights).Run(tokens_, 0, 6, 6, &two).ok());
 
     EXPECT_LE(RelativeError(two, one), tolerance) << weights;
   }
+}
+
+// A vocabulary that three ranks share unevenly, and more logits than are computed at once.
+class UnevenVocabularyTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    std::filesystem::create_directories(folder_);
+    ASSERT_TRUE(
+        WriteTinyModel(folder_,
+                       {.hidden = 48, .intermediate = 66, .heads = 6, .kv_heads = 3, .vocab = 300})
+            .ok());
+    for (TokenId i = 0; i < 100; ++i) tokens_.push_back(i * 7 % 300);
+  }
+  void TearDown() override { std::filesystem::remove_all(folder_); }
+
+  const std::string folder_ = testing::TempDir() + std::to_string(getpid()) + "uneven_vocabulary";
+  std::vector<TokenId> tokens_;
+};
+
+TEST_F(UnevenVocabularyTest, LogitsAreThoseOfOneRank) {
+  std::vector<float> one;
+  std::vector<float> three;
+
+  ASSERT_TRUE(Runner(folder_, 1).Run(tokens_, 0, 100, 100, &one).ok());
+  ASSERT_TRUE(Runner(folder_, 3).Run(tokens_, 0, 100, 100, &three).ok());
+
+  EXPECT_LE(RelativeError(three, one), kToleranceMax);
+}
+
+TEST_F(UnevenVocabularyTest, WhoFailsBetweenPiecesOfLogitsLeavesNobodyWaiting) {
+  Runner runner(folder_, 3);
+  std::vector<float> logits;
+  runner.device(0).fails = true;  // To take the first piece.
+
+  EXPECT_EQ(runner.Run(tokens_, 0, 100, 100, &logits).code(), absl::StatusCode::kUnavailable);
 }
 
 TEST_F(TensorParallelModelTest, WhatDoesNotDivideIsNamed) {
@@ -320,7 +360,7 @@ TEST_F(TensorParallelModelTest, WhatDoesNotDivideIsNamed) {
 }
 
 TEST_F(TensorParallelModelTest, ARefusedCallDoesNoHarm) {
-  Runner runner("llama", 2);
+  Runner runner(Folder("llama"), 2);
   std::vector<float> logits;
   const std::vector<TokenId> unknown = {1, 1000};
 
@@ -331,7 +371,7 @@ TEST_F(TensorParallelModelTest, ARefusedCallDoesNoHarm) {
 
 TEST_F(TensorParallelModelTest, ARankThatFailsEndsTheCallOfAll) {
   for (const size_t rank : {0, 1}) {
-    Runner runner("qwen2_moe", 2);
+    Runner runner(Folder("qwen2_moe"), 2);
     std::vector<float> logits;
     ASSERT_TRUE(runner.Run(tokens_, 0, 3, 0, &logits).ok());
     runner.device(rank).fails = true;

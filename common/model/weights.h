@@ -84,7 +84,7 @@ struct WeightOptions {
 
 class ModelWeights {
  public:
-  // What activations suit the matrices: the type of float ones, bfloat16 for integers; on the CPU
+  // What activations suit the matrices: the type of float ones, bfloat16 for others; on the CPU
   // always float32. Reads no weights. Errors name the tensor and the file.
   static absl::StatusOr<DType> ActivationsFor(const Device& device, const ModelConfig& config,
                                               const std::string& directory,

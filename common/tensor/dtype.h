@@ -33,6 +33,9 @@ constexpr size_t DTypeBytes(DType dtype) {
   return 0;
 }
 
+// Numbers of 8 bits mean something only with scales: see kv_row.h and packed_weight.h.
+constexpr bool HasScales(DType dtype) { return DTypeBytes(dtype) == 1; }
+
 // "f32", "f16", "bf16", "int8", "fp8": as flags and messages spell them.
 const char* DTypeName(DType dtype);
 // kInvalidArgument names the choices.

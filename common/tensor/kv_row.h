@@ -10,10 +10,8 @@
 
 namespace baton {
 
-constexpr bool HasRowScale(DType dtype) { return DTypeBytes(dtype) == 1; }
-
 constexpr size_t KvRowBytes(DType dtype, size_t head_dim) {
-  return head_dim * DTypeBytes(dtype) + (HasRowScale(dtype) ? sizeof(float) : 0);
+  return head_dim * DTypeBytes(dtype) + (HasScales(dtype) ? sizeof(float) : 0);
 }
 
 }  // namespace baton

@@ -17,8 +17,10 @@ ABSL_FLAG(uint32_t, tp, 1,
           "cuda:0 for cuda:0 to cuda:3. Must divide the model's KV heads.");
 ABSL_FLAG(std::string, weights, "",
           "Form of the weights in memory: f32, bf16, f16, int8, fp8 or int4; empty: as stored.");
-ABSL_FLAG(std::string, kv_dtype, "",
-          "Form of the KV cache: f32, bf16, f16, int8 or fp8; empty: as the weights are stored.");
+ABSL_FLAG(
+    std::string, kv_dtype, "",
+    "Form of the KV cache: f32, bf16, f16, int8 or fp8; empty: as the weights are stored, and on "
+    "a GPU as it computes.");
 ABSL_FLAG(
     uint32_t, activation_bits, 0,
     "What activations are rounded to before they meet weights. With int8 and int4 weights: 8, "
@@ -53,9 +55,9 @@ absl::Status CheckRange(const char* flag, uint64_t value, uint64_t least, uint64
       absl::StrCat("--", flag, "=", value, " is not between ", least, " and ", most));
 }
 
-DType KvDType(const EngineOptions& options, const ModelConfig& config) {
-  if (options.kv_dtype.has_value()) return *options.kv_dtype;
-  return config.stored_dtype;
+// A GPU decodes fast over a cache of the type of its activations, and slowly over other floats.
+DType DefaultKvDType(const Model& model) {
+  return model.activations() == DType::kF32 ? model.config().stored_dtype : model.activations();
 }
 
 absl::StatusOr<uint32_t> BlockCount(const EngineOptions& options, const KvLayout& layout,
@@ -135,7 +137,7 @@ absl::StatusOr<EngineParts> EngineParts::Create(const EngineOptions& options,
                            .kv_heads = config.kv_heads,
                            .head_dim = config.head_dim,
                            .block_tokens = options.block_tokens,
-                           .dtype = KvDType(options, config)};
+                           .dtype = options.kv_dtype.value_or(DefaultKvDType(*parts.model))};
   BATON_ASSIGN_OR_RETURN(const uint32_t block_count, BlockCount(options, layout, config));
   BATON_ASSIGN_OR_RETURN(parts.arena, KvArena::Create(devices, layout, block_count));
   parts.pool = std::make_unique<BlockPool>(block_count);

@@ -25,7 +25,7 @@ struct EngineOptions {
   std::string device = "cpu";
   uint32_t tensor_parallelism = 1;     // Devices that compute the model together, from `device` on.
   std::string weights = {};            // Empty: as stored.
-  std::optional<DType> kv_dtype = {};  // Absent: as the model is stored.
+  std::optional<DType> kv_dtype = {};  // Absent: as stored; a GPU: as it computes.
   uint32_t activation_bits = 0;        // 8, 16 or 32; 0: the most that the weights have.
   uint32_t threads = 0;                // 0: one per core.
   bool pin_threads = false;

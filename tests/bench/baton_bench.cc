@@ -322,6 +322,9 @@ absl::Status RunAll() {
     if (!absl::SimpleAtoi(text, &threads) || threads == 0) {
       return absl::InvalidArgumentError(absl::StrCat("--threads: '", text, "' is no number"));
     }
+    if (devices[0]->kind() == DeviceKind::kCpu && threads % devices.size() != 0) {
+      return absl::InvalidArgumentError("--threads must be a multiple of --tp");
+    }
     BATON_RETURN_IF_ERROR(RunTable(devices, directory, tests, threads));
   }
   return absl::OkStatus();

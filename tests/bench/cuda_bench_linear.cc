@@ -99,7 +99,7 @@ struct LinearShape {
   // Every number that has to be read or written once.
   double Bytes(DType weight_type, uint32_t rows) const {
     const double all = all_outputs();
-    const double scales = DTypeBytes(weight_type) == 1 ? all * sizeof(float) : 0;
+    const double scales = HasScales(weight_type) ? all * sizeof(float) : 0;
     return all * inputs * static_cast<double>(DTypeBytes(weight_type)) + scales +
            rows * (inputs * 2.0 + all * static_cast<double>(DTypeBytes(out_type)));
   }
@@ -132,11 +132,10 @@ void BenchSkinny(const Runner& runner, const RandomMemory& memory, const Limits&
     size_t weight_at = (i % sets) * set_bytes;
     size_t out_at = 0;
     for (const uint32_t count : shape.outputs) {
-      outputs.push_back(
-          {.weight = weights.at(weight_at),
-           .scales = DTypeBytes(weight_type) == 1 ? memory.floats.at<float>() : nullptr,
-           .out = memory.out.at(out_at),
-           .outputs = count});
+      outputs.push_back({.weight = weights.at(weight_at),
+                         .scales = HasScales(weight_type) ? memory.floats.at<float>() : nullptr,
+                         .out = memory.out.at(out_at),
+                         .outputs = count});
       weight_at += size_t{count} * shape.inputs * DTypeBytes(weight_type);
       out_at += size_t{count} * rows * DTypeBytes(shape.out_type);
     }

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <compare>
 #include <map>
 #include <memory>
 #include <string>
@@ -51,6 +52,17 @@ TinyModelOptions ModelOptionsOf(ModelKind kind) {
   return options;
 }
 
+// What a process computes with, and in which forms: two processes that agree in these agree in
+// every token.
+struct Numerics {
+  ModelKind model = ModelKind::kLlama;
+  uint32_t tensor_parallelism = 1;
+  std::string weights = {};  // Empty: as stored.
+  std::string kv_dtype = {};
+
+  auto operator<=>(const Numerics&) const = default;
+};
+
 // A model in its folder, and what one process gives with it.
 struct OracleModel {
   TemporaryFolder folder;
@@ -63,12 +75,14 @@ const std::vector<v1::GenerateRequest>& Requests() {
 }
 
 // One process, one thread, one request at a time.
-void RunOracle(OracleModel* oracle, uint32_t tensor_parallelism) {
-  EngineParts parts = EngineParts::Create({.model = oracle->folder.path(),
-                                           .tensor_parallelism = tensor_parallelism,
-                                           .threads = 1,
-                                           .kv_memory_bytes = 16 << 20})
-                          .value();
+void RunOracle(OracleModel* oracle, const Numerics& numerics) {
+  EngineOptions options = {.model = oracle->folder.path(),
+                           .tensor_parallelism = numerics.tensor_parallelism,
+                           .weights = numerics.weights,
+                           .threads = 1,
+                           .kv_memory_bytes = 16 << 20};
+  if (!numerics.kv_dtype.empty()) options.kv_dtype = ParseDType(numerics.kv_dtype).value();
+  EngineParts parts = EngineParts::Create(options).value();
   LocalRunner runner(&parts);
   for (const v1::GenerateRequest& request : Requests()) {
     const LocalResult result = runner.Run(
@@ -80,14 +94,13 @@ void RunOracle(OracleModel* oracle, uint32_t tensor_parallelism) {
 }
 
 // Made when it is first asked for.
-const OracleModel& Oracle(ModelKind kind, uint32_t tensor_parallelism) {
-  using Key = std::pair<ModelKind, uint32_t>;
-  static auto* const oracles = new std::map<Key, std::unique_ptr<OracleModel>>();
-  std::unique_ptr<OracleModel>& oracle = (*oracles)[{kind, tensor_parallelism}];
+const OracleModel& Oracle(const Numerics& numerics) {
+  static auto* const oracles = new std::map<Numerics, std::unique_ptr<OracleModel>>();
+  std::unique_ptr<OracleModel>& oracle = (*oracles)[numerics];
   if (oracle == nullptr) {
     oracle = std::make_unique<OracleModel>();
-    EXPECT_TRUE(WriteTinyModel(oracle->folder.path(), ModelOptionsOf(kind)).ok());
-    RunOracle(oracle.get(), tensor_parallelism);
+    EXPECT_TRUE(WriteTinyModel(oracle->folder.path(), ModelOptionsOf(numerics.model)).ok());
+    RunOracle(oracle.get(), numerics);
   }
   return *oracle;
 }
@@ -97,17 +110,19 @@ struct Deployment {
   int prefill;
   int decode;
   std::vector<std::string> worker_flags;
-  ModelKind model = ModelKind::kLlama;
-  uint32_t tensor_parallelism = 1;  // Of all workers, and of the process they are compared with.
+  Numerics numerics = {};  // Of all workers, and of the process they are compared with.
 };
 
 class EqualityTest : public testing::TestWithParam<Deployment> {};
 
 TEST_P(EqualityTest, StreamsEqualTheSingleProcess) {
   const Deployment& deployment = GetParam();
-  const OracleModel& oracle = Oracle(deployment.model, deployment.tensor_parallelism);
+  const Numerics& numerics = deployment.numerics;
+  const OracleModel& oracle = Oracle(numerics);
   std::vector<std::string> worker_flags = deployment.worker_flags;
-  worker_flags.push_back(absl::StrCat("--tp=", deployment.tensor_parallelism));
+  worker_flags.push_back(absl::StrCat("--tp=", numerics.tensor_parallelism));
+  worker_flags.push_back(absl::StrCat("--weights=", numerics.weights));
+  worker_flags.push_back(absl::StrCat("--kv_dtype=", numerics.kv_dtype));
   const auto cluster = Cluster::Start({.model = oracle.folder.path(),
                                        .prefill = deployment.prefill,
                                        .decode = deployment.decode,
@@ -143,15 +158,18 @@ INSTANTIATE_TEST_SUITE_P(
                     Deployment{"TwoAndTwo", 2, 2, {}},
                     Deployment{"SplitChunk16", 1, 1, {"--chunk_tokens=16"}},
                     Deployment{"SplitChunk64Threads2", 1, 1, {"--chunk_tokens=64", "--threads=2"}},
-                    Deployment{"SplitWindow", 1, 1, {"--chunk_tokens=16"}, ModelKind::kMistral},
-                    Deployment{"ColocatedWindow", 0, 1, {"--threads=2"}, ModelKind::kMistral},
-                    Deployment{"SplitGemma2", 1, 1, {"--chunk_tokens=16"}, ModelKind::kGemma2},
-                    Deployment{"SplitExperts", 1, 1, {"--chunk_tokens=16"}, ModelKind::kQwen2Moe},
-                    Deployment{"ColocatedExperts", 0, 1, {"--threads=2"}, ModelKind::kQwen2Moe},
-                    Deployment{"SplitGpt2", 1, 1, {"--chunk_tokens=16"}, ModelKind::kGpt2},
-                    Deployment{"SplitTp2", 1, 1, {"--chunk_tokens=16"}, ModelKind::kLlama, 2},
-                    Deployment{"SplitTp2Experts", 1, 1, {}, ModelKind::kQwen2Moe, 2},
-                    Deployment{"ColocatedTp4Gpt2", 0, 1, {}, ModelKind::kGpt2, 4}),
+                    Deployment{"SplitWindow", 1, 1, {"--chunk_tokens=16"}, {ModelKind::kMistral}},
+                    Deployment{"ColocatedWindow", 0, 1, {"--threads=2"}, {ModelKind::kMistral}},
+                    Deployment{"SplitGemma2", 1, 1, {"--chunk_tokens=16"}, {ModelKind::kGemma2}},
+                    Deployment{"SplitExperts", 1, 1, {"--chunk_tokens=16"}, {ModelKind::kQwen2Moe}},
+                    Deployment{"ColocatedExperts", 0, 1, {"--threads=2"}, {ModelKind::kQwen2Moe}},
+                    Deployment{"SplitGpt2", 1, 1, {"--chunk_tokens=16"}, {ModelKind::kGpt2}},
+                    Deployment{"SplitTp2", 1, 1, {"--chunk_tokens=16"}, {ModelKind::kLlama, 2}},
+                    Deployment{"SplitTp2Experts", 1, 1, {}, {ModelKind::kQwen2Moe, 2}},
+                    Deployment{"ColocatedTp4Gpt2", 0, 1, {}, {ModelKind::kGpt2, 4}},
+                    Deployment{"SplitInt8", 1, 1, {}, {.weights = "int8", .kv_dtype = "int8"}},
+                    Deployment{"SplitFp8", 1, 1, {}, {.weights = "fp8", .kv_dtype = "fp8"}},
+                    Deployment{"SplitF16Cache", 1, 1, {}, {.kv_dtype = "f16"}}),
     [](const testing::TestParamInfo<Deployment>& param) { return param.param.name; });
 
 }  // namespace

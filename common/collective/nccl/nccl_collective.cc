@@ -98,7 +98,7 @@ class Group {
       const absl::MutexLock lock(&ranks_[i].mutex);
       ranks_[i].communicator = communicators[i];
     }
-    return absl::OkStatus();
+    return Rehearse(communicators);
   }
 
   uint32_t size() const { return static_cast<uint32_t>(ranks_.size()); }
@@ -146,6 +146,39 @@ class Group {
     if (aborted_) return absl::AbortedError("another GPU cannot go on");
     BATON_RETURN_IF_ERROR(rank.device->Select());
     return nccl_.Check(operation(rank.communicator, rank.device->stream()), rank.device->name());
+  }
+
+  // NCCL connects two ranks when they first have to do with each other, and whoever comes first
+  // waits within the call. That happens here, on one thread, where nobody can be missing.
+  absl::Status Rehearse(std::span<const ncclComm_t> communicators) {
+    std::vector<DeviceMemory> numbers;
+    for (Rank& rank : ranks_) {
+      BATON_ASSIGN_OR_RETURN(numbers.emplace_back(), rank.device->Allocate(sizeof(float)));
+    }
+    const auto together = [&](absl::FunctionRef<ncclResult_t(size_t rank)> operation) {
+      ncclResult_t result = nccl_.group_start();
+      for (size_t i = 0; i < ranks_.size() && result == ncclSuccess; ++i) result = operation(i);
+      const ncclResult_t ended = nccl_.group_end();
+      return nccl_.Check(result == ncclSuccess ? ended : result, "a first exchange");
+    };
+    BATON_RETURN_IF_ERROR(together([&](size_t i) {
+      return nccl_.all_reduce(numbers[i].data(), numbers[i].data(), 1, ncclFloat32, ncclSum,
+                              communicators[i], ranks_[i].device->stream());
+    }));
+    BATON_RETURN_IF_ERROR(together([&](size_t i) {
+      if (i == 0) return ncclSuccess;
+      const ncclResult_t sent = nccl_.send(numbers[i].data(), 1, ncclFloat32, /*peer=*/0,
+                                           communicators[i], ranks_[i].device->stream());
+      if (sent != ncclSuccess) return sent;
+      return nccl_.receive(numbers[0].data(), 1, ncclFloat32, static_cast<int>(i), communicators[0],
+                           ranks_[0].device->stream());
+    }));
+    for (size_t i = 0; i < ranks_.size(); ++i) {
+      float number = 0.0f;
+      BATON_RETURN_IF_ERROR(ranks_[i].device->CopyToHost(reinterpret_cast<std::byte*>(&number),
+                                                         numbers[i].data(), sizeof(number)));
+    }
+    return absl::OkStatus();
   }
 
   // Neither side starts a transfer of nothing.

@@ -62,7 +62,7 @@ class PackedInput {
       task->x_pairs = pairs_ + row * PairRowBytes();
       return;
     }
-    if (!format.quantized()) {
+    if (!format.integers()) {
       task->x = floats_ + row * k_;
       return;
     }
@@ -78,7 +78,7 @@ class PackedInput {
 
  private:
   void Want(const WeightFormat& format) {
-    if (format.quantized()) {
+    if (format.integers()) {
       const uint32_t bytes = format.ActivationBytes();
       quantized_[bytes - 1].byte_count = bytes;
       wants_bytes_[bytes - 1] = true;

@@ -61,7 +61,7 @@ void ExpectNear(const Floats& ours, const Floats& twin, float relative, float ab
   }
 }
 
-// Rows of int8 with a scale: a number may be one off where the other side rounds the other way.
+// Rows of 8 bits with a scale: a number may be one off where the other side rounds the other way.
 void ExpectScaledRowsNear(DType type, const std::vector<std::byte>& ours,
                           const std::vector<std::byte>& twin, size_t head_dim) {
   for (size_t row = 0; row < ours.size(); row += head_dim + sizeof(float)) {
@@ -319,7 +319,7 @@ TEST_P(CudaKernelsTest, RopeWriteKvFillsTheCacheAndRotatesQ) {
     ExpectTwins(q, Rounding(type()), 4e-6f);
     std::vector<std::byte> our_bytes(twin_cache.size());
     ASSERT_TRUE(gpu_->CopyToHost(our_bytes.data(), our_cache.data(), our_bytes.size()).ok());
-    if (HasRowScale(cache_type)) {
+    if (HasScales(cache_type)) {
       ExpectScaledRowsNear(cache_type, our_bytes, twin_cache, kHeadDim);
     } else {
       ExpectNear(Decode(our_bytes, cache_type), Decode(twin_cache, cache_type),

@@ -6,18 +6,19 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "common/base/check.h"
 #include "common/kernels/cuda/cuda_packing.h"
 #include "common/kernels/cuda/cuda_state.h"
 
 namespace baton::cuda {
 namespace {
 
-// Rows of int8 weights are widened in pieces of so many bytes at most.
+// Rows of weights of 8 bits are widened in pieces of so many bytes at most.
 constexpr size_t kWidenedBytesMax = size_t{128} << 20;
 constexpr size_t kPieceRows = 128;  // Of a piece, a multiple: so results stay aligned.
 // Up to so many rows our own kernel reads weights of the type of activations as fast as cuBLASLt or
 // faster, and overlaps with its neighbours (cuda_bench on an H100: 64 rows take it 1.4 times as
-// long). For int8 there is no other.
+// long). For weights of 8 bits there is no other.
 constexpr uint32_t kSkinnyRowsMax = 16;
 // Of products of up to so many rows the fastest way is measured, of so many, in so many runs each.
 constexpr uint32_t kTimedRowsMax = 256;
@@ -38,6 +39,7 @@ cudaDataType_t CudaType(DType type) {
     case DType::kFp8:
       break;
   }
+  BATON_CHECK_MSG(false, "no product of this type");
   return CUDA_R_8I;
 }
 
@@ -270,15 +272,11 @@ void RunLarge(CudaState& state, const ConstTensorView& x, std::span<const Linear
   for (const LinearOutput& output : outputs) AddBiasOf(state, output);
 }
 
-DType WeightType(const PackedWeight& weight, DType activations) {
-  return StoredAs(weight.format().form, activations);
-}
-
 SkinnyOutput SkinnyOf(const LinearOutput& output, DType activations) {
   const PackedWeight& weight = *output.weight;
   const std::byte* const scales = weight.data() + ScalesOffset(weight.outputs(), weight.inputs());
   return {.weight = weight.data(),
-          .scales = HasScales(WeightType(weight, activations))
+          .scales = HasScales(StoredAs(weight.format().form, activations))
                         ? reinterpret_cast<const float*>(scales)
                         : nullptr,
           .bias = output.bias.empty() ? nullptr : output.bias.f32(),
@@ -291,7 +289,7 @@ void RunGroup(CudaState& state, const ConstTensorView& x, std::span<const Linear
   const auto rows = static_cast<uint32_t>(x.dim(0));
   const auto inputs = static_cast<uint32_t>(x.dim(1));
   const auto fits = [&](const LinearOutput& output) {
-    const DType weight_type = WeightType(*output.weight, x.dtype());
+    const DType weight_type = StoredAs(output.weight->format().form, x.dtype());
     return (rows <= kSkinnyRowsMax || HasScales(weight_type)) &&
            SkinnyLinearFits(x.dtype(), weight_type, rows, inputs);
   };
@@ -300,12 +298,12 @@ void RunGroup(CudaState& state, const ConstTensorView& x, std::span<const Linear
     return;
   }
   while (!outputs.empty()) {
-    const DType weight_type = WeightType(*outputs[0].weight, x.dtype());
+    const DType weight_type = StoredAs(outputs[0].weight->format().form, x.dtype());
     const DType out_type = outputs[0].out.dtype();
     SkinnyOutput alike[kSkinnyOutputsMax];
     uint32_t count = 0;
     while (count < std::min<size_t>(outputs.size(), kSkinnyOutputsMax) &&
-           WeightType(*outputs[count].weight, x.dtype()) == weight_type &&
+           StoredAs(outputs[count].weight->format().form, x.dtype()) == weight_type &&
            outputs[count].out.dtype() == out_type) {
       alike[count] = SkinnyOf(outputs[count], x.dtype());
       ++count;

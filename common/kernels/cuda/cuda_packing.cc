@@ -116,9 +116,8 @@ absl::StatusOr<PackedWeight> PackWeightCuda(KernelContext& context, Device& devi
   if (matrix.dtype() == stored) {
     return Bring(device, matrix, format, matrix.data(), matrix.bytes());
   }
-  const size_t bytes = DTypeBytes(stored) == 1
-                           ? ScalesOffset(outputs, inputs) + outputs * sizeof(float)
-                           : outputs * inputs * DTypeBytes(stored);
+  const size_t bytes = HasScales(stored) ? ScalesOffset(outputs, inputs) + outputs * sizeof(float)
+                                         : outputs * inputs * DTypeBytes(stored);
   std::vector<std::byte> packed(bytes);
   const RowPacker packer(matrix, format.form, context.activations(), packed.data());
   std::vector<float> misfits(context.threads().count());

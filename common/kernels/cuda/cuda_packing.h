@@ -17,8 +17,6 @@ inline DType StoredAs(WeightForm form, DType activations) {
                                     : activations;
 }
 
-inline bool HasScales(DType stored) { return DTypeBytes(stored) == 1; }
-
 inline size_t ScalesOffset(size_t outputs, size_t inputs) {
   return (outputs * inputs + 15) / 16 * 16;
 }

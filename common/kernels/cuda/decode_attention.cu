@@ -537,7 +537,7 @@ cudaError_t StartOf(const Launch& launch, const AttentionArgs& args) {
 
 bool DecodeAttentionFits(const AttentionArgs& args) {
   const bool halves = args.type == DType::kBF16 || args.type == DType::kF16;
-  const bool kv = args.pages.dtype == args.type || HasRowScale(args.pages.dtype);
+  const bool kv = args.pages.dtype == args.type || HasScales(args.pages.dtype);
   const bool dim = args.pages.head_dim == 64 || args.pages.head_dim == 128;
   return halves && kv && dim && args.pages.block_tokens % kTile == 0 &&
          args.table.count_max * (args.heads / args.pages.kv_heads) <= kRowsMax;

@@ -31,7 +31,7 @@ cudaError_t RunWithScratch(const Launch& launch, AttentionArgs args) {
 // Weights are rounded to the type of products: that of q, or float16 over 8 bits. What of float16
 // is below 2^-14 is off by up to 2^-25.
 WeightRounding RoundingOfWeights(const AttentionShape& shape) {
-  const DType product = HasRowScale(shape.kv_type) ? DType::kF16 : shape.type;
+  const DType product = HasScales(shape.kv_type) ? DType::kF16 : shape.type;
   return {.relative = RoundingOf(product), .absolute = product == DType::kF16 ? 0x1p-25 : 0.0};
 }
 

@@ -109,7 +109,7 @@ __device__ inline float KvNumber(const std::byte* row, uint32_t i, DType type, f
 // It need not be aligned.
 __device__ inline float KvScale(const std::byte* row, uint32_t head_dim, DType type) {
   float scale = 1.0f;
-  if (type == DType::kI8 || type == DType::kFp8) memcpy(&scale, row + head_dim, sizeof(scale));
+  if (HasScales(type)) memcpy(&scale, row + head_dim, sizeof(scale));
   return scale;
 }
 

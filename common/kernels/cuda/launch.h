@@ -119,11 +119,10 @@ cudaError_t CombineRows(const Launch& launch, const void* x, DType type, const u
 constexpr uint32_t kSkinnyOutputsMax = 4;
 // One of several products of the same x.
 struct SkinnyOutput {
-  const void* weight = nullptr;  // [outputs, inputs], rows one after the other.
-  const float* scales =
-      nullptr;  // kI8, kFp8: [outputs], what a row of the weight is multiplied with.
-  const float* bias = nullptr;  // [outputs] or null.
-  void* out = nullptr;          // [rows, outputs]
+  const void* weight = nullptr;   // [outputs, inputs], rows one after the other.
+  const float* scales = nullptr;  // [outputs], factors of kI8's and kFp8's rows.
+  const float* bias = nullptr;    // [outputs] or null.
+  void* out = nullptr;            // [rows, outputs]
   uint32_t outputs = 0;
 };
 // Whether SkinnyLinear can: the weights' type, rows <= 64, and inputs that divide as it wants.

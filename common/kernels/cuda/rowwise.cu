@@ -260,7 +260,7 @@ class HeadWarp {
   // `shared` holds a head, if rows have a scale.
   __device__ void Write(const T* head, bool value, DType type, float* shared, std::byte* to) const {
     const uint32_t half = value ? 0 : half_;
-    if (type != DType::kI8 && type != DType::kFp8) {
+    if (!HasScales(type)) {
       Rotate(head, half, [&](uint32_t i, const float(&x)[kCount]) { StoreKv(x, type, to, i); });
       return;
     }
@@ -533,7 +533,7 @@ cudaError_t RopeWriteKv(const Launch& launch, const float* cosines, const float*
     const uint32_t planes = (heads + 2 * pages.kv_heads + kHeadWarps - 1) / kHeadWarps;
     const size_t row_bytes = KvRowBytes(pages.dtype, pages.head_dim);
     const size_t shared =
-        HasRowScale(pages.dtype) ? size_t{kHeadWarps} * pages.head_dim * sizeof(float) : 0;
+        HasScales(pages.dtype) ? size_t{kHeadWarps} * pages.head_dim * sizeof(float) : 0;
     const bool twos = half % 2 == 0 && pages.head_dim % 2 == 0;
     const auto kernel = twos ? RopeWriteKvKernel<2, T> : RopeWriteKvKernel<1, T>;
     return StartKernel(kernel, dim3(table.rows, planes), dim3(kHeadWarps * kWarp), shared, launch,

@@ -297,7 +297,7 @@ __global__ void DequantizeKernel(const std::byte* weight, bool fp8, const float*
 
 bool SkinnyLinearFits(DType x_type, DType weight_type, uint32_t rows, uint32_t inputs) {
   const bool types = (x_type == DType::kBF16 || x_type == DType::kF16) &&
-                     (weight_type == x_type || DTypeBytes(weight_type) == 1);
+                     (weight_type == x_type || HasScales(weight_type));
   // Whole chunks.
   return types && rows <= kRowsMax && inputs > 0 &&
          inputs * DTypeBytes(weight_type) % kChunkBytes == 0;

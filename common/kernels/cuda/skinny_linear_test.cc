@@ -31,7 +31,7 @@ struct Product {
   Product(uint32_t outputs_in, uint32_t inputs, DType type, bool has_bias, std::mt19937& random)
       : outputs(outputs_in) {
     const size_t count = size_t{outputs} * inputs;
-    if (DTypeBytes(type) == 1) {
+    if (HasScales(type)) {
       std::uniform_int_distribution<int> bytes(-128, 127);
       std::vector<std::byte> encoded(count);
       for (std::byte& byte : encoded) byte = static_cast<std::byte>(bytes(random));
@@ -186,7 +186,7 @@ void CheckTypes(uint32_t inputs, const std::vector<uint32_t>& outputs) {
   for (const DType x_type : {DType::kBF16, DType::kF16}) {
     for (const DType weight_type : {x_type, DType::kI8, DType::kFp8}) {
       // Float16 cannot hold what such numbers add up to.
-      const bool wide = DTypeBytes(weight_type) == 1 && x_type == DType::kF16 && inputs > 1024;
+      const bool wide = HasScales(weight_type) && x_type == DType::kF16 && inputs > 1024;
       for (const DType out_type : {wide ? DType::kF32 : x_type, DType::kF32}) {
         Check({x_type, weight_type, out_type, inputs, outputs, has_bias});
         has_bias = !has_bias;
