@@ -26,8 +26,8 @@
 namespace baton {
 
 struct ModelOptions {
-  std::string directory;            // A Hugging Face folder.
-  std::string weights = {};         // "f32", "bf16", "f16", "int8", "fp8", "int4", or empty: as stored.
+  std::string directory;     // A Hugging Face folder.
+  std::string weights = {};  // "f32", "bf16", "f16", "int8", "fp8", "int4", or empty: as stored.
   uint32_t activation_bytes = 0;    // See WeightFormat.
   uint32_t threads = 1;             // Kernel threads, this one included.
   bool pin_threads = false;         // See KernelThreads.
