@@ -15,6 +15,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "absl/synchronization/mutex.h"
 #include "common/base/status_macros.h"
 
 namespace baton {
@@ -412,6 +413,9 @@ std::string HelpText(const ProgramInfo& info) {
 }
 
 std::vector<std::string> ParseCommandLine(int argc, char** argv, const ProgramInfo& info) {
+  // As Debian builds it, Abseil writes down the order of all locks to find deadlocks, under one lock
+  // of the process, and ends it when it believes to have found one.
+  absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
   const std::vector<std::string> arguments(argv + std::min(argc, 1), argv + argc);
   const Environment environment = [](const std::string& name) -> std::optional<std::string> {
     const char* value = std::getenv(name.c_str());
