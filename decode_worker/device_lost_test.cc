@@ -28,9 +28,10 @@ namespace {
 
 using testing::HasSubstr;
 
+constexpr uint32_t kContextTokens = 1u << 16;
 constexpr char kNotServing[] = "\x08\x02";  // HealthCheckResponse of grpc.health.v1.
 
-// Another model until it is lost.
+// Another model until it is told to be lost, which shows, as with a GPU, in the next step.
 class LosableModel final : public Model {
  public:
   LosableModel(std::unique_ptr<Model> model, const std::atomic<bool>* lost)
@@ -42,22 +43,24 @@ class LosableModel final : public Model {
   uint64_t parameter_count() const override { return model_->parameter_count(); }
   absl::Status Forward(std::span<const BatchRow> rows, KvArena& cache, std::span<float> logits,
                        const LayerDone& layer_done) override {
-    return *lost_ ? Lost() : model_->Forward(rows, cache, logits, layer_done);
+    gone_ = gone_ || *lost_;
+    return gone_ ? Lost() : model_->Forward(rows, cache, logits, layer_done);
   }
-  absl::Status Health() const override { return *lost_ ? Lost() : absl::OkStatus(); }
+  absl::Status Health() const override { return gone_ ? Lost() : absl::OkStatus(); }
 
  private:
   static absl::Status Lost() { return absl::UnavailableError("the GPU has fallen off the bus"); }
 
   const std::unique_ptr<Model> model_;
   const std::atomic<bool>* const lost_;
+  bool gone_ = false;  // Engine thread.
 };
 
 class DeviceLostTest : public testing::Test {
  protected:
   DeviceLostTest() {
     std::filesystem::create_directories(folder_);
-    EXPECT_TRUE(WriteTinyModel(folder_, {.context_tokens = 1u << 16}).ok());
+    EXPECT_TRUE(WriteTinyModel(folder_, {.context_tokens = kContextTokens}).ok());
     EngineParts parts = EngineParts::Create({.model = folder_, .threads = 1}).value();
     parts.model = std::make_unique<LosableModel>(std::move(parts.model), &lost_);
     parts.executor = std::make_unique<Executor>(parts.model.get(), parts.arena.get());
@@ -118,15 +121,19 @@ class Session {
     work.set_request(request);
     work.add_tokens(1);
     work.set_prompt_tokens(1);
-    work.set_total_tokens_max(5000);
+    work.set_total_tokens_max(kContextTokens);
     work.mutable_sampling()->set_temperature(0);
     stream_->Write(command);
   }
-  // The next event that `is` true of; false if the session ends before.
+  // The next event that `is` true of; false if the session ends before. Says meanwhile that it is
+  // there.
   template <typename Is>
   bool Await(v1::Event* event, const Is& is) {
+    v1::Command ping;
+    ping.mutable_ping();
     while (stream_->Read(event)) {
       if (is(*event)) return true;
+      stream_->Write(ping);
     }
     return false;
   }

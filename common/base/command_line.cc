@@ -413,8 +413,8 @@ std::string HelpText(const ProgramInfo& info) {
 }
 
 std::vector<std::string> ParseCommandLine(int argc, char** argv, const ProgramInfo& info) {
-  // As Debian builds it, Abseil writes down the order of all locks to find deadlocks, under one lock
-  // of the process, and ends it when it believes to have found one.
+  // As Debian builds it, Abseil writes down the order of all locks to find deadlocks, under one
+  // lock of the process, and ends it when it believes to have found one.
   absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
   const std::vector<std::string> arguments(argv + std::min(argc, 1), argv + argc);
   const Environment environment = [](const std::string& name) -> std::optional<std::string> {

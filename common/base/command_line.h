@@ -28,7 +28,8 @@ struct ProgramInfo {
 
 // Sets the flags and returns the positional arguments (everything after "--" is one). --help and
 // --version print and exit 0; a mistake prints one line that names it and exits 1. The first thing
-// that a program does: it also turns off what only tests want of libraries.
+// that a program does: it also turns off Abseil's search for deadlocks in the order of locks, which
+// is for tests, and which ThreadSanitizer makes too.
 std::vector<std::string> ParseCommandLine(int argc, char** argv, const ProgramInfo& info);
 
 // A flag type for amounts of memory: plain bytes, or a number with k, m, g, t (also ki, KiB: powers

@@ -9,8 +9,8 @@
 namespace baton {
 namespace {
 
-// Of a step: 8 MiB. A penalty makes one for each different token of a sequence.
-constexpr size_t kEditsMax = size_t{8} << 20 >> 5;
+// Of a step: 6 MiB. A penalty makes one for each different token of a sequence.
+constexpr size_t kEditsMax = size_t{1} << 18;
 
 const SamplePlan& PlanOf(size_t vocab, Sequence& sequence) {
   return sequence.planner.Plan(vocab, sequence.tokens, sequence.prompt_tokens, sequence.sampling,
@@ -60,13 +60,15 @@ absl::StatusOr<std::vector<SampledToken>> Executor::RunSampling(std::span<const 
   edits_.clear();
   for (Sequence* sequence : sampling) {
     const SamplePlan& plan = PlanOf(model_->config().vocab_size, *sequence);
+    if (edits_.size() + plan.edits.size() > kEditsMax) {
+      return RunWithLogits(rows, sampling, layer_done);
+    }
     SampleRow& row = samples.emplace_back(plan.row);
     const auto offset = static_cast<uint32_t>(edits_.size());
     row.edits_begin += offset;
     row.edits_end += offset;
     edits_.insert(edits_.end(), plan.edits.begin(), plan.edits.end());
   }
-  if (edits_.size() > kEditsMax) return RunWithLogits(rows, sampling, layer_done);
   std::vector<TokenId> ids(sampling.size());
   BATON_RETURN_IF_ERROR(model_->ForwardAndSample(rows, *arena_, samples, edits_, ids, layer_done));
   std::vector<SampledToken> tokens(ids.size());

@@ -26,7 +26,8 @@ struct Sequence {
   uint32_t prompt_tokens = 0;     // Of the client's prompt; what follows in `tokens` was generated.
   uint32_t total_tokens_max = 0;  // `tokens` never grows beyond this.
   SamplingParams sampling;
-  SamplePlanner planner;  // For `tokens`.
+  // Once it has planned, `tokens` only grows, and the prompt and both sets of parameters stay.
+  SamplePlanner planner;
   StopParams stop;
   int32_t priority = 0;  // Higher goes first.
   uint64_t arrival = 0;  // Order of arrival at this worker.

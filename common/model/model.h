@@ -57,7 +57,7 @@ class Model {
   // Weight form and kernel path, e.g. "bf16/cpu-2": on a CPU equal numerics give equal bits.
   virtual const std::string& numerics() const = 0;
   virtual uint64_t parameter_count() const = 0;
-  // What layers hand to each other; a GPU's attention is fastest over a cache of the same type.
+  // The type of what layers hand to each other.
   virtual DType activations() const { return DType::kF32; }
 
   // Runs the rows and writes K and V of every token to `cache`. `logits` gets, row after row, those

@@ -468,7 +468,7 @@ void SessionServer::Run() {
 
 void SessionServer::TickAll(const absl::Status& worker, Instant now) {
   for (const std::shared_ptr<Stream>& stream : AllStreams()) {
-    if (!worker.ok()) stream->End(EndReason::kStalled, worker, /*flush=*/false);
+    if (!worker.ok()) stream->End(EndReason::kStalled, worker, /*flush=*/true);
     stream->Tick(now);
   }
 }

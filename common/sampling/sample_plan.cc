@@ -126,22 +126,21 @@ SamplePlan PlanSample(size_t vocab, std::span<const TokenId> tokens, uint32_t pr
 const SamplePlan& SamplePlanner::Plan(size_t vocab, std::span<const TokenId> tokens,
                                       uint32_t prompt_tokens, const SamplingParams& params,
                                       const StopParams& stop) {
-  // More at once are sorted sooner than inserted.
-  constexpr size_t kNewTokensMax = 16;
   BATON_CHECK(tokens.size() >= planned_tokens_ && prompt_tokens <= tokens.size());
   const size_t seen = std::exchange(planned_tokens_, tokens.size());
   const size_t barred_below = size_t{prompt_tokens} + stop.min_tokens;
   const bool barred = tokens.size() < barred_below;
-  if (seen == 0 || tokens.size() - seen > kNewTokensMax || barred != (seen < barred_below)) {
+  if (tokens.size() == seen && seen > 0) return plan_;
+  if (tokens.size() != seen + 1 || seen == 0 || barred != (seen < barred_below)) {
     plan_ = PlanSample(vocab, tokens, prompt_tokens, params, stop);
     return plan_;
   }
-  const bool counts = CountsOutput(params);
+  const TokenId id = tokens.back();
   const std::span<const TokenId> output = tokens.subspan(prompt_tokens);
-  for (const TokenId id : tokens.subspan(seen)) {
-    if (id < 0 || static_cast<size_t>(id) >= vocab) continue;
-    const auto count = counts ? std::count(output.begin(), output.end(), id) : ptrdiff_t{0};
-    if (count == 0 && params.repetition_penalty == 1.0f) continue;
+  const auto count =
+      CountsOutput(params) ? std::count(output.begin(), output.end(), id) : ptrdiff_t{0};
+  const bool known = id >= 0 && static_cast<size_t>(id) < vocab;
+  if (known && (count > 0 || params.repetition_penalty != 1.0f)) {
     Replace(EditsOf(id, static_cast<size_t>(count), params, stop, barred), plan_.edits);
   }
   plan_.row.u = UniformAt(params.seed, 0, static_cast<uint32_t>(tokens.size()));

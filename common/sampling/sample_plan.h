@@ -25,8 +25,8 @@ SamplePlan PlanSample(size_t vocab, std::span<const TokenId> tokens, uint32_t pr
                       const SamplingParams& params, const StopParams& stop,
                       uint32_t sample_index = 0);
 
-// The plans of one sequence, token after token. They are those of PlanSample, which looks at every
-// token of the sequence each time; here only new ones are looked at. Any one thread.
+// The plans of one sequence, token after token. They are those of PlanSample, which sorts all
+// tokens each time; here one new token is brought into the last plan. Any one thread.
 class SamplePlanner {
  public:
   // REQUIRES: `tokens` begin with those of the call before; the other arguments are the same.

@@ -229,6 +229,8 @@ SampledToken Sample(std::span<float> logits, std::span<const TokenId> tokens,
 SampledToken Sample(std::span<float> logits, const SamplePlan& plan,
                     std::optional<uint32_t> logprobs) {
   BATON_CHECK(!logits.empty());
+  BATON_CHECK(plan.edits.empty() ||
+              static_cast<size_t>(plan.edits.back().id) < logits.size());  // By id.
   for (float& logit : logits) logit = Comparable(logit);
   SampledToken sampled;
   LogSum raw_sum;

@@ -34,7 +34,8 @@ struct SampledToken {
 SampledToken Sample(std::span<float> logits, std::span<const TokenId> tokens,
                     uint32_t prompt_tokens, const SamplingParams& params, const StopParams& stop,
                     uint32_t sample_index = 0);
-// The same where the plan has been made (sample_plan.h). `logprobs` as in SamplingParams.
+// The same where the plan has been made (sample_plan.h). `logprobs` as in SamplingParams. REQUIRES:
+// the plan is for a vocabulary of logits.size().
 SampledToken Sample(std::span<float> logits, const SamplePlan& plan,
                     std::optional<uint32_t> logprobs);
 

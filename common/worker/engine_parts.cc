@@ -55,11 +55,6 @@ absl::Status CheckRange(const char* flag, uint64_t value, uint64_t least, uint64
       absl::StrCat("--", flag, "=", value, " is not between ", least, " and ", most));
 }
 
-// A GPU decodes fast over a cache of the type of its activations, and slowly over other floats.
-DType DefaultKvDType(const Model& model) {
-  return model.activations() == DType::kF32 ? model.config().stored_dtype : model.activations();
-}
-
 absl::StatusOr<uint32_t> BlockCount(const EngineOptions& options, const KvLayout& layout,
                                     const ModelConfig& config) {
   const uint64_t count = options.kv_memory_bytes / layout.block_bytes();
@@ -114,6 +109,10 @@ absl::StatusOr<EngineOptions> EngineOptionsFromFlags() {
   return options;
 }
 
+DType DefaultKvDType(DeviceKind device, DType stored, DType activations) {
+  return device == DeviceKind::kCpu ? stored : activations;
+}
+
 absl::StatusOr<EngineParts> EngineParts::Create(const EngineOptions& options,
                                                 const Progress& progress) {
   EngineParts parts;
@@ -133,11 +132,13 @@ absl::StatusOr<EngineParts> EngineParts::Create(const EngineOptions& options,
                             .batch_tokens_max = options.sequences_max + options.chunk_tokens,
                             .progress = progress}));
   const ModelConfig& config = parts.model->config();
-  const KvLayout layout = {.layers = config.layers,
-                           .kv_heads = config.kv_heads,
-                           .head_dim = config.head_dim,
-                           .block_tokens = options.block_tokens,
-                           .dtype = options.kv_dtype.value_or(DefaultKvDType(*parts.model))};
+  const KvLayout layout = {
+      .layers = config.layers,
+      .kv_heads = config.kv_heads,
+      .head_dim = config.head_dim,
+      .block_tokens = options.block_tokens,
+      .dtype = options.kv_dtype.value_or(
+          DefaultKvDType(devices[0]->kind(), config.stored_dtype, parts.model->activations()))};
   BATON_ASSIGN_OR_RETURN(const uint32_t block_count, BlockCount(options, layout, config));
   BATON_ASSIGN_OR_RETURN(parts.arena, KvArena::Create(devices, layout, block_count));
   parts.pool = std::make_unique<BlockPool>(block_count);

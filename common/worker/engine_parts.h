@@ -39,6 +39,10 @@ struct EngineOptions {
 // By the flags that engine_parts.cc lists. kInvalidArgument names the flag.
 absl::StatusOr<EngineOptions> EngineOptionsFromFlags();
 
+// The type of the KV cache if no flag says it. A GPU decodes fast over a cache of the type of its
+// activations, and slowly over other floats.
+DType DefaultKvDType(DeviceKind device, DType stored, DType activations);
+
 // Members are destroyed in reverse order: who borrows goes before who lends.
 struct EngineParts {
   EngineOptions options;

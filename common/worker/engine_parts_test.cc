@@ -50,6 +50,12 @@ TEST_F(EnginePartsTest, TheCacheIsOfTheTypeThatIsStoredUnlessAFlagSaysMore) {
   EXPECT_EQ(CacheOf(DType::kF32, "int4", "fp8"), DType::kFp8);
 }
 
+TEST(DefaultKvDTypeTest, OnAGpuItIsThatOfTheActivations) {
+  EXPECT_EQ(DefaultKvDType(DeviceKind::kCpu, DType::kF16, DType::kF32), DType::kF16);
+  EXPECT_EQ(DefaultKvDType(DeviceKind::kCuda, DType::kF16, DType::kBF16), DType::kBF16);
+  EXPECT_EQ(DefaultKvDType(DeviceKind::kCuda, DType::kBF16, DType::kF32), DType::kF32);
+}
+
 TEST_F(EnginePartsTest, AnUnknownTypeIsRefusedByItsFlag) {
   absl::SetFlag(&FLAGS_model, folder_);
   absl::SetFlag(&FLAGS_kv_dtype, "fp4");

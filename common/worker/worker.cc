@@ -217,10 +217,10 @@ class Worker::Impl final : public SessionHandler, public EventPort {
   void Break(const absl::Status& reason) {
     if (std::exchange(broken_, true)) return;
     LogError("the device is lost; start the worker again", {{"reason", reason.ToString()}});
-    watch_.Break(reason);
     if (RpcServer* server = published_server_.load(std::memory_order_acquire)) {
       server->SetServing(false);
     }
+    watch_.Break(reason);
   }
 
   void Dispatch(InboxItem item) {

@@ -323,7 +323,8 @@ absl::Status RunAll() {
       return absl::InvalidArgumentError(absl::StrCat("--threads: '", text, "' is no number"));
     }
     if (devices[0]->kind() == DeviceKind::kCpu && threads % devices.size() != 0) {
-      return absl::InvalidArgumentError("--threads must be a multiple of --tp");
+      return absl::InvalidArgumentError(
+          absl::StrCat("--threads=", threads, " is not a multiple of --tp=", devices.size()));
     }
     BATON_RETURN_IF_ERROR(RunTable(devices, directory, tests, threads));
   }

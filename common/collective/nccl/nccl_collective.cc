@@ -4,6 +4,7 @@
 #include <nccl.h>
 
 #include <atomic>
+#include <cstdlib>
 #include <string>
 #include <type_traits>
 #include <utility>
@@ -69,6 +70,10 @@ ncclDataType_t TypeOf(DType dtype) {
   return dtype == DType::kBF16 ? ncclBfloat16 : ncclFloat16;
 }
 
+// From 2.22 on NCCL connects what a collective needs when it is first called. Then a rank that has
+// failed before would leave the others waiting within the call, where nothing can abort them.
+void ConnectAtOnce() { setenv("NCCL_RUNTIME_CONNECT", "0", /*overwrite=*/0); }
+
 // What the ranks share. Communicators go together, when the last rank has gone.
 class Group {
  public:
@@ -89,6 +94,7 @@ class Group {
       ranks_[i].device = static_cast<CudaDevice*>(devices[i]);
       indices.push_back(ranks_[i].device->index());
     }
+    ConnectAtOnce();
     std::vector<ncclComm_t> communicators(devices.size());
     BATON_RETURN_IF_ERROR(
         nccl_.Check(nccl_.init_all(communicators.data(), static_cast<int>(communicators.size()),
@@ -98,7 +104,9 @@ class Group {
       const absl::MutexLock lock(&ranks_[i].mutex);
       ranks_[i].communicator = communicators[i];
     }
-    return Rehearse(communicators);
+    const absl::Status rehearsed = Rehearse(communicators);
+    if (!rehearsed.ok()) Abort();  // What has been queued may wait for what has not.
+    return rehearsed;
   }
 
   uint32_t size() const { return static_cast<uint32_t>(ranks_.size()); }
@@ -148,8 +156,9 @@ class Group {
     return nccl_.Check(operation(rank.communicator, rank.device->stream()), rank.device->name());
   }
 
-  // NCCL connects two ranks when they first have to do with each other, and whoever comes first
-  // waits within the call. That happens here, on one thread, where nobody can be missing.
+  // NCCL connects two ranks when one first sends to the other, and whoever comes first waits within
+  // the call. That happens here, on one thread, where nobody can be missing. For collectives see
+  // ConnectAtOnce.
   absl::Status Rehearse(std::span<const ncclComm_t> communicators) {
     std::vector<DeviceMemory> numbers;
     for (Rank& rank : ranks_) {
@@ -161,10 +170,6 @@ class Group {
       const ncclResult_t ended = nccl_.group_end();
       return nccl_.Check(result == ncclSuccess ? ended : result, "a first exchange");
     };
-    BATON_RETURN_IF_ERROR(together([&](size_t i) {
-      return nccl_.all_reduce(numbers[i].data(), numbers[i].data(), 1, ncclFloat32, ncclSum,
-                              communicators[i], ranks_[i].device->stream());
-    }));
     BATON_RETURN_IF_ERROR(together([&](size_t i) {
       if (i == 0) return ncclSuccess;
       const ncclResult_t sent = nccl_.send(numbers[i].data(), 1, ncclFloat32, /*peer=*/0,
