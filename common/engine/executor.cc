@@ -23,7 +23,6 @@ absl::StatusOr<std::vector<std::optional<SampledToken>>> Executor::Run(
     std::span<const StepItem> items, const LayerDone& layer_done) {
   std::vector<BatchRow> rows;
   std::vector<Sequence*> sampling;
-  bool on_device = model_->samples_tokens();
   rows.reserve(items.size());
   for (const StepItem& item : items) {
     Sequence& sequence = *item.sequence;
@@ -36,11 +35,10 @@ absl::StatusOr<std::vector<std::optional<SampledToken>>> Executor::Run(
                     .logit_count = samples ? 1u : 0u});
     if (!samples) continue;
     sampling.push_back(&sequence);
-    on_device = on_device && !sequence.sampling.logprobs.has_value();
   }
   BATON_ASSIGN_OR_RETURN(std::vector<SampledToken> tokens,
-                         on_device ? RunSampling(rows, sampling, layer_done)
-                                   : RunWithLogits(rows, sampling, layer_done));
+                         model_->samples_tokens() ? RunSampling(rows, sampling, layer_done)
+                                                  : RunWithLogits(rows, sampling, layer_done));
   std::vector<std::optional<SampledToken>> sampled(items.size());
   size_t next = 0;
   for (size_t i = 0; i < items.size(); ++i) {
@@ -56,23 +54,40 @@ absl::StatusOr<std::vector<std::optional<SampledToken>>> Executor::Run(
 absl::StatusOr<std::vector<SampledToken>> Executor::RunSampling(std::span<const BatchRow> rows,
                                                                 std::span<Sequence* const> sampling,
                                                                 const LayerDone& layer_done) {
+  const size_t vocab = model_->config().vocab_size;
   std::vector<SampleRow> samples;
+  std::vector<uint32_t> raw_rows;
   edits_.clear();
-  for (Sequence* sequence : sampling) {
-    const SamplePlan& plan = PlanOf(model_->config().vocab_size, *sequence);
-    if (edits_.size() + plan.edits.size() > kEditsMax) {
-      return RunWithLogits(rows, sampling, layer_done);
-    }
+  for (uint32_t i = 0; i < sampling.size(); ++i) {
+    const SamplePlan& plan = PlanOf(vocab, *sampling[i]);
     SampleRow& row = samples.emplace_back(plan.row);
-    const auto offset = static_cast<uint32_t>(edits_.size());
-    row.edits_begin += offset;
-    row.edits_end += offset;
-    edits_.insert(edits_.end(), plan.edits.begin(), plan.edits.end());
+    row.edits_begin = row.edits_end = static_cast<uint32_t>(edits_.size());
+    const bool fits = edits_.size() + plan.edits.size() <= kEditsMax;
+    if (fits) edits_.insert(edits_.end(), plan.edits.begin(), plan.edits.end());
+    row.edits_end = static_cast<uint32_t>(edits_.size());
+    if (!fits || sampling[i]->sampling.logprobs.has_value()) raw_rows.push_back(i);
   }
+  logits_.resize(raw_rows.size() * vocab);
   std::vector<TokenId> ids(sampling.size());
-  BATON_RETURN_IF_ERROR(model_->ForwardAndSample(rows, *arena_, samples, edits_, ids, layer_done));
+  const TokenChoice choice = {.samples = samples,
+                              .edits = edits_,
+                              .tokens = ids,
+                              .raw_rows = raw_rows,
+                              .raw_logits = logits_};
+  BATON_RETURN_IF_ERROR(model_->ForwardAndSample(rows, *arena_, choice, layer_done));
   std::vector<SampledToken> tokens(ids.size());
   for (size_t i = 0; i < ids.size(); ++i) tokens[i].id = ids[i];
+  for (size_t i = 0; i < raw_rows.size(); ++i) {
+    const uint32_t row = raw_rows[i];
+    const SamplePlan& plan = PlanOf(vocab, *sampling[row]);
+    const std::span<float> logits = std::span(logits_).subspan(i * vocab, vocab);
+    const std::optional<uint32_t> logprobs = sampling[row]->sampling.logprobs;
+    if (samples[row].edits_end - samples[row].edits_begin != plan.edits.size()) {
+      tokens[row] = Sample(logits, plan, logprobs);
+    } else {
+      AddLogProbabilities(logits, *logprobs, &tokens[row]);
+    }
+  }
   return tokens;
 }
 

@@ -42,11 +42,12 @@ class Executor {
   const KvArena& arena() const { return *arena_; }
 
  private:
-  // The tokens that the model chooses itself, for each row that wants one.
+  // Of each row that wants one. The model chooses itself. The logits of those alone come to the
+  // host that ask for log-probabilities, or change so many logits that the host had better do it.
   absl::StatusOr<std::vector<SampledToken>> RunSampling(std::span<const BatchRow> rows,
                                                         std::span<Sequence* const> sampling,
                                                         const LayerDone& layer_done);
-  // The same from logits that come to the host: with log-probabilities, if they are asked for.
+  // The same from logits that all come to the host.
   absl::StatusOr<std::vector<SampledToken>> RunWithLogits(std::span<const BatchRow> rows,
                                                           std::span<Sequence* const> sampling,
                                                           const LayerDone& layer_done);

@@ -1,4 +1,5 @@
-// One forward pass: rows of tokens of several sequences, ragged, each over its own paged KV cache.
+// One forward pass: rows of tokens of several sequences, ragged, each over its own paged KV cache;
+// and what is to be chosen from its logits.
 //
 // A row is a prefill chunk (many tokens) or a decode step (one token); the model does not tell them
 // apart. Plain data; everything is borrowed for the duration of the call.
@@ -9,6 +10,7 @@
 #include <span>
 
 #include "common/base/ids.h"
+#include "common/kernels/sample_row.h"
 
 namespace baton {
 
@@ -19,6 +21,17 @@ struct BatchRow {
   // `start` sees in any layer are not looked at.
   std::span<const BlockId> blocks;
   uint32_t logit_count = 0;  // The last so many tokens want logits; 0 inside a prompt.
+};
+
+// For a model that samples tokens itself. Host memory. n: the sum of the rows' logit_count.
+struct TokenChoice {
+  std::span<const SampleRow> samples;  // [n]: how.
+  std::span<const LogitEdit> edits;    // As samples say.
+  std::span<TokenId> tokens;           // [n]: the result.
+  // Which of the n logits are wanted as they are before any edit, ascending, and where they go:
+  // [raw_rows.size(), vocab_size].
+  std::span<const uint32_t> raw_rows = {};
+  std::span<float> raw_logits = {};
 };
 
 }  // namespace baton

@@ -320,15 +320,29 @@ absl::Status Decoder::Forward(std::span<const BatchRow> rows, KvArena& cache,
 }
 
 absl::Status Decoder::ForwardAndSample(std::span<const BatchRow> rows, KvArena& cache,
-                                       std::span<const SampleRow> samples,
-                                       std::span<const LogitEdit> edits, std::span<TokenId> tokens,
-                                       const LayerDone& layer_done) {
-  BATON_CHECK(samples.size() == tokens.size());
-  BATON_RETURN_IF_ERROR(CheckCall(rows, cache, samples.size()));
+                                       const TokenChoice& choice, const LayerDone& layer_done) {
+  BATON_CHECK(choice.samples.size() == choice.tokens.size());
+  BATON_CHECK(choice.raw_logits.size() == choice.raw_rows.size() * config_.vocab_size);
+  BATON_RETURN_IF_ERROR(CheckCall(rows, cache, choice.samples.size()));
   return Run(rows, cache, layer_done, [&](size_t begin, size_t count) {
-    return SampleTokens(*context_, logits_.Rows(0, count), samples.subspan(begin, count), edits,
-                        tokens.subspan(begin, count));
+    // Edits overwrite them.
+    BATON_RETURN_IF_ERROR(TakeRawLogits(choice, begin, count));
+    return SampleTokens(*context_, logits_.Rows(0, count), choice.samples.subspan(begin, count),
+                        choice.edits, choice.tokens.subspan(begin, count));
   });
+}
+
+absl::Status Decoder::TakeRawLogits(const TokenChoice& choice, size_t begin, size_t count) {
+  const size_t vocab = config_.vocab_size;
+  for (size_t i = 0; i < choice.raw_rows.size(); ++i) {
+    const size_t row = choice.raw_rows[i];
+    if (row < begin || row >= begin + count) continue;
+    float* const to = choice.raw_logits.data() + i * vocab;
+    BATON_RETURN_IF_ERROR(device_.CopyToHost(reinterpret_cast<std::byte*>(to),
+                                             logits_.Rows(row - begin, 1).data(),
+                                             vocab * sizeof(float)));
+  }
+  return absl::OkStatus();
 }
 
 absl::Status Decoder::RunBeside(std::span<const BatchRow> rows, KvArena& cache,

@@ -47,9 +47,7 @@ class Decoder final : public Model {
   absl::Status Health() const override { return context_->Health(); }
   bool samples_tokens() const override { return CanSampleTokens(*context_); }
   absl::Status ForwardAndSample(std::span<const BatchRow> rows, KvArena& cache,
-                                std::span<const SampleRow> samples,
-                                std::span<const LogitEdit> edits, std::span<TokenId> tokens,
-                                const LayerDone& layer_done) override;
+                                const TokenChoice& choice, const LayerDone& layer_done) override;
 
   // What these calls refuse before they do anything. `logit_rows`: that there is room for.
   absl::Status CheckCall(std::span<const BatchRow> rows, const KvArena& cache,
@@ -121,6 +119,8 @@ class Decoder final : public Model {
   using TakeLogits = absl::FunctionRef<absl::Status(size_t begin, size_t count)>;
   absl::Status Run(std::span<const BatchRow> rows, KvArena& cache, const LayerDone& layer_done,
                    TakeLogits take);
+  // Those raw logits of `choice` that are in this piece.
+  absl::Status TakeRawLogits(const TokenChoice& choice, size_t begin, size_t count);
   // All layers. What wants logits is left in the first rows of h, normalized.
   absl::Status RunLayers(const Step& step, KvArena& cache, Activations all,
                          const LayerDone& layer_done);

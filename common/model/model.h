@@ -16,7 +16,6 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "common/device/device.h"
-#include "common/kernels/sample_row.h"
 #include "common/kv_cache/kv_arena.h"
 #include "common/kv_cache/kv_layout.h"
 #include "common/model/batch.h"
@@ -71,12 +70,10 @@ class Model {
 
   // Whether ForwardAndSample can be called: the logits are far from the host, and need not come.
   virtual bool samples_tokens() const { return false; }
-  // As Forward, but of each row of logits only the token that Sample() would choose from it:
-  // samples and tokens [sum of logit_count], edits as samples say.
+  // As Forward, but of each row of logits only the token that Sample() would choose from it, and
+  // what else `choice` asks for.
   virtual absl::Status ForwardAndSample(std::span<const BatchRow> /*rows*/, KvArena& /*cache*/,
-                                        std::span<const SampleRow> /*samples*/,
-                                        std::span<const LogitEdit> /*edits*/,
-                                        std::span<TokenId> /*tokens*/,
+                                        const TokenChoice& /*choice*/,
                                         const LayerDone& /*layer_done*/) {
     return absl::UnimplementedError("the model does not sample tokens");
   }

@@ -90,13 +90,11 @@ absl::Status TensorParallelModel::Forward(std::span<const BatchRow> rows, KvAren
 }
 
 absl::Status TensorParallelModel::ForwardAndSample(std::span<const BatchRow> rows, KvArena& cache,
-                                                   std::span<const SampleRow> samples,
-                                                   std::span<const LogitEdit> edits,
-                                                   std::span<TokenId> tokens,
+                                                   const TokenChoice& choice,
                                                    const LayerDone& layer_done) {
-  BATON_RETURN_IF_ERROR(first().CheckCall(rows, cache, samples.size()));
+  BATON_RETURN_IF_ERROR(first().CheckCall(rows, cache, choice.samples.size()));
   return Run({rows, &cache, layer_done != nullptr}, layer_done, [&](const LayerDone& done) {
-    return ranks_[0]->decoder->ForwardAndSample(rows, cache, samples, edits, tokens, done);
+    return ranks_[0]->decoder->ForwardAndSample(rows, cache, choice, done);
   });
 }
 

@@ -44,9 +44,7 @@ class TensorParallelModel final : public Model {
   absl::Status Health() const override { return failed_ ? FirstError() : absl::OkStatus(); }
   bool samples_tokens() const override { return first().samples_tokens(); }
   absl::Status ForwardAndSample(std::span<const BatchRow> rows, KvArena& cache,
-                                std::span<const SampleRow> samples,
-                                std::span<const LogitEdit> edits, std::span<TokenId> tokens,
-                                const LayerDone& layer_done) override;
+                                const TokenChoice& choice, const LayerDone& layer_done) override;
 
  private:
   // Members are destroyed in reverse order.

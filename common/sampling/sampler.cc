@@ -205,6 +205,10 @@ TokenId Draw(std::span<const uint32_t> weights, float u) {
   return static_cast<TokenId>(id);
 }
 
+void MakeComparable(std::span<float> logits) {
+  for (float& logit : logits) logit = Comparable(logit);
+}
+
 TokenId Choose(std::span<const float> logits, const SampleRow& row) {
   const float highest = Highest(logits);
   // With no token possible: some token, always the same.
@@ -231,19 +235,21 @@ SampledToken Sample(std::span<float> logits, const SamplePlan& plan,
   BATON_CHECK(!logits.empty());
   BATON_CHECK(plan.edits.empty() ||
               static_cast<size_t>(plan.edits.back().id) < logits.size());  // By id.
-  for (float& logit : logits) logit = Comparable(logit);
-  SampledToken sampled;
-  LogSum raw_sum;
-  std::vector<float> raw;  // Kept only if the chosen token's probability is wanted.
-  if (logprobs.has_value()) {
-    raw.assign(logits.begin(), logits.end());
-    raw_sum = LogSumOf(raw);
-    sampled.top_logprobs = TopLogProbabilities(raw, raw_sum, *logprobs);
-  }
+  std::vector<float> raw;
+  if (logprobs.has_value()) raw.assign(logits.begin(), logits.end());
+  MakeComparable(logits);
   for (const LogitEdit& edit : plan.edits) logits[edit.id] = Edited(logits[edit.id], edit);
+  SampledToken sampled;
   sampled.id = Choose(logits, plan.row);
-  if (logprobs.has_value()) sampled.logprob = raw_sum.LogProbability(raw[sampled.id]);
+  if (logprobs.has_value()) AddLogProbabilities(raw, *logprobs, &sampled);
   return sampled;
+}
+
+void AddLogProbabilities(std::span<float> logits, uint32_t top, SampledToken* token) {
+  MakeComparable(logits);
+  const LogSum sum = LogSumOf(logits);
+  token->top_logprobs = TopLogProbabilities(logits, sum, top);
+  token->logprob = sum.LogProbability(logits[static_cast<size_t>(token->id)]);
 }
 
 float UniformAt(uint64_t seed, uint32_t sample_index, uint32_t position) {

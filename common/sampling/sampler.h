@@ -39,6 +39,10 @@ SampledToken Sample(std::span<float> logits, std::span<const TokenId> tokens,
 SampledToken Sample(std::span<float> logits, const SamplePlan& plan,
                     std::optional<uint32_t> logprobs);
 
+// Gives `token` its log-probability and those of the `top` likeliest. `logits` [vocab] are those
+// before any edit, and scratch.
+void AddLogProbabilities(std::span<float> logits, uint32_t top, SampledToken* token);
+
 // Uniform in [0, 1) with 24 random bits: Philox4x32-10 of (seed, sample index, position).
 float UniformAt(uint64_t seed, uint32_t sample_index, uint32_t position);
 

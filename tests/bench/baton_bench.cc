@@ -234,7 +234,8 @@ class Bench {
     if (model_->samples_tokens()) {
       const std::vector<SampleRow> samples(logits ? batch : 0);
       std::vector<TokenId> chosen(samples.size());
-      return model_->ForwardAndSample(rows, *arena_, samples, {}, chosen, nullptr);
+      return model_->ForwardAndSample(rows, *arena_,
+                                      {.samples = samples, .edits = {}, .tokens = chosen}, nullptr);
     }
     logits_.resize(logits ? size_t{batch} * model_->config().vocab_size : 0);
     return model_->Forward(rows, *arena_, logits_, nullptr);

@@ -45,10 +45,9 @@ class IdleModel final : public Model {
   }
   bool samples_tokens() const override { return true; }
   absl::Status ForwardAndSample(std::span<const BatchRow> /*rows*/, KvArena& /*cache*/,
-                                std::span<const SampleRow> /*samples*/,
-                                std::span<const LogitEdit> /*edits*/, std::span<TokenId> tokens,
+                                const TokenChoice& choice,
                                 const LayerDone& /*layer_done*/) override {
-    for (TokenId& token : tokens) token = next_++ % kDifferentTokens;
+    for (TokenId& token : choice.tokens) token = next_++ % kDifferentTokens;
     return absl::OkStatus();
   }
 

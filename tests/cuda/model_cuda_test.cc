@@ -216,8 +216,8 @@ TEST_P(ModelCudaTest, GreedyTokensThatTheGpuChoosesAreEqual) {
     done = sequences[0].size();
     const std::vector<SampleRow> samples(3);
     std::vector<TokenId> chosen(3);
-    const absl::Status status =
-        model_->ForwardAndSample(rows, *cache_, samples, {}, chosen, nullptr);
+    const absl::Status status = model_->ForwardAndSample(
+        rows, *cache_, {.samples = samples, .edits = {}, .tokens = chosen}, nullptr);
     ASSERT_TRUE(status.ok()) << status;
     for (uint32_t sequence = 0; sequence < 3; ++sequence) {
       sequences[sequence].push_back(chosen[sequence]);
