@@ -82,10 +82,11 @@ absl::StatusOr<std::vector<SampledToken>> Executor::RunSampling(std::span<const 
     const SamplePlan& plan = PlanOf(vocab, *sampling[row]);
     const std::span<float> logits = std::span(logits_).subspan(i * vocab, vocab);
     const std::optional<uint32_t> logprobs = sampling[row]->sampling.logprobs;
-    if (samples[row].edits_end - samples[row].edits_begin != plan.edits.size()) {
-      tokens[row] = Sample(logits, plan, logprobs);
-    } else {
+    const bool fitted = samples[row].edits_end - samples[row].edits_begin == plan.edits.size();
+    if (fitted) {
       AddLogProbabilities(logits, *logprobs, &tokens[row]);
+    } else {
+      tokens[row] = Sample(logits, plan, logprobs);
     }
   }
   return tokens;

@@ -201,7 +201,8 @@ TEST_P(ModelCudaTest, GreedyTokensAreEqual) {
               testing::ElementsAreArray(golden_.greedy));
 }
 
-// The same with tokens that the GPU chooses, three sequences in a step that is filled up to four.
+// The same with tokens that the GPU chooses, three sequences in a step that is filled up to four;
+// of one of them the logits come, too.
 TEST_P(ModelCudaTest, GreedyTokensThatTheGpuChoosesAreEqual) {
   Load("f32", DType::kF32);
   ASSERT_TRUE(model_->samples_tokens());
@@ -216,9 +217,17 @@ TEST_P(ModelCudaTest, GreedyTokensThatTheGpuChoosesAreEqual) {
     done = sequences[0].size();
     const std::vector<SampleRow> samples(3);
     std::vector<TokenId> chosen(3);
-    const absl::Status status = model_->ForwardAndSample(
-        rows, *cache_, {.samples = samples, .edits = {}, .tokens = chosen}, nullptr);
+    const std::vector<uint32_t> raw_rows = {1};
+    std::vector<float> raw(model_->config().vocab_size);
+    const absl::Status status = model_->ForwardAndSample(rows, *cache_,
+                                                         {.samples = samples,
+                                                          .edits = {},
+                                                          .tokens = chosen,
+                                                          .raw_rows = raw_rows,
+                                                          .raw_logits = raw},
+                                                         nullptr);
     ASSERT_TRUE(status.ok()) << status;
+    ASSERT_EQ(std::max_element(raw.begin(), raw.end()) - raw.begin(), chosen[1]);
     for (uint32_t sequence = 0; sequence < 3; ++sequence) {
       sequences[sequence].push_back(chosen[sequence]);
     }
