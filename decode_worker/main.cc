@@ -14,6 +14,7 @@
 #include "common/telemetry/log.h"
 #include "common/worker/worker.h"
 #include "decode_worker/decode_engine.h"
+#include "decode_worker/swap_memory.h"
 
 ABSL_FLAG(
     std::string, local_prefill, "auto",
@@ -28,23 +29,9 @@ ABSL_FLAG(
 
 namespace {
 
-constexpr uint64_t kSwapBytesWithGpu = uint64_t{4} << 30;
-
-// Null: none is wanted. One that nobody asked for may fail: it is faster, not needed.
-absl::StatusOr<std::unique_ptr<baton::SwapSpace>> SwapSpaceFromFlag(const baton::KvArena& arena) {
+std::optional<uint64_t> SwapBytesFromFlag() {
   const std::optional<baton::ByteSize> asked = absl::GetFlag(FLAGS_swap_memory);
-  const bool gpu = arena.device().kind() == baton::DeviceKind::kCuda;
-  const uint64_t bytes = asked.value_or(baton::ByteSize{gpu ? kSwapBytesWithGpu : 0}).bytes;
-  if (bytes == 0) return nullptr;
-  absl::StatusOr<std::unique_ptr<baton::SwapSpace>> swap = baton::SwapSpace::Create(arena, bytes);
-  if (swap.ok()) {
-    baton::LogInfo("swap space", {{"kv_blocks", (*swap)->blocks_total()}});
-  } else if (!asked.has_value()) {
-    baton::LogWarning("no swap space: preempted sequences will be computed again",
-                      {{"bytes", bytes}, {"error", swap.status()}});
-    return nullptr;
-  }
-  return swap;
+  return asked.has_value() ? std::optional(asked->bytes) : std::nullopt;
 }
 
 absl::StatusOr<baton::LocalPrefill> LocalPrefillFromFlag() {
@@ -81,7 +68,7 @@ int main(int argc, char** argv) {
           -> absl::StatusOr<std::unique_ptr<baton::WorkerEngine>> {
         const baton::EngineOptions& options = context.parts->options;
         BATON_ASSIGN_OR_RETURN(std::unique_ptr<baton::SwapSpace> swap,
-                               SwapSpaceFromFlag(*context.parts->arena));
+                               baton::MakeSwapSpace(*context.parts->arena, SwapBytesFromFlag()));
         return std::make_unique<baton::DecodeEngine>(
             baton::DecodeEngineOptions{.incarnation = context.incarnation,
                                        .chunk_tokens = options.chunk_tokens,
