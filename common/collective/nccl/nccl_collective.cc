@@ -104,9 +104,7 @@ class Group {
       const absl::MutexLock lock(&ranks_[i].mutex);
       ranks_[i].communicator = communicators[i];
     }
-    const absl::Status rehearsed = Rehearse(communicators);
-    if (!rehearsed.ok()) Abort();  // What has been queued may wait for what has not.
-    return rehearsed;
+    return Rehearse(communicators);
   }
 
   uint32_t size() const { return static_cast<uint32_t>(ranks_.size()); }
@@ -164,20 +162,26 @@ class Group {
     for (Rank& rank : ranks_) {
       BATON_ASSIGN_OR_RETURN(numbers.emplace_back(), rank.device->Allocate(sizeof(float)));
     }
-    const auto together = [&](absl::FunctionRef<ncclResult_t(size_t rank)> operation) {
-      ncclResult_t result = nccl_.group_start();
-      for (size_t i = 0; i < ranks_.size() && result == ncclSuccess; ++i) result = operation(i);
-      const ncclResult_t ended = nccl_.group_end();
-      return nccl_.Check(result == ncclSuccess ? ended : result, "a first exchange");
-    };
-    BATON_RETURN_IF_ERROR(together([&](size_t i) {
-      if (i == 0) return ncclSuccess;
-      const ncclResult_t sent = nccl_.send(numbers[i].data(), 1, ncclFloat32, /*peer=*/0,
-                                           communicators[i], ranks_[i].device->stream());
-      if (sent != ncclSuccess) return sent;
-      return nccl_.receive(numbers[0].data(), 1, ncclFloat32, static_cast<int>(i), communicators[0],
-                           ranks_[0].device->stream());
-    }));
+    const absl::Status exchanged = SendToFirst(communicators, numbers);
+    // What has been queued may wait for what has not, and the numbers' memory for that.
+    if (!exchanged.ok()) Abort();
+    return exchanged;
+  }
+
+  // Each rank's number to the first one. Waits for the end.
+  absl::Status SendToFirst(std::span<const ncclComm_t> communicators,
+                           std::span<const DeviceMemory> numbers) const {
+    ncclResult_t result = nccl_.group_start();
+    for (size_t i = 1; i < ranks_.size() && result == ncclSuccess; ++i) {
+      result = nccl_.send(numbers[i].data(), 1, ncclFloat32, /*peer=*/0, communicators[i],
+                          ranks_[i].device->stream());
+      if (result != ncclSuccess) break;
+      result = nccl_.receive(numbers[0].data(), 1, ncclFloat32, static_cast<int>(i),
+                             communicators[0], ranks_[0].device->stream());
+    }
+    const ncclResult_t ended = nccl_.group_end();
+    BATON_RETURN_IF_ERROR(
+        nccl_.Check(result == ncclSuccess ? ended : result, "a first exchange between GPUs"));
     for (size_t i = 0; i < ranks_.size(); ++i) {
       float number = 0.0f;
       BATON_RETURN_IF_ERROR(ranks_[i].device->CopyToHost(reinterpret_cast<std::byte*>(&number),
