@@ -61,7 +61,7 @@ absl::StatusOr<std::vector<SampledToken>> Executor::RunSampling(std::span<const 
   for (uint32_t i = 0; i < sampling.size(); ++i) {
     const SamplePlan& plan = PlanOf(vocab, *sampling[i]);
     SampleRow& row = samples.emplace_back(plan.row);
-    row.edits_begin = row.edits_end = static_cast<uint32_t>(edits_.size());
+    row.edits_begin = static_cast<uint32_t>(edits_.size());
     const bool fits = edits_.size() + plan.edits.size() <= kEditsMax;
     if (fits) edits_.insert(edits_.end(), plan.edits.begin(), plan.edits.end());
     row.edits_end = static_cast<uint32_t>(edits_.size());

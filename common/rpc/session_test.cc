@@ -604,6 +604,35 @@ TEST(SessionTest, WorkerThatHangsHasNoSessionsUntilItWorksAgain) {
   EXPECT_TRUE(client_handler.journal.Await("up", 2));
 }
 
+TEST(SessionTest, WorkerThatHangsStillWritesWhatWasSentBefore) {
+  RecordingHandler handler;
+  std::atomic<bool> hangs = false;
+  SessionServerOptions options = FastServerOptions();
+  options.close_grace = std::chrono::seconds(30);
+  options.check = [&hangs](Instant) {
+    return hangs ? absl::UnavailableError("the engine hangs") : absl::OkStatus();
+  };
+  TestWorker worker(&handler, options);
+  RawRouter router(worker.address());
+  router.Hello(1);
+  ASSERT_TRUE(router.Read()->has_hello());
+  // More than a connection takes from a router that does not read.
+  constexpr uint32_t kTokens = 20'000;
+  for (uint32_t i = 0; i < kTokens; ++i) {
+    worker.sessions().Send(SessionId{1}, TokensEvent(i, /*top_logprobs=*/20));
+  }
+
+  hangs = true;
+  ASSERT_TRUE(handler.journal.Await("closed 1"));
+
+  uint32_t tokens = 0;
+  while (const std::optional<v1::Event> event = router.Read()) {
+    for (const auto& sequence : event->tokens().sequences()) tokens += sequence.tokens_size();
+  }
+  EXPECT_EQ(tokens, kTokens);
+  EXPECT_EQ(router.Finish(), absl::UnavailableError("the engine hangs"));
+}
+
 TEST(SessionTest, TooManySessionsAreRefused) {
   RecordingHandler handler;
   SessionServerOptions options = FastServerOptions();

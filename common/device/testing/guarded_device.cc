@@ -53,6 +53,10 @@ absl::StatusOr<DeviceMemory> GuardedDevice::Allocate(size_t bytes) {
 }
 
 absl::StatusOr<DeviceMemory> GuardedDevice::AllocatePinned(size_t bytes) {
+  {
+    absl::MutexLock lock(&mutex_);
+    BATON_RETURN_IF_ERROR(pinning_status_);
+  }
   const size_t mapped = WholePages(bytes);
   void* const data =
       mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -114,6 +118,11 @@ absl::Status GuardedDevice::Scatter(std::span<const std::span<std::byte>> to,
 void GuardedDevice::FailBatches(absl::Status status) {
   absl::MutexLock lock(&mutex_);
   batch_status_ = std::move(status);
+}
+
+void GuardedDevice::FailPinning(absl::Status status) {
+  absl::MutexLock lock(&mutex_);
+  pinning_status_ = std::move(status);
 }
 
 uint64_t GuardedDevice::gathers() const {

@@ -30,6 +30,8 @@ class GuardedDevice final : public Device {
 
   // From now on Gather and Scatter do nothing and return this.
   void FailBatches(absl::Status status);
+  // From now on AllocatePinned returns this.
+  void FailPinning(absl::Status status);
   uint64_t gathers() const;
   uint64_t scatters() const;
 
@@ -43,6 +45,7 @@ class GuardedDevice final : public Device {
   mutable absl::Mutex mutex_;
   std::map<const std::byte*, size_t> mapped_ ABSL_GUARDED_BY(mutex_);  // Begin and whole pages.
   absl::Status batch_status_ ABSL_GUARDED_BY(mutex_);
+  absl::Status pinning_status_ ABSL_GUARDED_BY(mutex_);
   uint64_t gathers_ ABSL_GUARDED_BY(mutex_) = 0;
   uint64_t scatters_ ABSL_GUARDED_BY(mutex_) = 0;
 };

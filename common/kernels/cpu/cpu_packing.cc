@@ -120,8 +120,7 @@ class PanelPacker {
     for (size_t i = 0; i < layout_.padded_inputs; ++i)
       highest = std::max(highest, std::abs(row[i]));
     const float scale = highest / kE4m3Highest;
-    // Of a row that is as good as zero the factor would not be finite.
-    const float factor = highest > 0x1p-100f ? kE4m3Highest / highest : 0.0f;
+    const float factor = E4m3Factor(highest);
     for (size_t i = 0; i < layout_.padded_inputs; ++i) {
       to[i * kPanelColumns + column] = static_cast<std::byte>(F32ToE4m3(row[i] * factor));
     }

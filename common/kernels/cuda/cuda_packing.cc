@@ -77,7 +77,7 @@ class RowPacker {
     const bool fp8 = form_ == WeightForm::kFp8;
     const float most = fp8 ? kE4m3Highest : 127.0f;
     const float scale = highest / most;
-    const float factor = highest > (fp8 ? 0x1p-100f : 0.0f) ? most / highest : 0.0f;
+    const float factor = fp8 ? E4m3Factor(highest) : highest > 0.0f ? most / highest : 0.0f;
     for (size_t i = 0; i < inputs; ++i) {
       const float x = row[i] * factor;
       to_[output * inputs + i] = fp8 ? std::byte{F32ToE4m3(x)}

@@ -8,6 +8,7 @@
 
 #include "common/kernels/cuda/device_code.cuh"
 #include "common/tensor/kv_row.h"
+#include "common/tensor/number_formats.h"
 
 namespace baton::cuda {
 namespace {
@@ -186,8 +187,8 @@ __device__ void StoreScaledRow(const float* values, uint32_t n, DType type, std:
     zero += values[i] - values[i];
   }
   highest = WarpMax(highest) + WarpSum(zero);
-  const float most = fp8 ? 448.0f : 127.0f;
-  const float inverse = highest > (fp8 ? 0x1p-100f : 0.0f) ? most / highest : 0.0f;
+  const float most = fp8 ? kE4m3Highest : 127.0f;
+  const float inverse = fp8 ? E4m3Factor(highest) : highest > 0.0f ? most / highest : 0.0f;
   for (uint32_t i = lane; i < n; i += kWarp) {
     const float x = values[i] * inverse;
     to[i] = fp8 ? std::byte{__nv_cvt_float_to_fp8(x, __NV_SATFINITE, __NV_E4M3)}
