@@ -97,11 +97,14 @@ set(BATON_TEST_ENVIRONMENT
   "LSAN_OPTIONS=print_suppressions=0 suppressions=${PROJECT_SOURCE_DIR}/tests/lsan.supp"
   "TSAN_OPTIONS=ignore_noninstrumented_modules=1 suppressions=${PROJECT_SOURCE_DIR}/tests/tsan.supp")
 
-# `name`.cc is the test's source; SOURCES adds others.
+# `name`.cc, or MAIN, is the test's source; SOURCES adds others. ENVIRONMENT: for this test alone.
 function(baton_test name)
-  cmake_parse_arguments(PARSE_ARGV 1 arg "" "TIMEOUT" "DEPS;LABELS;SOURCES")
+  cmake_parse_arguments(PARSE_ARGV 1 arg "" "TIMEOUT;MAIN" "DEPS;LABELS;SOURCES;ENVIRONMENT")
   _baton_check_deps(${name} ${arg_DEPS})
-  add_executable(${name} ${name}.cc ${arg_SOURCES})
+  if(NOT arg_MAIN)
+    set(arg_MAIN ${name}.cc)
+  endif()
+  add_executable(${name} ${arg_MAIN} ${arg_SOURCES})
   target_link_libraries(${name} PRIVATE ${arg_DEPS} GTest::gmock_main baton_flags)
   # Tests are compiled more often than they run: -O1 halves their build time.
   target_compile_options(${name} PRIVATE $<$<CONFIG:RelWithDebInfo,Release>:-O1>)
@@ -117,5 +120,5 @@ function(baton_test name)
   endif()
   add_test(NAME ${name} COMMAND ${name} WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
   set_tests_properties(${name} PROPERTIES LABELS "${arg_LABELS}" TIMEOUT ${arg_TIMEOUT}
-    ENVIRONMENT "${BATON_TEST_ENVIRONMENT}")
+    ENVIRONMENT "${BATON_TEST_ENVIRONMENT};${arg_ENVIRONMENT}")
 endfunction()

@@ -52,11 +52,8 @@ template <typename Kv>
 struct Eight {
   uint4 words = {0, 0, 0, 0};
 
-  // `row` is constant for the kernel; nothing of it is needed twice.
   __device__ void Load(const std::byte* row, uint32_t element) {
-    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w)
-                 : "l"(row + element * sizeof(Kv)));
+    words = LoadOnce(row + element * sizeof(Kv));
   }
   __device__ uint4 Pairs() const { return words; }
 };
@@ -102,20 +99,10 @@ __device__ uint4 LoadQuery(const T* from) {
 // d += a b, a [16, 16], b [16, 8]. kWide false: rows 8 to 15 are zero and not kept.
 template <bool kWide, typename T>
 __device__ void Multiply(const uint32_t (&a)[4], uint32_t b0, uint32_t b1, float (&d)[4]) {
-  const float c2 = kWide ? d[2] : 0.0f;
-  const float c3 = kWide ? d[3] : 0.0f;
-  if constexpr (sizeof(T) == 2 && std::is_same_v<T, __nv_bfloat16>) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-        "{%8, %9}, {%10, %11, %12, %13};"
-        : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(d[0]), "f"(d[1]),
-          "f"(c2), "f"(c3));
+  if constexpr (kWide) {
+    MultiplyAdd(d, a, b0, b1, T{});
   } else {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-        "{%8, %9}, {%10, %11, %12, %13};"
-        : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(d[0]), "f"(d[1]),
-          "f"(c2), "f"(c3));
+    MultiplyAddHalf(d, a, b0, b1, T{});
   }
 }
 

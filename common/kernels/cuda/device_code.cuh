@@ -9,6 +9,7 @@
 
 #include <cstdint>
 
+#include "common/kernels/cuda/instructions.cuh"
 #include "common/kernels/cuda/launch.h"
 
 namespace baton::cuda {
@@ -32,20 +33,6 @@ cudaError_t StartKernel(void (*kernel)(Parameters...), dim3 grid, dim3 block, si
   config.attrs = &attribute;
   config.numAttrs = launch.compute_capability >= 90 ? 1 : 0;
   return cudaLaunchKernelEx(&config, kernel, Parameters(static_cast<Arguments&&>(arguments))...);
-}
-
-// Until all that ran before on the stream is complete and visible.
-__device__ inline void WaitForPrevious() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-
-// From here on the next kernel may take places that are free.
-__device__ inline void LetNextStart() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
 }
 
 __device__ inline float ToFloat(float x) { return x; }

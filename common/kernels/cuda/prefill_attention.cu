@@ -51,38 +51,6 @@ struct Layout {
 __device__ uint32_t ThisWarp() { return threadIdx.x / kWarp; }
 __device__ uint32_t ThisLane() { return threadIdx.x % kWarp; }
 
-// ---- Instructions ----------------------------------------------------------------------------
-
-// Copies a chunk to shared memory in the background; writes zeros and reads nothing if not `valid`.
-__device__ void StartCopy(uint32_t shared, const std::byte* global, bool valid) {
-  const uint32_t bytes = valid ? kChunk : 0;
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global),
-               "r"(bytes)
-               : "memory");
-}
-
-// Until this thread's copies are complete.
-__device__ void WaitForCopies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
-
-// Four matrices of 8 x 8 numbers; lane i gives the address of row i % 8 of matrix i / 8.
-__device__ void LoadMatrices(uint32_t (&to)[4], uint32_t shared) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-               : "r"(shared));
-}
-
-__device__ void LoadTransposed(uint32_t (&to)[4], uint32_t shared) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-               : "r"(shared));
-}
-
-__device__ float Exp2(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
 // Exact to about 2^-22 of 1, other than the instruction tanh.approx.
 __device__ float Tanh(float x) { return 1.0f - __fdividef(2.0f, 1.0f + Exp2(2.0f * kLog2E * x)); }
 
@@ -392,7 +360,7 @@ template <typename T, uint32_t kDim, bool kCapped>
 __global__ void __launch_bounds__(kThreads, 2)
     PrefillKernel(const __grid_constant__ AttentionArgs args) {
   using L = Layout<kDim>;
-  extern __shared__ __align__(128) std::byte shared[];
+  std::byte* const shared = DynamicShared();
   LetNextStart();
   WaitForPrevious();
   Work& work = *reinterpret_cast<Work*>(shared + L::kWorkAt);
@@ -400,7 +368,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   const QueryTile& tile = work.tile;
   const WarpView& view = work.views[ThisWarp()];
 
-  const uint32_t queries = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  const uint32_t queries = SharedAddress(shared);
   const uint32_t keys = queries + L::kKeysAt;
   const uint32_t values = queries + L::kValuesAt;
   const size_t value_offset =

@@ -283,7 +283,7 @@ template <uint32_t kCount, typename T>
 __global__ void RopeWriteKvKernel(const float* cosines, const float* sines, uint32_t half,
                                   uint32_t heads, T* q, const T* k, const T* v, SequenceTable table,
                                   DevicePages pages, size_t row_bytes) {
-  extern __shared__ float shared[];
+  auto* const shared = reinterpret_cast<float*>(DynamicShared());
   WaitForPrevious();
   LetNextStart();
   const uint32_t n = pages.head_dim;

@@ -29,14 +29,6 @@ struct Outputs {
   uint32_t first_block[kSkinnyOutputsMax + 1];  // Of each; those that are not there have none.
 };
 
-__device__ uint4 LoadWeights(const std::byte* from) {
-  uint4 value;
-  asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
-               : "l"(from));
-  return value;
-}
-
 template <typename W, typename T>
 __device__ uint2 Widen(uint32_t bytes, T) {
   if constexpr (std::is_same_v<W, Fp8>) {
@@ -130,7 +122,7 @@ class Warp {
 #pragma unroll
       for (uint32_t j = 0; j < 2; ++j) {
         stages_[stage][i][j] =
-            LoadWeights(weights_[i] + static_cast<size_t>(chunk) * kChunkBytes + 64 * j);
+            LoadOnceOfLine(weights_[i] + static_cast<size_t>(chunk) * kChunkBytes + 64 * j);
       }
     }
   }

@@ -1,5 +1,4 @@
-// Operands of the tensor cores' products of 16 x 16 x 8 (PTX ISA, "mma.m16n8k16"), as all GPUs from
-// Ampere on have them.
+// Operands of the tensor cores' products of 16 x 16 x 8 (MultiplyAdd).
 #ifndef BATON_COMMON_KERNELS_CUDA_TENSOR_CORES_CUH_
 #define BATON_COMMON_KERNELS_CUDA_TENSOR_CORES_CUH_
 
@@ -10,23 +9,6 @@
 namespace baton::cuda {
 
 constexpr float kLog2E = 1.4426950408889634f;
-
-// sum [16, 8] += a [16, 16] b [16, 8].
-__device__ inline void MultiplyAdd(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0,
-                                   uint32_t b1, __nv_bfloat16 /*type*/) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
-      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-__device__ inline void MultiplyAdd(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0,
-                                   uint32_t b1, __half /*type*/) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
-      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
 
 // Two numbers in a register, the first in the lower half.
 __device__ inline uint32_t PackPair(float low, float high, __nv_bfloat16) {

@@ -1,0 +1,179 @@
+// The functions of cuBLASLt that Baton calls: products of matrices, as sums in float32 one after the
+// other.
+#include <cublasLt.h>
+
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include "common/tensor/number_formats.h"
+#include "tests/cuda_emulator/runtime.h"
+
+namespace baton::emulation {
+namespace {
+
+struct Matrix {  // By columns.
+  cudaDataType_t type;
+  uint64_t rows;
+  uint64_t columns;
+  int64_t stride;
+};
+
+struct Product {
+  cublasOperation_t a = CUBLAS_OP_N;
+};
+
+float NumberAt(const void* data, cudaDataType_t type, size_t i) {
+  switch (type) {
+    case CUDA_R_16F:
+      return F16ToF32(static_cast<const uint16_t*>(data)[i]);
+    case CUDA_R_16BF:
+      return Bf16ToF32(static_cast<const uint16_t*>(data)[i]);
+    default:
+      return static_cast<const float*>(data)[i];
+  }
+}
+
+void Store(void* data, cudaDataType_t type, size_t i, float number) {
+  switch (type) {
+    case CUDA_R_16F:
+      static_cast<uint16_t*>(data)[i] = F32ToF16(number);
+      return;
+    case CUDA_R_16BF:
+      static_cast<uint16_t*>(data)[i] = F32ToBf16(number);
+      return;
+    default:
+      static_cast<float*>(data)[i] = number;
+  }
+}
+
+std::vector<float> Columns(const void* data, const Matrix& matrix) {
+  std::vector<float> numbers(matrix.rows * matrix.columns);
+  for (size_t column = 0; column < matrix.columns; ++column) {
+    for (size_t row = 0; row < matrix.rows; ++row) {
+      numbers[column * matrix.rows + row] =
+          NumberAt(data, matrix.type, column * static_cast<size_t>(matrix.stride) + row);
+    }
+  }
+  return numbers;
+}
+
+// d = a^T b.
+void Multiply(const void* a, const Matrix& a_matrix, const void* b, const Matrix& b_matrix, void* d,
+              const Matrix& d_matrix) {
+  const std::vector<float> left = Columns(a, a_matrix);
+  const std::vector<float> right = Columns(b, b_matrix);
+  const size_t inner = a_matrix.rows;
+  for (size_t column = 0; column < d_matrix.columns; ++column) {
+    for (size_t row = 0; row < d_matrix.rows; ++row) {
+      float sum = 0.0f;
+      for (size_t i = 0; i < inner; ++i) sum += left[row * inner + i] * right[column * inner + i];
+      Store(d, d_matrix.type, column * static_cast<size_t>(d_matrix.stride) + row, sum);
+    }
+  }
+}
+
+// Handles of cuBLASLt point to these.
+Matrix& MatrixOf(cublasLtMatrixLayout_t matrix) { return *reinterpret_cast<Matrix*>(matrix); }
+Product& ProductOf(cublasLtMatmulDesc_t product) { return *reinterpret_cast<Product*>(product); }
+
+bool IsNumber(cudaDataType_t type) {
+  return type == CUDA_R_32F || type == CUDA_R_16F || type == CUDA_R_16BF;
+}
+
+}  // namespace
+}  // namespace baton::emulation
+
+using namespace baton::emulation;  // NOLINT: the functions below are cuBLASLt's.
+
+cublasStatus_t cublasLtCreate(cublasLtHandle_t* handle) {
+  static int library = 0;
+  *handle = reinterpret_cast<cublasLtHandle_t>(&library);
+  return CUBLAS_STATUS_SUCCESS;
+}
+
+cublasStatus_t cublasLtDestroy(cublasLtHandle_t /*handle*/) { return CUBLAS_STATUS_SUCCESS; }
+
+const char* cublasLtGetStatusString(cublasStatus_t status) {
+  return status == CUBLAS_STATUS_SUCCESS ? "success" : "not emulated";
+}
+
+cublasStatus_t cublasLtMatmulDescCreate(cublasLtMatmulDesc_t* product,
+                                        cublasComputeType_t /*compute*/, cudaDataType_t /*scale*/) {
+  *product = reinterpret_cast<cublasLtMatmulDesc_t>(new Product);
+  return CUBLAS_STATUS_SUCCESS;
+}
+
+cublasStatus_t cublasLtMatmulDescDestroy(cublasLtMatmulDesc_t product) {
+  delete &ProductOf(product);
+  return CUBLAS_STATUS_SUCCESS;
+}
+
+cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t product,
+                                              cublasLtMatmulDescAttributes_t attribute,
+                                              const void* value, size_t bytes) {
+  if (attribute != CUBLASLT_MATMUL_DESC_TRANSA || bytes != sizeof(cublasOperation_t)) {
+    return CUBLAS_STATUS_NOT_SUPPORTED;
+  }
+  std::memcpy(&ProductOf(product).a, value, bytes);
+  return CUBLAS_STATUS_SUCCESS;
+}
+
+cublasStatus_t cublasLtMatrixLayoutCreate(cublasLtMatrixLayout_t* matrix, cudaDataType type,
+                                          uint64_t rows, uint64_t columns, int64_t stride) {
+  if (!IsNumber(type)) return CUBLAS_STATUS_NOT_SUPPORTED;
+  *matrix = reinterpret_cast<cublasLtMatrixLayout_t>(new Matrix{type, rows, columns, stride});
+  return CUBLAS_STATUS_SUCCESS;
+}
+
+cublasStatus_t cublasLtMatrixLayoutDestroy(cublasLtMatrixLayout_t matrix) {
+  delete &MatrixOf(matrix);
+  return CUBLAS_STATUS_SUCCESS;
+}
+
+cublasStatus_t cublasLtMatmulPreferenceCreate(cublasLtMatmulPreference_t* preference) {
+  *preference = nullptr;
+  return CUBLAS_STATUS_SUCCESS;
+}
+
+cublasStatus_t cublasLtMatmulPreferenceDestroy(cublasLtMatmulPreference_t /*preference*/) {
+  return CUBLAS_STATUS_SUCCESS;
+}
+
+cublasStatus_t cublasLtMatmulPreferenceSetAttribute(
+    cublasLtMatmulPreference_t /*preference*/, cublasLtMatmulPreferenceAttributes_t /*attribute*/,
+    const void* /*value*/, size_t /*bytes*/) {
+  return CUBLAS_STATUS_SUCCESS;
+}
+
+cublasStatus_t cublasLtMatmulAlgoGetHeuristic(
+    cublasLtHandle_t /*handle*/, cublasLtMatmulDesc_t /*product*/, cublasLtMatrixLayout_t /*a*/,
+    cublasLtMatrixLayout_t /*b*/, cublasLtMatrixLayout_t /*c*/, cublasLtMatrixLayout_t /*d*/,
+    cublasLtMatmulPreference_t /*preference*/, int wanted, cublasLtMatmulHeuristicResult_t* results,
+    int* found) {
+  *found = wanted > 0 ? 1 : 0;
+  if (wanted > 0) results[0] = cublasLtMatmulHeuristicResult_t{};
+  return CUBLAS_STATUS_SUCCESS;
+}
+
+cublasStatus_t cublasLtMatmul(cublasLtHandle_t /*handle*/, cublasLtMatmulDesc_t product,
+                              const void* alpha, const void* a, cublasLtMatrixLayout_t a_layout,
+                              const void* b, cublasLtMatrixLayout_t b_layout, const void* beta,
+                              const void* /*c*/, cublasLtMatrixLayout_t /*c_layout*/, void* d,
+                              cublasLtMatrixLayout_t d_layout,
+                              const cublasLtMatmulAlgo_t* /*algorithm*/, void* /*workspace*/,
+                              size_t /*workspace_bytes*/, cudaStream_t stream) {
+  const Matrix left = MatrixOf(a_layout);
+  const Matrix right = MatrixOf(b_layout);
+  const Matrix out = MatrixOf(d_layout);
+  const bool fits = left.rows == right.rows && left.columns == out.rows &&
+                    right.columns == out.columns &&
+                    out.stride >= static_cast<int64_t>(out.rows);
+  if (!fits) return CUBLAS_STATUS_INVALID_VALUE;
+  if (ProductOf(product).a != CUBLAS_OP_T || *static_cast<const float*>(alpha) != 1.0f ||
+      *static_cast<const float*>(beta) != 0.0f) {
+    return CUBLAS_STATUS_NOT_SUPPORTED;
+  }
+  SubmitTo(stream, [=] { Multiply(a, left, b, right, d, out); });
+  return CUBLAS_STATUS_SUCCESS;
+}

@@ -1,0 +1,20 @@
+// What the emulated libraries need of the emulated CUDA runtime.
+#ifndef BATON_TESTS_CUDA_EMULATOR_RUNTIME_H_
+#define BATON_TESTS_CUDA_EMULATOR_RUNTIME_H_
+
+#include <driver_types.h>
+
+#include <functional>
+
+namespace baton::emulation {
+
+// Puts a grid of `thread` on the stream of `config`.
+cudaError_t LaunchThreads(const cudaLaunchConfig_t& config, const void* kernel,
+                          std::function<void()> thread);
+
+// Puts it on a stream.
+void SubmitTo(cudaStream_t stream, std::function<void()> operation);
+
+}  // namespace baton::emulation
+
+#endif  // BATON_TESTS_CUDA_EMULATOR_RUNTIME_H_
