@@ -1,7 +1,7 @@
 # The few words that Baton's CMakeLists.txt files are written in:
 #   baton_library(name SOURCES … DEPS … PRIVATE_DEPS …)   a static library baton::name
 #   baton_binary(name SOURCES … DEPS …)                   a program in build/<preset>/bin
-#   baton_cuda_module(SOURCES … DEPS …)                   libbaton_cuda.so beside the programs
+#   baton_cuda_module(name DIRECTORY … SOURCES … DEPS …)  libbaton_cuda.so in a folder
 #   baton_test(name DEPS … LABELS … SOURCES …)            a GoogleTest program, registered with ctest
 # A dependency must already be a target; otherwise configuration stops.
 
@@ -70,15 +70,16 @@ function(baton_binary name)
   _baton_tidy(${name})
 endfunction()
 
-# Has one entry, is loaded when a GPU is asked for, and shares nothing else with the program that loads it.
-function(baton_cuda_module)
-  cmake_parse_arguments(PARSE_ARGV 0 arg "" "" "SOURCES;DEPS")
-  _baton_check_deps(baton_cuda ${arg_DEPS})
-  add_library(baton_cuda MODULE ${arg_SOURCES})
-  target_link_libraries(baton_cuda PRIVATE ${arg_DEPS} baton_flags)
-  target_compile_options(baton_cuda PRIVATE -fvisibility=hidden)
-  set_target_properties(baton_cuda PROPERTIES LIBRARY_OUTPUT_DIRECTORY ${CMAKE_RUNTIME_OUTPUT_DIRECTORY})
-  _baton_tidy(baton_cuda)
+# libbaton_cuda.so in DIRECTORY. Has one entry, is loaded when a GPU is asked for, and shares nothing else with the
+# program that loads it.
+function(baton_cuda_module name)
+  cmake_parse_arguments(PARSE_ARGV 1 arg "" "DIRECTORY" "SOURCES;DEPS")
+  _baton_check_deps(${name} ${arg_DEPS})
+  add_library(${name} MODULE ${arg_SOURCES})
+  target_link_libraries(${name} PRIVATE ${arg_DEPS} baton_flags)
+  target_compile_options(${name} PRIVATE -fvisibility=hidden)
+  set_target_properties(${name} PROPERTIES OUTPUT_NAME baton_cuda LIBRARY_OUTPUT_DIRECTORY ${arg_DIRECTORY})
+  _baton_tidy(${name})
 endfunction()
 
 # How many times slower than usual everything is, for tests that take that into account.

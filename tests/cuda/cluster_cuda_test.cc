@@ -3,6 +3,7 @@
 // user would run it, a memory as good. Method: the demo model's lists; see recall_test.
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <cstdlib>
 #include <iostream>
 #include <string>
@@ -19,9 +20,18 @@
 namespace baton {
 namespace {
 
-// Of 200.
-constexpr int kStreamsThatMayDiffer = 4;
-constexpr int kAnswersThatMayBeLost = 6;
+constexpr double kStreamsThatMayDiffer = 0.02;
+constexpr double kAnswersThatMayBeLost = 0.03;
+
+// BATON_CUDA_TEST_QUESTIONS, for GPUs that are emulated, or all 200.
+size_t QuestionCount() {
+  const char* const count = std::getenv("BATON_CUDA_TEST_QUESTIONS");
+  return count == nullptr ? 200 : static_cast<size_t>(std::atoi(count));
+}
+
+int Share(double part) {
+  return static_cast<int>(std::ceil(part * static_cast<double>(QuestionCount())));
+}
 
 struct Score {
   int right = 0;
@@ -39,6 +49,7 @@ Oracle AskTheCpu() {
   Oracle oracle;
   const auto tokenizer = Tokenizer::Load(kDemoModel).value();
   oracle.questions = ReadRecallQuestions(*tokenizer);
+  oracle.questions.resize(QuestionCount());
   auto parts =
       EngineParts::Create({.model = kDemoModel, .threads = 4, .kv_memory_bytes = 64 << 20}).value();
   LocalRunner runner(&parts);
@@ -74,7 +85,7 @@ class ClusterCudaTest : public testing::Test {
                                          .prefill = 1,
                                          .decode = 1,
                                          .worker_flags = worker_flags,
-                                         .decode_flags = {},
+                                         .decode_flags = {"--swap_memory=64MiB"},
                                          .router_flags = {}});
     EXPECT_TRUE(cluster.ok()) << cluster.status();
     Score score;
@@ -96,25 +107,25 @@ class ClusterCudaTest : public testing::Test {
 TEST_F(ClusterCudaTest, InFloat32TokensAreTheCpus) {
   const Score score = AskTheGpu({"--weights=f32", "--kv_dtype=f32"});
 
-  EXPECT_GE(score.same + kStreamsThatMayDiffer, static_cast<int>(Cpu().questions.size()));
+  EXPECT_GE(score.same + Share(kStreamsThatMayDiffer), static_cast<int>(Cpu().questions.size()));
 }
 
 TEST_F(ClusterCudaTest, InBfloat16ItRemembersAsWell) {
   const Score score = AskTheGpu({"--weights=bf16", "--kv_dtype=bf16"});
 
-  EXPECT_GE(score.right + kAnswersThatMayBeLost, Cpu().right);
+  EXPECT_GE(score.right + Share(kAnswersThatMayBeLost), Cpu().right);
 }
 
 TEST_F(ClusterCudaTest, WithInt8WeightsAndCacheItRemembersAsWell) {
   const Score score = AskTheGpu({"--weights=int8", "--kv_dtype=int8"});
 
-  EXPECT_GE(score.right + kAnswersThatMayBeLost, Cpu().right);
+  EXPECT_GE(score.right + Share(kAnswersThatMayBeLost), Cpu().right);
 }
 
 TEST_F(ClusterCudaTest, WithFp8WeightsAndCacheItRemembersAsWell) {
   const Score score = AskTheGpu({"--weights=fp8", "--kv_dtype=fp8"});
 
-  EXPECT_GE(score.right + kAnswersThatMayBeLost, Cpu().right);
+  EXPECT_GE(score.right + Share(kAnswersThatMayBeLost), Cpu().right);
 }
 
 }  // namespace

@@ -24,6 +24,8 @@ namespace {
 
 constexpr uint32_t kTokensMax = 128;  // The context of every golden model.
 constexpr uint32_t kBlockTokens = 16;
+// Rounding to bfloat16 after every operation: 2^-8 each, over some dozens of roundings.
+constexpr float kBfloat16Error = 0.15f;
 
 std::string ReadAll(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
@@ -79,6 +81,9 @@ class ModelCudaTest : public testing::TestWithParam<const char*> {
   void Load(const std::string& weights, DType kv_type) {
     std::vector<Device*> devices;
     for (const std::unique_ptr<Device>& device : devices_) devices.push_back(device.get());
+    Load(weights, kv_type, devices);
+  }
+  void Load(const std::string& weights, DType kv_type, const std::vector<Device*>& devices) {
     absl::StatusOr<std::unique_ptr<Model>> model = Model::Load(
         devices,
         {.directory = golden_.folder, .weights = weights, .batch_tokens_max = 4 * kTokensMax});
@@ -122,7 +127,20 @@ class ModelCudaTest : public testing::TestWithParam<const char*> {
     return Run({&row, 1});
   }
 
+  // What 8 bits cost is up to the model, and the CPU with the same weights and cache shows it. On
+  // the GPU it is that and bfloat16, by which some numbers of the cache fall to a neighbour.
+  void ExpectAsNearAsTheCpu(const std::string& weights, DType kv_type) {
+    Load(weights, kv_type, {cpu_.get()});
+    const float cpu_error = RelativeError(RunPrompt(), golden_.logits);
+    Load(weights, kv_type);
+    const float error = RelativeError(RunPrompt(), golden_.logits);
+    RecordProperty("cpu_relative_error", testing::PrintToString(cpu_error));
+    RecordProperty("relative_error", testing::PrintToString(error));
+    EXPECT_LE(error, 1.5f * cpu_error + kBfloat16Error);
+  }
+
   const Golden golden_;
+  const std::unique_ptr<Device> cpu_ = MakeHostDevice();
   std::vector<std::unique_ptr<Device>> devices_;
   std::unique_ptr<Model> model_;
   std::unique_ptr<KvArena> cache_;
@@ -160,28 +178,23 @@ TEST_P(ModelCudaTest, LogitsOfTwoGpusAgreeInFloat32) {
   EXPECT_LE(error, 1e-4f);
 }
 
-// Rounding to bfloat16 after every operation: 2^-8 each, over some dozens of roundings.
 TEST_P(ModelCudaTest, LogitsAgreeInBfloat16) {
   if (HasExperts()) GTEST_SKIP() << "a rounded logit may choose another expert";
   Load("bf16", DType::kBF16);
   const float error = RelativeError(RunPrompt(), golden_.logits);
   RecordProperty("relative_error", testing::PrintToString(error));
 
-  EXPECT_LE(error, 0.15f);
+  EXPECT_LE(error, kBfloat16Error);
 }
 
-TEST_P(ModelCudaTest, Int8WeightsAndCacheStayNear) {
+TEST_P(ModelCudaTest, Int8WeightsAndCacheStayAsNearAsOnTheCpu) {
   if (HasExperts()) GTEST_SKIP() << "a rounded logit may choose another expert";
-  Load("int8", DType::kI8);
-
-  EXPECT_LE(RelativeError(RunPrompt(), golden_.logits), 0.3f);
+  ExpectAsNearAsTheCpu("int8", DType::kI8);
 }
 
-TEST_P(ModelCudaTest, Fp8WeightsAndCacheStayNear) {
+TEST_P(ModelCudaTest, Fp8WeightsAndCacheStayAsNearAsOnTheCpu) {
   if (HasExperts()) GTEST_SKIP() << "a rounded logit may choose another expert";
-  Load("fp8", DType::kFp8);
-
-  EXPECT_LE(RelativeError(RunPrompt(), golden_.logits), 0.4f);
+  ExpectAsNearAsTheCpu("fp8", DType::kFp8);
 }
 
 // Steps of one token: each shape is recorded at its second step and replayed from then on.

@@ -1,5 +1,5 @@
-// The functions of cuBLASLt that Baton calls: products of matrices, as sums in float32 one after the
-// other.
+// The functions of cuBLASLt that Baton calls: products of matrices, as sums in float32 one after
+// the other.
 #include <cublasLt.h>
 
 #include <cstdint>
@@ -167,8 +167,7 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t /*handle*/, cublasLtMatmulDesc_t 
   const Matrix right = MatrixOf(b_layout);
   const Matrix out = MatrixOf(d_layout);
   const bool fits = left.rows == right.rows && left.columns == out.rows &&
-                    right.columns == out.columns &&
-                    out.stride >= static_cast<int64_t>(out.rows);
+                    right.columns == out.columns && out.stride >= static_cast<int64_t>(out.rows);
   if (!fits) return CUBLAS_STATUS_INVALID_VALUE;
   if (ProductOf(product).a != CUBLAS_OP_T || *static_cast<const float*>(alpha) != 1.0f ||
       *static_cast<const float*>(beta) != 0.0f) {

@@ -1,5 +1,5 @@
-// Stacks of fibers, kept for the next fiber; and what AddressSanitizer wants to know of a switch from
-// one to another.
+// Stacks of fibers, kept for the next fiber; and what AddressSanitizer wants to know of a switch
+// from one to another.
 #ifndef BATON_TESTS_CUDA_EMULATOR_FIBER_STACKS_H_
 #define BATON_TESTS_CUDA_EMULATOR_FIBER_STACKS_H_
 

@@ -140,8 +140,8 @@ cudaError_t SubmitCopy(const Copy& copy, cudaMemcpyKind kind, Stream& stream) {
   if (kind == cudaMemcpyHostToDevice && !stream.recording() &&
       !pinned.Holds(copy.from, copy.BytesOf(copy.from_pitch))) {
     // From other memory of the host than pinned one it is read before the call returns.
-    auto kept = std::make_shared<std::vector<std::byte>>(
-        copy.from, copy.from + copy.BytesOf(copy.from_pitch));
+    auto kept = std::make_shared<std::vector<std::byte>>(copy.from,
+                                                         copy.from + copy.BytesOf(copy.from_pitch));
     Copy from_kept = copy;
     from_kept.from = kept->data();
     stream.Submit([from_kept, kept] { from_kept.Run(); });
@@ -173,8 +173,10 @@ cudaError_t LaunchThreads(const cudaLaunchConfig_t& config, const void* kernel,
       config.dynamicSmemBytes > shared_max) {
     return Done(cudaErrorInvalidConfiguration);
   }
-  StreamOf(config.stream).Submit([grid = Grid{blocks, threads, config.dynamicSmemBytes,
-                                              std::move(thread)}] { RunGrid(grid); });
+  StreamOf(config.stream)
+      .Submit([grid = Grid{blocks, threads, config.dynamicSmemBytes, std::move(thread)}] {
+        RunGrid(grid);
+      });
   return cudaSuccess;
 }
 
@@ -239,8 +241,7 @@ const char* cudaGetErrorString(cudaError_t error) {
 }
 
 cudaError_t cudaGetDriverEntryPointByVersion(const char* /*symbol*/, void** function,
-                                             unsigned int /*version*/,
-                                             unsigned long long /*flags*/,
+                                             unsigned int /*version*/, unsigned long long /*flags*/,
                                              cudaDriverEntryPointQueryResult* result) {
   *function = nullptr;
   *result = cudaDriverEntryPointSymbolNotFound;
@@ -425,8 +426,8 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
 
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph,
                                  unsigned long long /*flags*/) {
-  *executable = reinterpret_cast<cudaGraphExec_t>(
-      new Operations(*reinterpret_cast<Operations*>(graph)));
+  *executable =
+      reinterpret_cast<cudaGraphExec_t>(new Operations(*reinterpret_cast<Operations*>(graph)));
   return cudaSuccess;
 }
 

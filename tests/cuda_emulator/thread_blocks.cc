@@ -31,7 +31,7 @@ struct Warp {
   // The operations of a warp take the two in turn: while one is read, the next is written.
   uint32_t turn = 0;
   std::array<uint32_t, 2> present = {};  // Lanes that were in it.
-  alignas(16) std::array<std::array<std::byte, kSlotBytes * kLanes>, 2> slots = {};
+  alignas(64) std::array<std::array<std::byte, kSlotBytes * kLanes>, 2> slots = {};
 };
 
 struct PendingCopy {
@@ -108,11 +108,11 @@ class Block {
         waiting += " " + std::to_string(thread.index.x) + (thread.waits_for_block ? "b" : "w");
       }
     }
+    const uint3 at = current_ == nullptr ? uint3{} : current_->index;
     std::fprintf(stderr,
                  "CUDA emulator: block (%u, %u, %u), thread (%u, %u, %u): %s\n"
                  "threads that wait, b for the block and w for the warp:%s\n",
-                 blockIdx.x, blockIdx.y, blockIdx.z, threadIdx.x, threadIdx.y, threadIdx.z, what,
-                 waiting.c_str());
+                 blockIdx.x, blockIdx.y, blockIdx.z, at.x, at.y, at.z, what, waiting.c_str());
     std::abort();
   }
 
@@ -148,7 +148,8 @@ class Block {
       const auto first = static_cast<uint32_t>(&warp - warps_.data()) * kLanes;
       while (warp.ready != 0) {
         some = true;
-        const int lane = order_ % 2 == 0 ? __builtin_ctz(warp.ready) : 31 - __builtin_clz(warp.ready);
+        const int lane =
+            order_ % 2 == 0 ? __builtin_ctz(warp.ready) : 31 - __builtin_clz(warp.ready);
         warp.ready &= ~(1u << lane);
         Resume(threads_[first + static_cast<uint32_t>(lane)]);
       }
@@ -162,6 +163,7 @@ class Block {
     LeaveScheduler(thread);
     thread.fiber = std::move(thread.fiber).resume();
     EnterScheduler();
+    current_ = nullptr;
   }
 
   // Until somebody makes the thread ready.
@@ -242,11 +244,6 @@ class Block {
 Block* running = nullptr;
 
 }  // namespace
-
-const void* WarpView::Slot(uint32_t lane) const {
-  if ((present_ >> lane & 1) == 0) running->Fail("it looks at a lane that has ended");
-  return slots_ + lane * kSlotBytes;
-}
 
 void RunGrid(const Grid& grid) {
   static uint32_t grids = 0;

@@ -33,11 +33,16 @@ void RunGrid(const Grid& grid);
 
 // ---- For threads of a grid ----
 
+// Stops the process.
+[[noreturn]] void KernelFailure(const char* what);
+
 // __syncthreads(): until all threads of the block that have not ended are here.
 void SyncBlock();
 
 // Operations of a whole warp. All lanes that have not ended must call the same.
 enum class WarpOperation { kSync, kShuffle, kVote, kMatrices, kProduct };
+
+constexpr size_t kSlotBytes = 64;
 
 // What the lanes of a warp have handed over in one operation. Valid until the lane's next but one.
 class WarpView {
@@ -47,20 +52,25 @@ class WarpView {
   // REQUIRES: the lane has not ended.
   template <typename T>
   const T& Of(uint32_t lane) const {
-    return *static_cast<const T*>(Slot(lane));
+    if ((present_ >> lane & 1) == 0) KernelFailure("it looks at a lane that has ended");
+    return *reinterpret_cast<const T*>(slots_ + lane * kSlotBytes);
+  }
+  // Of all lanes, none of which has ended.
+  template <typename T>
+  const T* All() const {
+    static_assert(sizeof(T) == kSlotBytes);
+    if (present_ != ~0u) KernelFailure("it looks at a lane that has ended");
+    return reinterpret_cast<const T*>(slots_);
   }
   // A bit for each lane that has not ended.
   uint32_t present() const { return present_; }
 
  private:
-  const void* Slot(uint32_t lane) const;
-
   const std::byte* slots_;
   uint32_t present_;
 };
 
 // Hands over at most kSlotBytes and returns when all lanes have.
-constexpr size_t kSlotBytes = 64;
 WarpView Exchange(WarpOperation operation, const void* data, size_t bytes);
 uint32_t ThisLane();
 
@@ -72,9 +82,6 @@ std::byte* DynamicSharedMemory(size_t offset, size_t bytes);
 // Copies that the thread has started, or zeros where `from` is null, and finishes in order.
 void StartCopy(std::byte* to, const std::byte* from, size_t bytes);
 void FinishCopies();
-
-// Stops the process.
-[[noreturn]] void KernelFailure(const char* what);
 
 }  // namespace baton::emulation
 

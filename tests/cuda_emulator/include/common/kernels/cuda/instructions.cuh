@@ -53,8 +53,8 @@ inline void WaitForCopies() { emulation::FinishCopies(); }
 
 // Lane 4 g + c gets elements 2 c and 2 c + 1 of row g of each matrix.
 inline void LoadMatrices(uint32_t (&to)[4], uint32_t shared) {
-  const emulation::WarpView rows = emulation::Exchange(
-      emulation::WarpOperation::kMatrices, SharedChunk(shared), 16);
+  const emulation::WarpView rows =
+      emulation::Exchange(emulation::WarpOperation::kMatrices, SharedChunk(shared), 16);
   const uint32_t lane = emulation::ThisLane();
   for (uint32_t matrix = 0; matrix < 4; ++matrix) {
     to[matrix] = rows.Of<uint32_t[4]>(8 * matrix + lane / 4)[lane % 4];
@@ -63,8 +63,8 @@ inline void LoadMatrices(uint32_t (&to)[4], uint32_t shared) {
 
 // Lane 4 g + c gets elements g of rows 2 c and 2 c + 1.
 inline void LoadTransposed(uint32_t (&to)[4], uint32_t shared) {
-  const emulation::WarpView rows = emulation::Exchange(
-      emulation::WarpOperation::kMatrices, SharedChunk(shared), 16);
+  const emulation::WarpView rows =
+      emulation::Exchange(emulation::WarpOperation::kMatrices, SharedChunk(shared), 16);
   const uint32_t column = emulation::ThisLane() / 4;
   const uint32_t row = emulation::ThisLane() % 4 * 2;
   for (uint32_t matrix = 0; matrix < 4; ++matrix) {
@@ -80,11 +80,10 @@ inline float NumberOf(uint32_t bits, __nv_bfloat16) {
 inline float NumberOf(uint32_t bits, __half) { return F16ToF32(static_cast<uint16_t>(bits)); }
 
 // What a lane has of the operands of a product, "Matrix Fragments for mma.m16n8k16".
-struct ProductOperands {
+struct alignas(emulation::kSlotBytes) ProductOperands {
   float a[4][2];  // Rows g, g + 8, g, g + 8; elements 2 c and 2 c + 1, those of the last two 8 on.
   float b[2][2];  // Of column g: elements 2 c and 2 c + 1, those of the last 8 on.
 };
-static_assert(sizeof(ProductOperands) <= emulation::kSlotBytes);
 
 template <typename T>
 void MultiplyAdd(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, T type) {
@@ -98,21 +97,21 @@ void MultiplyAdd(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t 
     mine.b[i][0] = NumberOf(b[i] & 0xffff, type);
     mine.b[i][1] = NumberOf(b[i] >> 16, type);
   }
-  const emulation::WarpView view =
-      emulation::Exchange(emulation::WarpOperation::kProduct, &mine, sizeof(mine));
+  const ProductOperands* const lanes =
+      emulation::Exchange(emulation::WarpOperation::kProduct, &mine, sizeof(mine))
+          .All<ProductOperands>();
   const uint32_t g = emulation::ThisLane() / 4;
   const uint32_t c = emulation::ThisLane() % 4;
-  for (uint32_t i = 0; i < 4; ++i) {
-    const uint32_t upper = i / 2;  // Row g or g + 8.
-    const uint32_t column = 2 * c + i % 2;
-    float products = 0.0f;
-    for (uint32_t k = 0; k < 8; ++k) {  // Elements 2 k and 2 k + 1.
-      const auto& row = view.Of<ProductOperands>(4 * g + k % 4).a[2 * (k / 4) + upper];
-      const auto& other = view.Of<ProductOperands>(4 * column + k % 4).b[k / 4];
-      products += row[0] * other[0] + row[1] * other[1];
+  float products[4] = {};
+  for (uint32_t k = 0; k < 8; ++k) {  // Elements 2 k and 2 k + 1.
+    for (uint32_t i = 0; i < 4; ++i) {
+      // Row g or g + 8, column 2 c or 2 c + 1.
+      const auto& row = lanes[4 * g + k % 4].a[k / 4 * 2 + i / 2];
+      const auto& column = lanes[4 * (2 * c + i % 2) + k % 4].b[k / 4];
+      products[i] += row[0] * column[0] + row[1] * column[1];
     }
-    sum[i] += products;
   }
+  for (uint32_t i = 0; i < 4; ++i) sum[i] += products[i];
 }
 
 template <typename T>
