@@ -7,6 +7,7 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
+#include <condition_variable>
 #include <cstdlib>
 #include <cstring>
 #include <map>
@@ -70,10 +71,11 @@ class Allocations {
 
 struct Runtime {
   std::mutex mutex;
+  std::condition_variable_any changed;
   Allocations device;
   Allocations pinned;
-  std::set<std::shared_ptr<Stream>> streams;
-  std::shared_ptr<Stream> default_stream = std::make_shared<Stream>();
+  std::map<std::shared_ptr<Stream>, int> streams;  // And their devices.
+  std::map<int, std::shared_ptr<Stream>> default_streams;
   std::map<const void*, size_t> shared_bytes;  // That a kernel may ask for, if more than usual.
 };
 
@@ -91,14 +93,9 @@ cudaError_t Done(cudaError_t error) {
 }
 
 // Handles of CUDA point to these.
-Stream& StreamOf(cudaStream_t stream) {
-  return stream == nullptr ? *TheRuntime().default_stream : *reinterpret_cast<Stream*>(stream);
-}
 std::shared_ptr<Event>& EventOf(cudaEvent_t event) {
   return *reinterpret_cast<std::shared_ptr<Event>*>(event);
 }
-
-using Rows = std::vector<std::vector<std::byte>>;
 
 struct Copy {
   std::byte* to = nullptr;
@@ -151,13 +148,27 @@ cudaError_t SubmitCopy(const Copy& copy, cudaMemcpyKind kind, Stream& stream) {
   return cudaSuccess;
 }
 
-// All that was submitted anywhere.
-void RunEverything() {
-  TheRuntime().default_stream->RunAll();
-  for (const std::shared_ptr<Stream>& stream : TheRuntime().streams) stream->RunAll();
+// All that was submitted to the current device.
+void RunDevice() {
+  std::vector<std::shared_ptr<Stream>> streams = {StreamOf(nullptr)};
+  for (const auto& [stream, device] : TheRuntime().streams) {
+    if (device == current_device) streams.push_back(stream);
+  }
+  for (const std::shared_ptr<Stream>& stream : streams) stream->RunAll();
 }
 
 }  // namespace
+
+std::mutex& RuntimeMutex() { return TheRuntime().mutex; }
+void WaitForOthers() { TheRuntime().changed.wait(TheRuntime().mutex); }
+void NotifyOthers() { TheRuntime().changed.notify_all(); }
+
+std::shared_ptr<Stream> StreamOf(cudaStream_t stream) {
+  if (stream != nullptr) return reinterpret_cast<Stream*>(stream)->shared_from_this();
+  std::shared_ptr<Stream>& made = TheRuntime().default_streams[current_device];
+  if (made == nullptr) made = std::make_shared<Stream>();
+  return made;
+}
 
 cudaError_t LaunchThreads(const cudaLaunchConfig_t& config, const void* kernel,
                           std::function<void()> thread) {
@@ -174,7 +185,7 @@ cudaError_t LaunchThreads(const cudaLaunchConfig_t& config, const void* kernel,
     return Done(cudaErrorInvalidConfiguration);
   }
   StreamOf(config.stream)
-      .Submit([grid = Grid{blocks, threads, config.dynamicSmemBytes, std::move(thread)}] {
+      ->Submit([grid = Grid{blocks, threads, config.dynamicSmemBytes, std::move(thread)}] {
         RunGrid(grid);
       });
   return cudaSuccess;
@@ -182,7 +193,7 @@ cudaError_t LaunchThreads(const cudaLaunchConfig_t& config, const void* kernel,
 
 void SubmitTo(cudaStream_t stream, std::function<void()> operation) {
   const std::lock_guard lock(TheRuntime().mutex);
-  StreamOf(stream).Submit(std::move(operation));
+  StreamOf(stream)->Submit(std::move(operation));
 }
 
 }  // namespace baton::emulation
@@ -215,7 +226,7 @@ cudaError_t cudaSetDevice(int device) {
 
 cudaError_t cudaDeviceSynchronize() {
   const std::lock_guard lock(TheRuntime().mutex);
-  RunEverything();
+  RunDevice();
   return cudaSuccess;
 }
 
@@ -276,7 +287,7 @@ cudaError_t cudaMalloc(void** data, size_t bytes) {
 cudaError_t cudaFree(void* data) {
   if (data == nullptr) return cudaSuccess;
   const std::lock_guard lock(TheRuntime().mutex);
-  RunEverything();
+  RunDevice();
   return Done(TheRuntime().device.Remove(data) ? cudaSuccess : cudaErrorInvalidValue);
 }
 
@@ -292,7 +303,7 @@ cudaError_t cudaMallocHost(void** data, size_t bytes) {
 
 cudaError_t cudaFreeHost(void* data) {
   const std::lock_guard lock(TheRuntime().mutex);
-  RunEverything();
+  RunDevice();
   return Done(TheRuntime().pinned.Remove(data) ? cudaSuccess : cudaErrorInvalidValue);
 }
 
@@ -313,7 +324,7 @@ cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_
                      from_pitch,
                      width,
                      rows};
-  return Done(SubmitCopy(copy, kind, StreamOf(stream)));
+  return Done(SubmitCopy(copy, kind, *StreamOf(stream)));
 }
 
 cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind) {
@@ -324,7 +335,7 @@ cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind 
 cudaError_t cudaMemsetAsync(void* data, int value, size_t bytes, cudaStream_t stream) {
   const std::lock_guard lock(TheRuntime().mutex);
   if (!TheRuntime().device.Holds(data, bytes)) return Done(cudaErrorInvalidValue);
-  StreamOf(stream).Submit([=] { std::memset(data, value, bytes); });
+  StreamOf(stream)->Submit([=] { std::memset(data, value, bytes); });
   return cudaSuccess;
 }
 
@@ -338,13 +349,13 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned int /*flags
   const std::lock_guard lock(TheRuntime().mutex);
   auto created = std::make_shared<Stream>();
   *stream = reinterpret_cast<cudaStream_t>(created.get());
-  TheRuntime().streams.insert(std::move(created));
+  TheRuntime().streams[std::move(created)] = current_device;
   return cudaSuccess;
 }
 
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   const std::lock_guard lock(TheRuntime().mutex);
-  const auto kept = StreamOf(stream).shared_from_this();
+  const auto kept = StreamOf(stream);
   kept->RunAll();
   TheRuntime().streams.erase(kept);
   return cudaSuccess;
@@ -352,19 +363,19 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
 
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   const std::lock_guard lock(TheRuntime().mutex);
-  if (StreamOf(stream).recording()) return Done(cudaErrorStreamCaptureUnsupported);
-  StreamOf(stream).RunAll();
+  if (StreamOf(stream)->recording()) return Done(cudaErrorStreamCaptureUnsupported);
+  StreamOf(stream)->RunAll();
   return cudaSuccess;
 }
 
 cudaError_t cudaStreamQuery(cudaStream_t stream) {
   const std::lock_guard lock(TheRuntime().mutex);
-  return StreamOf(stream).idle() ? cudaSuccess : cudaErrorNotReady;
+  return StreamOf(stream)->idle() ? cudaSuccess : cudaErrorNotReady;
 }
 
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned int /*flags*/) {
   const std::lock_guard lock(TheRuntime().mutex);
-  return Done(StreamOf(stream).WaitFor(*EventOf(event)));
+  return Done(StreamOf(stream)->WaitFor(*EventOf(event)));
 }
 
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned int /*flags*/) {
@@ -384,7 +395,7 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
 
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   const std::lock_guard lock(TheRuntime().mutex);
-  StreamOf(stream).Record(EventOf(event));
+  StreamOf(stream)->Record(EventOf(event));
   return cudaSuccess;
 }
 
@@ -407,7 +418,7 @@ cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cudaEve
 
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode /*mode*/) {
   const std::lock_guard lock(TheRuntime().mutex);
-  return Done(StreamOf(stream).BeginRecording());
+  return Done(StreamOf(stream)->BeginRecording());
 }
 
 // A graph, and a graph that can be run, are pointers to the operations.
@@ -417,7 +428,7 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
   const std::lock_guard lock(TheRuntime().mutex);
   *graph = nullptr;
   std::unique_ptr<Recording> recording;
-  const cudaError_t error = StreamOf(stream).EndRecording(&recording);
+  const cudaError_t error = StreamOf(stream)->EndRecording(&recording);
   if (error != cudaSuccess) return Done(error);
   *graph = reinterpret_cast<cudaGraph_t>(new Operations(
       std::make_shared<const std::vector<Operation>>(std::move(recording->operations))));

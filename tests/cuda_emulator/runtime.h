@@ -5,8 +5,20 @@
 #include <driver_types.h>
 
 #include <functional>
+#include <memory>
+#include <mutex>
 
 namespace baton::emulation {
+
+class Stream;
+
+// Held by every function of the emulated libraries, and while operations run.
+std::mutex& RuntimeMutex();
+// REQUIRES: the mutex is held. Gives it up until somebody calls NotifyOthers().
+void WaitForOthers();
+void NotifyOthers();
+// REQUIRES: the mutex is held.
+std::shared_ptr<Stream> StreamOf(cudaStream_t stream);
 
 // Puts a grid of `thread` on the stream of `config`.
 cudaError_t LaunchThreads(const cudaLaunchConfig_t& config, const void* kernel,

@@ -2,6 +2,8 @@
 
 #include <utility>
 
+#include "tests/cuda_emulator/runtime.h"
+
 namespace baton::emulation {
 
 void Stream::Submit(Operation operation) {
@@ -12,14 +14,23 @@ void Stream::Submit(Operation operation) {
   }
   waiting_.push_back(std::move(operation));
   ++submitted_;
+  NotifyOthers();
 }
 
 void Stream::RunUntil(uint64_t position) {
-  while (done_ < position && !waiting_.empty()) {
+  while (done_ < position) {
+    if (running_) {
+      WaitForOthers();
+      continue;
+    }
+    if (waiting_.empty()) return;
     const Operation operation = std::move(waiting_.front());
     waiting_.pop_front();
+    running_ = true;
     operation();  // It may wait for another stream, but not for this one.
+    running_ = false;
     ++done_;
+    NotifyOthers();
   }
 }
 

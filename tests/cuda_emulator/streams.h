@@ -4,7 +4,8 @@
 // behind it, is waited for, on the thread that waits. So what a program reads without having waited
 // is what was there before, always, and a missing wait cannot go unnoticed as it may on a GPU.
 //
-// Not thread-safe: the runtime holds one lock.
+// Not thread-safe: the runtime holds one lock. An operation may give it up meanwhile, with
+// WaitForOthers(); its stream then waits for it.
 #ifndef BATON_TESTS_CUDA_EMULATOR_STREAMS_H_
 #define BATON_TESTS_CUDA_EMULATOR_STREAMS_H_
 
@@ -46,7 +47,9 @@ class Stream : public std::enable_shared_from_this<Stream> {
   // Does what was submitted first, up to `position` operations in all.
   void RunUntil(uint64_t position);
   void RunAll() { RunUntil(submitted_); }
+  void RunNext() { RunUntil(done_ + 1); }
   bool idle() const { return done_ == submitted_; }
+  bool running() const { return running_; }
   bool recording() const { return recording_ != nullptr; }
 
   void Record(const std::shared_ptr<Event>& event);
@@ -60,6 +63,7 @@ class Stream : public std::enable_shared_from_this<Stream> {
   std::deque<Operation> waiting_;
   uint64_t submitted_ = 0;
   uint64_t done_ = 0;
+  bool running_ = false;
   Recording* recording_ = nullptr;
   std::unique_ptr<Recording> own_recording_;  // Of the origin.
 };
