@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "common/device/device.h"
 #include "common/tokenizer/tokenizer.h"
 #include "common/worker/engine_parts.h"
@@ -78,15 +79,23 @@ class ClusterCudaTest : public testing::Test {
     return oracle;
   }
 
-  Score AskTheGpu(const std::vector<std::string>& flags) {
+  // prefill_gpus: that the prefill worker computes on together.
+  Score AskTheGpu(const std::vector<std::string>& flags, int prefill_gpus = 1) {
     std::vector<std::string> worker_flags = {"--device=cuda", "--kv_memory=256MiB"};
+    std::vector<std::string> router_flags;
+    if (prefill_gpus > 1) router_flags.push_back("--mixed_numerics");
     worker_flags.insert(worker_flags.end(), flags.begin(), flags.end());
-    const auto cluster = Cluster::Start({.model = kDemoModel,
-                                         .prefill = 1,
-                                         .decode = 1,
-                                         .worker_flags = worker_flags,
-                                         .decode_flags = {"--swap_memory=64MiB"},
-                                         .router_flags = {}});
+    const auto cluster = Cluster::Start(
+        {.model = kDemoModel,
+         .prefill = 1,
+         .decode = 1,
+         .worker_flags = worker_flags,
+         .decode_flags = {"--swap_memory=64MiB"},
+         .router_flags = router_flags,
+         .place = [&](const std::string& role, int /*index*/, std::vector<std::string>* command) {
+           if (role != "prefill") return;
+           command->push_back(absl::StrCat("--tp=", prefill_gpus));
+         }});
     EXPECT_TRUE(cluster.ok()) << cluster.status();
     Score score;
     if (!cluster.ok()) return score;
@@ -106,6 +115,14 @@ class ClusterCudaTest : public testing::Test {
 
 TEST_F(ClusterCudaTest, InFloat32TokensAreTheCpus) {
   const Score score = AskTheGpu({"--weights=f32", "--kv_dtype=f32"});
+
+  EXPECT_GE(score.same + Share(kStreamsThatMayDiffer), static_cast<int>(Cpu().questions.size()));
+}
+
+// Each of them sends the KV heads that it has to one.
+TEST_F(ClusterCudaTest, TwoGpusPrefillForOne) {
+  if (const auto two = OpenDevices("cuda", 2); !two.ok()) GTEST_SKIP() << two.status();
+  const Score score = AskTheGpu({"--weights=f32", "--kv_dtype=f32"}, /*prefill_gpus=*/2);
 
   EXPECT_GE(score.same + Share(kStreamsThatMayDiffer), static_cast<int>(Cpu().questions.size()));
 }

@@ -82,9 +82,8 @@ bool IsNumber(cudaDataType_t type) {
 }
 
 }  // namespace
-}  // namespace baton::emulation
-
-using namespace baton::emulation;  // NOLINT: the functions below are cuBLASLt's.
+// What follows are the functions of the library.
+extern "C" {
 
 cublasStatus_t cublasLtCreate(cublasLtHandle_t* handle) {
   static int library = 0;
@@ -176,3 +175,7 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t /*handle*/, cublasLtMatmulDesc_t 
   SubmitTo(stream, [=] { Multiply(a, left, b, right, d, out); });
   return CUBLAS_STATUS_SUCCESS;
 }
+
+}  // extern "C"
+
+}  // namespace baton::emulation

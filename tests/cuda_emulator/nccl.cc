@@ -59,22 +59,27 @@ using Compute = std::function<void(const std::map<int, Part>& parts)>;
 struct Group {
   bool aborted = false;
   std::vector<std::shared_ptr<Stream>> streams;  // The last that each rank has used.
-  std::set<Stream*> driven;                      // That have a thread.
+  std::vector<std::thread> drivers;              // Of each rank: the last that ran its stream.
+  std::set<int> driven;                          // Ranks whose driver is at work.
+  int members = 0;
   std::map<MeetingKey, std::shared_ptr<Meeting>> meetings;
   std::map<std::tuple<std::vector<int>, int>, uint64_t> times;  // That a rank has met these.
 };
 
-// Runs the stream of a rank until the rank has come.
-void Drive(const std::shared_ptr<Group>& group, const std::shared_ptr<Meeting>& meeting, int rank) {
-  const std::shared_ptr<Stream> stream = group->streams[rank];
+// Lets a thread run the stream of a rank until the rank has come.
+void Drive(Group& group, const std::shared_ptr<Meeting>& meeting, int rank) {
+  const auto index = static_cast<size_t>(rank);
+  const std::shared_ptr<Stream> stream = group.streams[index];
   if (stream == nullptr || stream->idle() || stream->running()) return;
-  if (!group->driven.insert(stream.get()).second) return;
-  std::thread([group, meeting, rank, stream] {
+  if (!group.driven.insert(rank).second) return;
+  std::thread& driver = group.drivers[index];
+  if (driver.joinable()) driver.join();  // It has given up the lock, and ends.
+  driver = std::thread([&group, meeting, rank, stream] {
     const std::lock_guard lock(RuntimeMutex());
-    while (!group->aborted && !meeting->parts.contains(rank) && !stream->idle()) stream->RunNext();
-    group->driven.erase(stream.get());
+    while (!group.aborted && !meeting->parts.contains(rank) && !stream->idle()) stream->RunNext();
+    group.driven.erase(rank);
     NotifyOthers();
-  }).detach();
+  });
 }
 
 // The operation of one rank. The last that comes computes for all.
@@ -93,7 +98,7 @@ void Meet(const std::shared_ptr<Group>& group, const std::vector<int>& ranks, in
   NotifyOthers();
   while (!meeting->done && !group->aborted) {
     for (const int other : ranks) {
-      if (!meeting->parts.contains(other)) Drive(group, meeting, other);
+      if (!meeting->parts.contains(other)) Drive(*group, meeting, other);
     }
     WaitForOthers();
   }
@@ -102,13 +107,12 @@ void Meet(const std::shared_ptr<Group>& group, const std::vector<int>& ranks, in
 }  // namespace
 }  // namespace baton::emulation
 
-using namespace baton::emulation;  // NOLINT: the functions below are NCCL's.
-
 struct ncclComm {
-  std::shared_ptr<Group> group;
+  std::shared_ptr<baton::emulation::Group> group;
   int rank = 0;
 };
 
+namespace baton::emulation {
 namespace {
 
 std::vector<int> AllRanks(const Group& group) {
@@ -137,7 +141,25 @@ void CopyFrom(int sender, const std::map<int, Part>& parts) {
   }
 }
 
+void Leave(ncclComm_t rank, bool abort) {
+  std::vector<std::thread> drivers;
+  {
+    const std::lock_guard lock(RuntimeMutex());
+    Group& group = *rank->group;
+    group.aborted = group.aborted || abort;
+    NotifyOthers();
+    if (--group.members == 0) drivers = std::move(group.drivers);
+  }
+  for (std::thread& driver : drivers) {
+    if (driver.joinable()) driver.join();
+  }
+  delete rank;
+}
+
 }  // namespace
+
+// What follows are the functions of the library.
+extern "C" {
 
 ncclResult_t ncclCommInitAll(ncclComm_t* ranks, int count, const int* devices) {
   // Real ones refuse two ranks on one GPU.
@@ -145,21 +167,20 @@ ncclResult_t ncclCommInitAll(ncclComm_t* ranks, int count, const int* devices) {
     return ncclInvalidUsage;
   }
   const auto group = std::make_shared<Group>();
+  group->members = count;
   group->streams.resize(static_cast<size_t>(count));
+  group->drivers.resize(static_cast<size_t>(count));
   for (int i = 0; i < count; ++i) ranks[i] = new ncclComm{group, i};
   return ncclSuccess;
 }
 
 ncclResult_t ncclCommDestroy(ncclComm_t rank) {
-  delete rank;
+  Leave(rank, /*abort=*/false);
   return ncclSuccess;
 }
 
 ncclResult_t ncclCommAbort(ncclComm_t rank) {
-  const std::lock_guard lock(RuntimeMutex());
-  rank->group->aborted = true;
-  NotifyOthers();
-  delete rank;
+  Leave(rank, /*abort=*/true);
   return ncclSuccess;
 }
 
@@ -201,3 +222,7 @@ ncclResult_t ncclRecv(void* to, size_t count, ncclDataType_t type, int peer, ncc
   return Submit(rank, {peer, rank->rank}, {nullptr, to, count, type}, stream,
                 [peer](const std::map<int, Part>& parts) { CopyFrom(peer, parts); });
 }
+
+}  // extern "C"
+
+}  // namespace baton::emulation

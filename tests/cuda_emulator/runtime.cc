@@ -196,9 +196,8 @@ void SubmitTo(cudaStream_t stream, std::function<void()> operation) {
   StreamOf(stream)->Submit(std::move(operation));
 }
 
-}  // namespace baton::emulation
-
-using namespace baton::emulation;  // NOLINT: the functions below are CUDA's.
+// What follows are the functions of the library.
+extern "C" {
 
 // ---- Devices and errors ------------------------------------------------------------------------
 
@@ -458,3 +457,7 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream) {
   });
   return cudaSuccess;
 }
+
+}  // extern "C"
+
+}  // namespace baton::emulation

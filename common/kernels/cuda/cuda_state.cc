@@ -106,7 +106,7 @@ const void* CudaState::Place(const void* numbers, size_t bytes) {
         absl::StrCat("a step has more than ", kInputBytes, " bytes of tokens and block tables")));
     return inputs_.data();
   }
-  std::memcpy(pinned_ + begin, numbers, bytes);
+  if (bytes > 0) std::memcpy(pinned_ + begin, numbers, bytes);  // Of nothing the address is null.
   used_ = begin + bytes;
   // Out of a step, as tests do, and within RunStep: at once.
   if (!in_step_) Upload();

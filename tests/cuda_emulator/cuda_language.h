@@ -1,7 +1,7 @@
-// Stands before the toolkit's header when kernels are compiled for the CPU: the words of CUDA C++
-// that a host compiler does not know.
-#ifndef BATON_TESTS_CUDA_EMULATOR_INCLUDE_CUDA_RUNTIME_H_
-#define BATON_TESTS_CUDA_EMULATOR_INCLUDE_CUDA_RUNTIME_H_
+// Is <cuda_runtime.h> when kernels are compiled for the CPU: the toolkit's, and the words of CUDA
+// C++ that a host compiler does not know. See CMakeLists.txt.
+#ifndef BATON_TESTS_CUDA_EMULATOR_CUDA_LANGUAGE_H_
+#define BATON_TESTS_CUDA_EMULATOR_CUDA_LANGUAGE_H_
 
 #include_next <cuda_runtime.h>
 
@@ -64,6 +64,11 @@ WarpView ExchangeValue(WarpOperation operation, unsigned mask, T value) {
   return Exchange(operation, &value, sizeof(value));
 }
 
+template <typename T>
+WarpView Shuffled(unsigned mask, T value) {
+  return ExchangeValue(WarpOperation::kShuffle, mask, value);
+}
+
 inline uint32_t Vote(unsigned mask, bool vote) {
   const WarpView view = ExchangeValue(WarpOperation::kVote, mask, vote);
   uint32_t votes = 0;
@@ -81,19 +86,18 @@ inline void __syncwarp(unsigned mask = 0xffffffffu) {
 }
 template <typename T>
 T __shfl_sync(unsigned mask, T value, uint32_t lane) {
-  using namespace ::baton::emulation;
-  return ExchangeValue(WarpOperation::kShuffle, mask, value).template Of<T>(lane % kLanes);
+  return ::baton::emulation::Shuffled(mask, value).template Of<T>(lane % 32);
 }
 template <typename T>
 T __shfl_xor_sync(unsigned mask, T value, uint32_t flipped) {
-  using namespace ::baton::emulation;
-  return ExchangeValue(WarpOperation::kShuffle, mask, value).template Of<T>(ThisLane() ^ flipped);
+  const uint32_t lane = ::baton::emulation::ThisLane() ^ flipped;
+  return ::baton::emulation::Shuffled(mask, value).template Of<T>(lane);
 }
 template <typename T>
 T __shfl_up_sync(unsigned mask, T value, uint32_t delta) {
-  using namespace ::baton::emulation;
-  const WarpView view = ExchangeValue(WarpOperation::kShuffle, mask, value);
-  return ThisLane() < delta ? value : view.template Of<T>(ThisLane() - delta);
+  const uint32_t lane = ::baton::emulation::ThisLane();
+  const ::baton::emulation::WarpView view = ::baton::emulation::Shuffled(mask, value);
+  return lane < delta ? value : view.template Of<T>(lane - delta);
 }
 inline bool __any_sync(unsigned mask, bool vote) {
   return ::baton::emulation::Vote(mask, vote) != 0;
@@ -142,4 +146,4 @@ inline uint32_t __byte_perm(uint32_t x, uint32_t y, uint32_t select) {
   return chosen;
 }
 
-#endif  // BATON_TESTS_CUDA_EMULATOR_INCLUDE_CUDA_RUNTIME_H_
+#endif  // BATON_TESTS_CUDA_EMULATOR_CUDA_LANGUAGE_H_

@@ -1,7 +1,7 @@
-// Stands in the place of the file of the same name when kernels are compiled for the CPU: what the
-// instructions do, by the tables of the PTX ISA.
-#ifndef BATON_COMMON_KERNELS_CUDA_INSTRUCTIONS_CUH_
-#define BATON_COMMON_KERNELS_CUDA_INSTRUCTIONS_CUH_
+// Is common/kernels/cuda/instructions.cuh when kernels are compiled for the CPU: what the
+// instructions do, by the tables of the PTX ISA. See CMakeLists.txt.
+#ifndef BATON_TESTS_CUDA_EMULATOR_INSTRUCTIONS_CUH_
+#define BATON_TESTS_CUDA_EMULATOR_INSTRUCTIONS_CUH_
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -127,4 +127,4 @@ inline float Exp2(float x) { return std::exp2(x); }
 
 }  // namespace baton::cuda
 
-#endif  // BATON_COMMON_KERNELS_CUDA_INSTRUCTIONS_CUH_
+#endif  // BATON_TESTS_CUDA_EMULATOR_INSTRUCTIONS_CUH_

@@ -1,0 +1,164 @@
+#!/usr/bin/python3
+"""Proves that the tests on emulated GPUs bite: plants bugs in kernels and in what drives them, one at a time.
+
+  tests/cuda_emulator/planted_bugs.py [--tree DIR] [NAME…]
+
+Works on a copy of the tree (default: build/planted_cuda_bugs), which it builds incrementally. Prints the table of "GPUs
+that are not there" in DESIGN_NOTES.md. Fails if a bug is not caught or cannot be planted.
+"""
+
+import argparse
+import filecmp
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+KERNELS = "common/kernels/cuda/"
+TEST_SECONDS_MAX = 300
+
+# What it is, where it goes, what is replaced there, by what, and the test that should fail.
+BUGS = {
+    "few rows: no barrier before the sums of the warps are added": (
+        KERNELS + "skinny_linear.cu",
+        "    __syncthreads();\n    for (uint32_t i = threadIdx.x; i < rows",
+        "    for (uint32_t i = threadIdx.x; i < rows", "skinny_linear_test"),
+    "few rows: the next tile overwrites sums that are still read": (
+        KERNELS + "skinny_linear.cu",
+        "    __syncthreads();\n#pragma unroll\n    for (uint32_t column",
+        "#pragma unroll\n    for (uint32_t column", "skinny_linear_test"),
+    "few rows: the scale of fp8 in float16 is forgotten": (
+        KERNELS + "skinny_linear.cu",
+        "      if constexpr (std::is_same_v<W, Fp8>) sum *= E4m3Shrink(T{});\n",
+        "", "skinny_linear_test"),
+    "fp8 becomes bfloat16 with the exponent one place off": (
+        KERNELS + "tensor_cores.cuh", "SpreadE4m3<4>(bytes)", "SpreadE4m3<3>(bytes)", "skinny_linear_test"),
+    "decoding: no barrier before the warps' parts are merged": (
+        KERNELS + "decode_attention.cu",
+        "  __syncthreads();\n  const uint32_t rows = min(task",
+        "  const uint32_t rows = min(task", "decode_attention_test"),
+    "decoding: no barrier before the splits' factors are used": (
+        KERNELS + "decode_attention.cu",
+        "  __syncthreads();\n  float value = 0.0f;\n#pragma unroll 4",
+        "  float value = 0.0f;\n#pragma unroll 4", "decode_attention_test"),
+    "decoding: the scales of V do not count for the maximum": (
+        KERNELS + "decode_attention.cu",
+        "      if constexpr (sizeof(Kv) == 1) product += __log2f(fmaxf(value_scales[i], kValueScaleMin));\n",
+        "", "decode_attention_test"),
+    "decoding: blocks behind the window are read": (
+        KERNELS + "decode_attention.cu",
+        "  task.begin = first;\n", "  task.begin = 0;\n", "decode_attention_test"),
+    "chunks: keys are read while they are still being copied": (
+        KERNELS + "prefill_attention.cu",
+        "    WaitForCopies();\n    __syncthreads();  // K is there",
+        "    __syncthreads();  // K is there", "prefill_attention_test"),
+    "chunks: the next keys overwrite those that are read": (
+        KERNELS + "prefill_attention.cu",
+        "    WaitForCopies();\n    __syncthreads();  // V is there; K is no longer read.\n",
+        "    WaitForCopies();\n    __syncwarp();\n", "prefill_attention_test"),
+    "the cache: a row is rounded before all of it is there": (
+        KERNELS + "rowwise.cu",
+        "    __syncwarp();\n    StoreScaledRow", "    StoreScaledRow", "cuda_kernels_test"),
+    "the cache: rows of no sequence are written": (
+        KERNELS + "rowwise.cu",
+        "  if (index == kNoSequence || kv_plane >= 2 * pages.kv_heads) return;\n",
+        "  if (kv_plane >= 2 * pages.kv_heads) return;\n", "model_cuda_test"),
+    "sampling: no barrier before the sums of the warps are added": (
+        KERNELS + "sampling.cu",
+        "  __syncthreads();\n  if (warp == 0) shared.warp_sums[lane]",
+        "  if (warp == 0) shared.warp_sums[lane]", "sampling_cuda_test"),
+    "sampling: bins are cleared while they are read": (
+        KERNELS + "sampling.cu",
+        "  __syncthreads();  // They are no longer read.\n", "", "sampling_cuda_test"),
+    "products beside each other are not joined": (
+        KERNELS + "cuda_linear.cc", "  if (apart) state.Join(lanes);\n", "", "model_cuda_test"),
+    "a step is replayed without its inputs": (
+        KERNELS + "cuda_state.cc",
+        "  Upload();\n  step_inputs_ = used_;\n",
+        "  if (shape == nullptr || recordings_[*shape].graph == nullptr) Upload();\n  step_inputs_ = used_;\n",
+        "model_cuda_test"),
+    "KV leaves the GPU before the copy is complete": (
+        "common/device/cuda/cuda_device.cc",
+        "      CudaStatus(cudaStreamSynchronize(copies_), name_ + \": finishing copies\");",
+        "      CudaStatus(cudaStreamQuery(stream_) == cudaErrorNotReady ? cudaSuccess : cudaSuccess,\n"
+        "                 name_ + \": finishing copies\");", "cluster_cuda_test"),
+    "several GPUs: parts of the head come in the wrong order": (
+        "common/collective/nccl/nccl_collective.cc",
+        "    for (size_t rank = 1; rank < parts.size() && result == ncclSuccess; ++rank) {\n"
+        "      const TensorView& part = parts[rank];\n",
+        "    for (size_t rank = 1; rank < parts.size() && result == ncclSuccess; ++rank) {\n"
+        "      const TensorView& part = parts[parts.size() - rank];\n", "collective_cuda_test"),
+    "several GPUs: a rank that gives up leaves the others waiting": (
+        "common/collective/nccl/nccl_collective.cc",
+        "      nccl_.abort(rank.communicator);\n",
+        "      if (rank.communicator == nullptr) nccl_.abort(rank.communicator);\n", "collective_cuda_test"),
+}
+
+
+def copy_tree(tree):
+    """Copies what git knows and what is new; touches nothing that is equal already."""
+    listed = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT,
+                            check=True, capture_output=True, text=True).stdout
+    for name in filter(None, listed.split("\0")):
+        source, target = ROOT / name, tree / name
+        if not source.is_file() or (target.exists() and filecmp.cmp(source, target, shallow=False)):
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(source, target)
+
+
+def build(tree, test):
+    if not (tree / "build/build.ninja").exists():
+        subprocess.run(["cmake", "-S", str(tree), "-B", str(tree / "build"), "-G", "Ninja",
+                        "-DCMAKE_BUILD_TYPE=RelWithDebInfo", "-DCMAKE_CXX_FLAGS_RELWITHDEBINFO=-O2 -g1",
+                        "-DBATON_WERROR=OFF", "-DBATON_CUDA=OFF"], check=True, stdout=subprocess.DEVNULL)
+    return subprocess.run(["cmake", "--build", str(tree / "build"), "--target", f"{test}_emulated"], check=False,
+                          capture_output=True, text=True)
+
+
+def failures(tree, test):
+    """What failed, in a few words; None if nothing did."""
+    try:
+        run = subprocess.run(["ctest", "--test-dir", str(tree / "build"), "-R", f"^{test}_emulated$", "-V"],
+                             check=False, capture_output=True, text=True, errors="replace", timeout=TEST_SECONDS_MAX)
+    except subprocess.TimeoutExpired:
+        return "it never ends"
+    if run.returncode == 0:
+        return None
+    failed = set(re.findall(r"\[  FAILED  \] (\S+?)[,\s]", run.stdout)) - {"tests", "test"}
+    failed = {name for name in failed if "." in name}
+    return f"{len(failed)} tests" if failed else "the process stops"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tree", type=pathlib.Path, default=ROOT / "build/planted_cuda_bugs")
+    parser.add_argument("names", nargs="*", help="only those whose name contains one of these")
+    options = parser.parse_args()
+    copy_tree(options.tree)
+    missed = False
+    print("| planted bug | test | fails |\n|---|---|---|")
+    for name, (path, old, new, test) in BUGS.items():
+        if options.names and not any(part in name for part in options.names):
+            continue
+        file = options.tree / path
+        text = file.read_text()
+        if text.count(old) != 1:
+            print(f"| {name} | {test} | CANNOT BE PLANTED in {path} |", flush=True)
+            missed = True
+            continue
+        file.write_text(text.replace(old, new))
+        try:
+            built = build(options.tree, test)
+            found = failures(options.tree, test) if built.returncode == 0 else "DOES NOT COMPILE"
+        finally:
+            file.write_text(text)
+        missed = missed or found is None or built.returncode != 0
+        print(f"| {name} | `{test}` | {found or 'NOTHING'} |", flush=True)
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
