@@ -3,7 +3,6 @@
 // user would run it, a memory as good. Method: the demo model's lists; see recall_test.
 #include <gtest/gtest.h>
 
-#include <cmath>
 #include <cstdlib>
 #include <iostream>
 #include <string>
@@ -21,8 +20,9 @@
 namespace baton {
 namespace {
 
-constexpr double kStreamsThatMayDiffer = 0.02;
-constexpr double kAnswersThatMayBeLost = 0.03;
+// Of a hundred.
+constexpr size_t kStreamsThatMayDiffer = 2;
+constexpr size_t kAnswersThatMayBeLost = 3;
 
 // BATON_CUDA_TEST_QUESTIONS, for GPUs that are emulated, or all 200.
 size_t QuestionCount() {
@@ -30,9 +30,8 @@ size_t QuestionCount() {
   return count == nullptr ? 200 : static_cast<size_t>(std::atoi(count));
 }
 
-int Share(double part) {
-  return static_cast<int>(std::ceil(part * static_cast<double>(QuestionCount())));
-}
+// Rounded down: of few questions none.
+int Share(size_t of_a_hundred) { return static_cast<int>(of_a_hundred * QuestionCount() / 100); }
 
 struct Score {
   int right = 0;

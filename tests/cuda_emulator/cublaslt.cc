@@ -4,16 +4,17 @@
 
 #include <cstdint>
 #include <cstring>
+#include <optional>
 #include <vector>
 
-#include "common/tensor/number_formats.h"
+#include "tests/cuda_emulator/numbers.h"
 #include "tests/cuda_emulator/runtime.h"
 
 namespace baton::emulation {
 namespace {
 
 struct Matrix {  // By columns.
-  cudaDataType_t type;
+  DType type;
   uint64_t rows;
   uint64_t columns;
   int64_t stride;
@@ -22,30 +23,6 @@ struct Matrix {  // By columns.
 struct Product {
   cublasOperation_t a = CUBLAS_OP_N;
 };
-
-float NumberAt(const void* data, cudaDataType_t type, size_t i) {
-  switch (type) {
-    case CUDA_R_16F:
-      return F16ToF32(static_cast<const uint16_t*>(data)[i]);
-    case CUDA_R_16BF:
-      return Bf16ToF32(static_cast<const uint16_t*>(data)[i]);
-    default:
-      return static_cast<const float*>(data)[i];
-  }
-}
-
-void Store(void* data, cudaDataType_t type, size_t i, float number) {
-  switch (type) {
-    case CUDA_R_16F:
-      static_cast<uint16_t*>(data)[i] = F32ToF16(number);
-      return;
-    case CUDA_R_16BF:
-      static_cast<uint16_t*>(data)[i] = F32ToBf16(number);
-      return;
-    default:
-      static_cast<float*>(data)[i] = number;
-  }
-}
 
 std::vector<float> Columns(const void* data, const Matrix& matrix) {
   std::vector<float> numbers(matrix.rows * matrix.columns);
@@ -68,7 +45,7 @@ void Multiply(const void* a, const Matrix& a_matrix, const void* b, const Matrix
     for (size_t row = 0; row < d_matrix.rows; ++row) {
       float sum = 0.0f;
       for (size_t i = 0; i < inner; ++i) sum += left[row * inner + i] * right[column * inner + i];
-      Store(d, d_matrix.type, column * static_cast<size_t>(d_matrix.stride) + row, sum);
+      StoreNumber(d, d_matrix.type, column * static_cast<size_t>(d_matrix.stride) + row, sum);
     }
   }
 }
@@ -77,11 +54,21 @@ void Multiply(const void* a, const Matrix& a_matrix, const void* b, const Matrix
 Matrix& MatrixOf(cublasLtMatrixLayout_t matrix) { return *reinterpret_cast<Matrix*>(matrix); }
 Product& ProductOf(cublasLtMatmulDesc_t product) { return *reinterpret_cast<Product*>(product); }
 
-bool IsNumber(cudaDataType_t type) {
-  return type == CUDA_R_32F || type == CUDA_R_16F || type == CUDA_R_16BF;
+std::optional<DType> TypeOf(cudaDataType_t type) {
+  switch (type) {
+    case CUDA_R_32F:
+      return DType::kF32;
+    case CUDA_R_16F:
+      return DType::kF16;
+    case CUDA_R_16BF:
+      return DType::kBF16;
+    default:
+      return std::nullopt;
+  }
 }
 
 }  // namespace
+
 // What follows are the functions of the library.
 extern "C" {
 
@@ -120,8 +107,9 @@ cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t product,
 
 cublasStatus_t cublasLtMatrixLayoutCreate(cublasLtMatrixLayout_t* matrix, cudaDataType type,
                                           uint64_t rows, uint64_t columns, int64_t stride) {
-  if (!IsNumber(type)) return CUBLAS_STATUS_NOT_SUPPORTED;
-  *matrix = reinterpret_cast<cublasLtMatrixLayout_t>(new Matrix{type, rows, columns, stride});
+  const std::optional<DType> number = TypeOf(type);
+  if (!number.has_value()) return CUBLAS_STATUS_NOT_SUPPORTED;
+  *matrix = reinterpret_cast<cublasLtMatrixLayout_t>(new Matrix{*number, rows, columns, stride});
   return CUBLAS_STATUS_SUCCESS;
 }
 

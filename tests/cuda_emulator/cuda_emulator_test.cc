@@ -164,6 +164,21 @@ TEST(CudaEmulatorDeathTest, SharedMemoryThatWasNotAskedForStopsTheProcess) {
   EXPECT_DEATH(Copied<true>(32), "more shared memory");
 }
 
+#if defined(__SANITIZE_ADDRESS__)
+__global__ void ReadKernel(const uint32_t* from, uint32_t* to) { *to = *from; }
+
+TEST(CudaEmulatorDeathTest, AReadBeyondAnAllocationShowsUnderASanitizer) {
+  const DeviceArray<uint32_t> numbers(4);
+  EXPECT_DEATH(
+      {
+        static_cast<void>(StartKernel(ReadKernel, dim3(1), dim3(1), 0, kDefaultStream,
+                                      numbers.data() + 6, numbers.data()));
+        cudaDeviceSynchronize();
+      },
+      "heap-buffer-overflow");
+}
+#endif
+
 TEST(CudaEmulatorTest, ALaunchThatNoGpuTakesIsRefused) {
   EXPECT_NE(StartKernel(CopyKernel<true>, dim3(1), dim3(1025), 0, kDefaultStream, nullptr, nullptr),
             cudaSuccess);
@@ -344,6 +359,16 @@ TEST_F(Streams, ARecordingThatDoesNotJoinItsStreamsIsRefused) {
   cudaGraph_t graph = nullptr;
   EXPECT_EQ(cudaStreamEndCapture(first_, &graph), cudaErrorStreamCaptureUnjoined);
   EXPECT_EQ(graph, nullptr);
+}
+
+TEST_F(Streams, AnEventOfACompleteRecordingCannotBeWaitedFor) {
+  ASSERT_CUDA(cudaStreamBeginCapture(first_, cudaStreamCaptureModeThreadLocal));
+  ASSERT_CUDA(cudaEventRecord(event_, first_));
+  cudaGraph_t graph = nullptr;
+  ASSERT_CUDA(cudaStreamEndCapture(first_, &graph));
+  ASSERT_CUDA(cudaGraphDestroy(graph));
+  EXPECT_EQ(cudaStreamWaitEvent(second_, event_, 0), cudaErrorCapturedEvent);
+  EXPECT_EQ(cudaEventSynchronize(event_), cudaErrorCapturedEvent);
 }
 
 TEST_F(Streams, CopiesBeyondAnAllocationAreRefused) {

@@ -5,6 +5,8 @@
 #include <nccl.h>
 
 #include <cstdint>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <map>
@@ -15,27 +17,16 @@
 #include <tuple>
 #include <vector>
 
-#include "common/tensor/number_formats.h"
+#include "common/tensor/dtype.h"
+#include "tests/cuda_emulator/numbers.h"
 #include "tests/cuda_emulator/runtime.h"
 #include "tests/cuda_emulator/streams.h"
 
 namespace baton::emulation {
 namespace {
 
-size_t BytesOf(ncclDataType_t type) { return type == ncclFloat32 ? 4 : 2; }
-
-float NumberAt(const void* data, ncclDataType_t type, size_t i) {
-  if (type == ncclFloat32) return static_cast<const float*>(data)[i];
-  const uint16_t bits = static_cast<const uint16_t*>(data)[i];
-  return type == ncclBfloat16 ? Bf16ToF32(bits) : F16ToF32(bits);
-}
-
-void Store(void* data, ncclDataType_t type, size_t i, float number) {
-  if (type == ncclFloat32) {
-    static_cast<float*>(data)[i] = number;
-  } else {
-    static_cast<uint16_t*>(data)[i] = type == ncclBfloat16 ? F32ToBf16(number) : F32ToF16(number);
-  }
+DType TypeOf(ncclDataType_t type) {
+  return type == ncclFloat32 ? DType::kF32 : type == ncclBfloat16 ? DType::kBF16 : DType::kF16;
 }
 
 // What a rank brings to a meeting.
@@ -43,7 +34,7 @@ struct Part {
   const void* from = nullptr;
   void* to = nullptr;
   size_t count = 0;
-  ncclDataType_t type = ncclFloat32;
+  DType type = DType::kF32;
 };
 
 // Of ranks, for one operation.
@@ -135,8 +126,13 @@ ncclResult_t Submit(ncclComm_t rank, const std::vector<int>& ranks, const Part& 
 void CopyFrom(int sender, const std::map<int, Part>& parts) {
   const Part& sent = parts.at(sender);
   for (const auto& [rank, part] : parts) {
+    if (part.count == sent.count && part.type == sent.type) continue;
+    std::fprintf(stderr, "NCCL emulator: ranks %d and %d disagree on what is sent\n", sender, rank);
+    std::abort();
+  }
+  for (const auto& [rank, part] : parts) {
     if (rank != sender || part.to != part.from) {
-      if (part.to != nullptr) std::memmove(part.to, sent.from, sent.count * BytesOf(sent.type));
+      if (part.to != nullptr) std::memmove(part.to, sent.from, sent.count * DTypeBytes(sent.type));
     }
   }
 }
@@ -194,32 +190,32 @@ ncclResult_t ncclGroupEnd() { return ncclSuccess; }
 ncclResult_t ncclAllReduce(const void* from, void* to, size_t count, ncclDataType_t type,
                            ncclRedOp_t operation, ncclComm_t rank, cudaStream_t stream) {
   if (operation != ncclSum) return ncclInvalidArgument;
-  return Submit(rank, AllRanks(*rank->group), {from, to, count, type}, stream,
-                [count, type](const std::map<int, Part>& parts) {
+  return Submit(rank, AllRanks(*rank->group), {from, to, count, TypeOf(type)}, stream,
+                [count, type = TypeOf(type)](const std::map<int, Part>& parts) {
                   for (size_t i = 0; i < count; ++i) {
                     float sum = 0.0f;
                     for (const auto& [other, part] : parts) sum += NumberAt(part.from, type, i);
-                    for (const auto& [other, part] : parts) Store(part.to, type, i, sum);
+                    for (const auto& [other, part] : parts) StoreNumber(part.to, type, i, sum);
                   }
                 });
 }
 
 ncclResult_t ncclBroadcast(const void* from, void* to, size_t count, ncclDataType_t type, int root,
                            ncclComm_t rank, cudaStream_t stream) {
-  return Submit(rank, AllRanks(*rank->group), {from, to, count, type}, stream,
+  return Submit(rank, AllRanks(*rank->group), {from, to, count, TypeOf(type)}, stream,
                 [root](const std::map<int, Part>& parts) { CopyFrom(root, parts); });
 }
 
 ncclResult_t ncclSend(const void* from, size_t count, ncclDataType_t type, int peer,
                       ncclComm_t rank, cudaStream_t stream) {
   const int sender = rank->rank;
-  return Submit(rank, {sender, peer}, {from, nullptr, count, type}, stream,
+  return Submit(rank, {sender, peer}, {from, nullptr, count, TypeOf(type)}, stream,
                 [sender](const std::map<int, Part>& parts) { CopyFrom(sender, parts); });
 }
 
 ncclResult_t ncclRecv(void* to, size_t count, ncclDataType_t type, int peer, ncclComm_t rank,
                       cudaStream_t stream) {
-  return Submit(rank, {peer, rank->rank}, {nullptr, to, count, type}, stream,
+  return Submit(rank, {peer, rank->rank}, {nullptr, to, count, TypeOf(type)}, stream,
                 [peer](const std::map<int, Part>& parts) { CopyFrom(peer, parts); });
 }
 

@@ -8,14 +8,14 @@ that are not there" in DESIGN_NOTES.md. Fails if a bug is not caught or cannot b
 """
 
 import argparse
-import filecmp
 import pathlib
 import re
-import shutil
 import subprocess
 import sys
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+import planting
+
 KERNELS = "common/kernels/cuda/"
 TEST_SECONDS_MAX = 300
 
@@ -97,27 +97,6 @@ BUGS = {
 }
 
 
-def copy_tree(tree):
-    """Copies what git knows and what is new; touches nothing that is equal already."""
-    listed = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT,
-                            check=True, capture_output=True, text=True).stdout
-    for name in filter(None, listed.split("\0")):
-        source, target = ROOT / name, tree / name
-        if not source.is_file() or (target.exists() and filecmp.cmp(source, target, shallow=False)):
-            continue
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(source, target)
-
-
-def build(tree, test):
-    if not (tree / "build/build.ninja").exists():
-        subprocess.run(["cmake", "-S", str(tree), "-B", str(tree / "build"), "-G", "Ninja",
-                        "-DCMAKE_BUILD_TYPE=RelWithDebInfo", "-DCMAKE_CXX_FLAGS_RELWITHDEBINFO=-O2 -g1",
-                        "-DBATON_WERROR=OFF", "-DBATON_CUDA=OFF"], check=True, stdout=subprocess.DEVNULL)
-    return subprocess.run(["cmake", "--build", str(tree / "build"), "--target", f"{test}_emulated"], check=False,
-                          capture_output=True, text=True)
-
-
 def failures(tree, test):
     """What failed, in a few words; None if nothing did."""
     try:
@@ -127,6 +106,8 @@ def failures(tree, test):
         return "it never ends"
     if run.returncode == 0:
         return None
+    if "***Timeout" in run.stdout:
+        return "it never ends"
     failed = set(re.findall(r"\[  FAILED  \] (\S+?)[,\s]", run.stdout)) - {"tests", "test"}
     failed = {name for name in failed if "." in name}
     return f"{len(failed)} tests" if failed else "the process stops"
@@ -134,28 +115,25 @@ def failures(tree, test):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tree", type=pathlib.Path, default=ROOT / "build/planted_cuda_bugs")
+    parser.add_argument("--tree", type=pathlib.Path, default=planting.ROOT / "build/planted_cuda_bugs")
     parser.add_argument("names", nargs="*", help="only those whose name contains one of these")
     options = parser.parse_args()
-    copy_tree(options.tree)
+    planting.copy_tree(options.tree)
     missed = False
     print("| planted bug | test | fails |\n|---|---|---|")
     for name, (path, old, new, test) in BUGS.items():
         if options.names and not any(part in name for part in options.names):
             continue
-        file = options.tree / path
-        text = file.read_text()
-        if text.count(old) != 1:
-            print(f"| {name} | {test} | CANNOT BE PLANTED in {path} |", flush=True)
-            missed = True
-            continue
-        file.write_text(text.replace(old, new))
-        try:
-            built = build(options.tree, test)
-            found = failures(options.tree, test) if built.returncode == 0 else "DOES NOT COMPILE"
-        finally:
-            file.write_text(text)
-        missed = missed or found is None or built.returncode != 0
+        tried = False
+        with planting.planted(options.tree, path, old, new) as is_planted:
+            if not is_planted:
+                found = f"CANNOT BE PLANTED in {path}"
+            elif planting.build(options.tree, f"{test}_emulated", "-DBATON_CUDA=OFF").returncode != 0:
+                found = "DOES NOT COMPILE"
+            else:
+                tried = True
+                found = failures(options.tree, test)
+        missed = missed or not tried or found is None
         print(f"| {name} | `{test}` | {found or 'NOTHING'} |", flush=True)
     return 1 if missed else 0
 

@@ -13,7 +13,6 @@
 #include <map>
 #include <memory>
 #include <mutex>
-#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -314,9 +313,7 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpy
 cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_t from_pitch,
                               size_t width, size_t rows, cudaMemcpyKind kind, cudaStream_t stream) {
   const std::lock_guard lock(TheRuntime().mutex);
-  if (to_pitch > kPitchMax || from_pitch > kPitchMax) {
-    if (rows > 1) return Done(cudaErrorInvalidValue);
-  }
+  if (rows > 1 && std::max(to_pitch, from_pitch) > kPitchMax) return Done(cudaErrorInvalidValue);
   const Copy copy = {static_cast<std::byte*>(to),
                      to_pitch,
                      static_cast<const std::byte*>(from),
@@ -400,8 +397,8 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
 
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
   const std::lock_guard lock(TheRuntime().mutex);
-  const Event& recorded = *EventOf(event);
-  if (recorded.recording != nullptr) return Done(cudaErrorCapturedEvent);
+  const Event recorded = *EventOf(event);  // As it is now: others may record it again meanwhile.
+  if (recorded.captured) return Done(cudaErrorCapturedEvent);
   if (recorded.stream != nullptr) recorded.stream->RunUntil(recorded.position);
   return cudaSuccess;
 }
@@ -426,7 +423,7 @@ using Operations = std::shared_ptr<const std::vector<Operation>>;
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
   const std::lock_guard lock(TheRuntime().mutex);
   *graph = nullptr;
-  std::unique_ptr<Recording> recording;
+  std::shared_ptr<Recording> recording;
   const cudaError_t error = StreamOf(stream)->EndRecording(&recording);
   if (error != cudaSuccess) return Done(error);
   *graph = reinterpret_cast<cudaGraph_t>(new Operations(

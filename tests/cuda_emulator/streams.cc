@@ -40,44 +40,45 @@ void Stream::Record(const std::shared_ptr<Event>& event) {
   }
   event->stream = shared_from_this();
   event->position = submitted_;
+  event->captured = recording_ != nullptr;
   event->recording = recording_;
 }
 
 cudaError_t Stream::WaitFor(const Event& event) {
   if (event.stream == nullptr) return cudaSuccess;
-  if (event.recording == nullptr) {
+  if (!event.captured) {
     if (recording_ != nullptr) return cudaErrorStreamCaptureIsolation;
     Submit([stream = event.stream, position = event.position] { stream->RunUntil(position); });
     return cudaSuccess;
   }
+  const std::shared_ptr<Recording> recording = event.recording.lock();
+  if (recording == nullptr) return cudaErrorCapturedEvent;  // Its graph is complete.
   if (recording_ == nullptr) {
-    recording_ = event.recording;
-    recording_->streams.insert(this);
+    recording_ = recording;
+    recording->streams.insert(this);
   }
-  if (recording_ != event.recording) return cudaErrorStreamCaptureMerge;
-  if (recording_->origin == this) {
-    recording_->unjoined.erase(event.stream.get());
+  if (recording_ != recording) return cudaErrorStreamCaptureMerge;
+  if (recording->origin == this) {
+    recording->unjoined.erase(event.stream.get());
   } else {
-    recording_->unjoined.insert(this);
+    recording->unjoined.insert(this);
   }
   return cudaSuccess;
 }
 
 cudaError_t Stream::BeginRecording() {
   if (recording_ != nullptr) return cudaErrorIllegalState;
-  own_recording_ = std::make_unique<Recording>();
-  own_recording_->origin = this;
-  own_recording_->streams = {this};
-  recording_ = own_recording_.get();
+  recording_ = std::make_shared<Recording>();
+  recording_->origin = this;
+  recording_->streams = {this};
   return cudaSuccess;
 }
 
-cudaError_t Stream::EndRecording(std::unique_ptr<Recording>* recording) {
-  if (own_recording_ == nullptr) return cudaErrorIllegalState;
-  for (Stream* stream : own_recording_->streams) stream->recording_ = nullptr;
-  const bool joined = own_recording_->unjoined.empty();
-  *recording = std::move(own_recording_);
-  if (joined) return cudaSuccess;
+cudaError_t Stream::EndRecording(std::shared_ptr<Recording>* recording) {
+  if (recording_ == nullptr || recording_->origin != this) return cudaErrorIllegalState;
+  *recording = recording_;
+  for (Stream* stream : (*recording)->streams) stream->recording_ = nullptr;
+  if ((*recording)->unjoined.empty()) return cudaSuccess;
   recording->reset();
   return cudaErrorStreamCaptureUnjoined;
 }

@@ -37,7 +37,8 @@ struct Event {
   // When it is complete: the stream has done so many operations. Null: it was never recorded.
   std::shared_ptr<Stream> stream;
   uint64_t position = 0;
-  Recording* recording = nullptr;  // It is part of.
+  bool captured = false;  // It was recorded into a graph: this one.
+  std::weak_ptr<Recording> recording;
   std::chrono::steady_clock::time_point time;
 };
 
@@ -57,15 +58,14 @@ class Stream : public std::enable_shared_from_this<Stream> {
 
   cudaError_t BeginRecording();
   // Null and an error if it is not complete.
-  cudaError_t EndRecording(std::unique_ptr<Recording>* recording);
+  cudaError_t EndRecording(std::shared_ptr<Recording>* recording);
 
  private:
   std::deque<Operation> waiting_;
   uint64_t submitted_ = 0;
   uint64_t done_ = 0;
   bool running_ = false;
-  Recording* recording_ = nullptr;
-  std::unique_ptr<Recording> own_recording_;  // Of the origin.
+  std::shared_ptr<Recording> recording_;
 };
 
 }  // namespace baton::emulation

@@ -20,8 +20,8 @@ dim3 gridDim;
 namespace baton::emulation {
 namespace {
 
-constexpr uint32_t kThreadsMax = 1024;
 constexpr size_t kSharedAlignment = 128;
+constexpr std::byte kUnwritten{0xff};  // NaN, in every float type.
 
 struct Warp {
   uint32_t live = 0;     // Lanes that have not ended, a bit for each.
@@ -60,7 +60,7 @@ class Block {
         order_(order),
         threads_(count_),
         warps_((count_ + kLanes - 1) / kLanes),
-        memory_(grid.shared_bytes + kSharedAlignment) {
+        memory_(grid.shared_bytes + kSharedAlignment, kUnwritten) {
     const auto at = reinterpret_cast<uintptr_t>(memory_.data());
     shared_ = memory_.data() + (kSharedAlignment - at % kSharedAlignment) % kSharedAlignment;
   }

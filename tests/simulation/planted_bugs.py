@@ -8,14 +8,13 @@ table of "What is simulated" in DESIGN_NOTES.md. Fails if a bug is not caught or
 """
 
 import argparse
-import filecmp
 import pathlib
 import re
-import shutil
 import subprocess
 import sys
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+import planting
 
 SEARCH_SECONDS_MAX = 900
 
@@ -140,27 +139,6 @@ BUGS = {
 }
 
 
-def copy_tree(tree):
-    """Copies what git knows and what is new; touches nothing that is equal already."""
-    listed = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT,
-                            check=True, capture_output=True, text=True).stdout
-    for name in filter(None, listed.split("\0")):
-        source, target = ROOT / name, tree / name
-        if not source.is_file() or (target.exists() and filecmp.cmp(source, target, shallow=False)):
-            continue
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(source, target)
-
-
-def build(tree):
-    if not (tree / "build/build.ninja").exists():
-        subprocess.run(["cmake", "-S", str(tree), "-B", str(tree / "build"), "-G", "Ninja",
-                        "-DCMAKE_BUILD_TYPE=RelWithDebInfo", "-DCMAKE_CXX_FLAGS_RELWITHDEBINFO=-O2 -g1",
-                        "-DBATON_WERROR=OFF"], check=True, stdout=subprocess.DEVNULL)
-    return subprocess.run(["cmake", "--build", str(tree / "build"), "--target", "simulation"], check=False,
-                          capture_output=True, text=True)
-
-
 def search(tree, seeds):
     """The number of seeds until one is caught, and what was said of it; None if none is."""
     run = subprocess.run([str(tree / "build/bin/simulation"), "--seeds", f"1..{seeds}"], check=False,
@@ -178,32 +156,27 @@ def search(tree, seeds):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tree", type=pathlib.Path, default=ROOT / "build/planted_bugs")
+    parser.add_argument("--tree", type=pathlib.Path, default=planting.ROOT / "build/planted_bugs")
     parser.add_argument("--seeds", type=int, default=20000, help="give up on a bug after so many")
     parser.add_argument("names", nargs="*", help="only those whose name contains one of these")
     options = parser.parse_args()
-    copy_tree(options.tree)
+    planting.copy_tree(options.tree)
     failed = False
     print("| planted bug | seeds until it is caught | by |\n|---|---|---|")
     for name, (path, old, new) in BUGS.items():
         if options.names and not any(part in name for part in options.names):
             continue
-        file = options.tree / path
-        text = file.read_text()
-        if text.count(old) != 1:
-            print(f"| {name} | CANNOT BE PLANTED in {path} | |")
-            failed = True
-            continue
-        file.write_text(text.replace(old, new))
-        try:
-            built = build(options.tree)
+        with planting.planted(options.tree, path, old, new) as is_planted:
+            if not is_planted:
+                print(f"| {name} | CANNOT BE PLANTED in {path} | |")
+                failed = True
+                continue
+            built = planting.build(options.tree, "simulation")
             if built.returncode != 0:
                 print(f"| {name} | DOES NOT COMPILE | |\n{built.stdout[-3000:]}")
                 failed = True
                 continue
             caught = search(options.tree, options.seeds)
-        finally:
-            file.write_text(text)
         if caught is None:
             print(f"| {name} | NOT CAUGHT in {options.seeds} | |", flush=True)
             failed = True
