@@ -413,6 +413,49 @@ void RouteExperts(KernelContext& context, const ConstTensorView& logits, uint32_
   context.table().route_experts(context, logits, per_token, normalize, experts, weights);
 }
 
+bool CanRoute(const KernelContext& context, const Routing& routing, const PackedWeight& weight) {
+  return context.table().can_route != nullptr &&
+         context.table().can_route(context, routing, weight);
+}
+
+void Route(KernelContext& context, const ConstTensorView& logits,
+           const ConstTensorView& shared_logits, const PlacedSequences& sequences, bool normalize,
+           const Routing& routing) {
+  CheckF32(context, logits, 2);
+  BATON_CHECK(logits.dim(0) == routing.tokens && logits.dim(1) == routing.experts);
+  BATON_CHECK(routing.per_token > 0 && routing.per_token <= routing.experts);
+  BATON_CHECK(routing.terms == routing.per_token + (shared_logits.empty() ? 0 : 1));
+  if (!shared_logits.empty()) {
+    CheckF32(context, shared_logits, 2);
+    BATON_CHECK(shared_logits.elements() == routing.tokens);
+  }
+  context.table().route(context, logits, shared_logits, sequences, normalize, routing);
+}
+
+void RoutedLinear(KernelContext& context, const ConstTensorView& x, bool by_token,
+                  ExpertProducts weights, const Routing& routing, std::span<const TensorView> out) {
+  CheckActivations(context, x, 2);
+  BATON_CHECK(x.dim(0) == (by_token ? routing.tokens : routing.rows()));
+  BATON_CHECK(weights.size() == routing.experts * out.size());
+  for (const PackedWeight* weight : weights) {
+    BATON_CHECK(weight->inputs() == x.dim(1) && weight->outputs() == out[0].dim(1));
+    BATON_CHECK(weight->format().form == weights[0]->format().form);
+  }
+  for (const TensorView& view : out) {
+    CheckActivations(context, view, 2);
+    BATON_CHECK(view.dim(0) == routing.rows() && view.dim(1) == out[0].dim(1));
+  }
+  context.table().routed_linear(context, x, by_token, weights, routing, out);
+}
+
+void CombineRouted(KernelContext& context, const ConstTensorView& x, const Routing& routing,
+                   const TensorView& out) {
+  CheckActivations(context, x, 2);
+  CheckActivations(context, out, 2);
+  BATON_CHECK(out.dim(0) == routing.tokens && out.dim(1) == x.dim(1));
+  context.table().combine_routed(context, x, routing, out);
+}
+
 bool CanSampleTokens(const KernelContext& context) {
   return context.table().sample_tokens != nullptr;
 }

@@ -55,6 +55,15 @@ struct KernelTable {
                        std::span<const float> weights, const TensorView& out);
   void (*route_experts)(KernelContext&, const ConstTensorView& logits, uint32_t per_token,
                         bool normalize, std::span<uint32_t> experts, std::span<float> weights);
+  // Null, all four, if the device does not send tokens to experts itself.
+  bool (*can_route)(const KernelContext&, const Routing& routing, const PackedWeight& weight);
+  void (*route)(KernelContext&, const ConstTensorView& logits, const ConstTensorView& shared_logits,
+                const PlacedSequences& sequences, bool normalize, const Routing& routing);
+  void (*routed_linear)(KernelContext&, const ConstTensorView& x, bool by_token,
+                        ExpertProducts weights, const Routing& routing,
+                        std::span<const TensorView> out);
+  void (*combine_routed)(KernelContext&, const ConstTensorView& x, const Routing& routing,
+                         const TensorView& out);
   // Null if the device does not choose tokens.
   absl::Status (*sample_tokens)(KernelContext&, const TensorView& logits,
                                 std::span<const SampleRow> samples,

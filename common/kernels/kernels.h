@@ -346,6 +346,46 @@ void CombineRows(KernelContext& context, const ConstTensorView& x, std::span<con
 void RouteExperts(KernelContext& context, const ConstTensorView& logits, uint32_t per_token,
                   bool normalize, std::span<uint32_t> experts, std::span<float> weights);
 
+// ---- Mixtures whose tokens the device itself sends to experts ----
+// For steps of few tokens: nothing comes to the host between the router and the sum.
+
+// Of one expert, or a part of it: products of the same x with equal shapes.
+using ExpertProducts = std::span<const PackedWeight* const>;
+
+// What the operations below tell each other, in device memory. Of one layer at a time.
+struct Routing {
+  size_t tokens = 0;
+  size_t experts = 0;
+  size_t per_token = 0;
+  size_t terms = 0;  // Of a token's sum: per_token, or one more for an expert of all tokens.
+  std::byte* tables = nullptr;  // RoutingBytes(*this), of the device.
+
+  constexpr size_t rows() const { return tokens * per_token; }  // Of all experts.
+};
+// Three numbers of each expert that has rows, one of each row, two of each term.
+constexpr size_t RoutingBytes(const Routing& routing) {
+  const size_t groups = routing.experts < routing.rows() ? routing.experts : routing.rows();
+  return sizeof(uint32_t) * (3 * groups + routing.rows() + 2 * routing.tokens * routing.terms);
+}
+
+// Whether the device can, with weights like this one.
+bool CanRoute(const KernelContext& context, const Routing& routing, const PackedWeight& weight);
+// As RouteExperts, of equal logits instead of equal probabilities the first, and the order of rows:
+// ascending by expert, of one by token. logits [tokens, experts], float32; shared_logits [tokens,
+// 1], float32, or empty: the factor of the expert of all tokens is their sigmoid, and its rows lie
+// behind the others. Tokens of no sequence go to no expert: what comes out for them is undefined.
+void Route(KernelContext& context, const ConstTensorView& logits,
+           const ConstTensorView& shared_logits, const PlacedSequences& sequences, bool normalize,
+           const Routing& routing);
+// out[i] = x times the i-th weight of each row's expert. weights [experts, out.size()], of one
+// shape [outputs, inputs], which stay where they are while the context lives. x [tokens, inputs],
+// or [rows, inputs] if not `by_token`; out [rows, outputs].
+void RoutedLinear(KernelContext& context, const ConstTensorView& x, bool by_token,
+                  ExpertProducts weights, const Routing& routing, std::span<const TensorView> out);
+// CombineRows with the rows and factors of the routing. x [any, n]; out [tokens, n].
+void CombineRouted(KernelContext& context, const ConstTensorView& x, const Routing& routing,
+                   const TensorView& out);
+
 // Whether the device chooses tokens itself. The CPU does not: there Sample() of common/sampling
 // reads the logits where they are.
 bool CanSampleTokens(const KernelContext& context);

@@ -261,10 +261,8 @@ Decoder::Step Decoder::PlaceBatch(Batch& batch, const StepShape* shape) {
 
 std::optional<StepShape> Decoder::ShapeOf(std::span<const BatchRow> rows, const KvArena& cache,
                                           const LayerDone& layer_done) const {
-  // Experts are chosen on the host; and NCCL does not give up a group that a recording knows.
-  if (layer_done != nullptr || config_.experts.count > 0 || collective_ != nullptr) {
-    return std::nullopt;
-  }
+  // NCCL does not give up a group that a recording knows.
+  if (layer_done != nullptr || collective_ != nullptr) return std::nullopt;
   uint32_t end = kRecordedEndMin;
   for (const BatchRow& row : rows) {
     if (row.tokens.size() != 1 || row.logit_count != 1) return std::nullopt;
@@ -272,6 +270,12 @@ std::optional<StepShape> Decoder::ShapeOf(std::span<const BatchRow> rows, const 
   }
   const uint32_t padded = context_->PaddedRows(static_cast<uint32_t>(rows.size()));
   if (padded > std::min<size_t>(batch_tokens_max_, logits_.dim(0))) return std::nullopt;
+  for (uint32_t i = 0; i < config_.layers; ++i) {
+    // Otherwise experts are chosen on the host.
+    if (config_.HasExperts(i) && !experts_->RunsOnDevice(weights_->layer(i).experts, padded)) {
+      return std::nullopt;
+    }
+  }
   return StepShape{.rows = padded,
                    .end_max = std::bit_ceil(end),
                    .cache = cache.BlockData(BlockId{0}, rank()),
@@ -464,7 +468,7 @@ absl::Status Decoder::RunRest(uint32_t index, const PlacedSequences& sequences,
   Linear(*context_, part.attention, o);
   BATON_RETURN_IF_ERROR(SumOverRanks(part.h));
   AddAndNormalize(layer.attention_output_norm, layer.network_norm, part);
-  BATON_RETURN_IF_ERROR(RunNetwork(layer, part));
+  BATON_RETURN_IF_ERROR(RunNetwork(layer, sequences, part));
   BATON_RETURN_IF_ERROR(SumOverRanks(part.h));
   const bool last = index + 1 == config_.layers;
   AddAndNormalize(layer.network_output_norm,
@@ -489,8 +493,11 @@ void Decoder::AddAndNormalize(const ConstTensorView& output_norm, const NormWeig
   }
 }
 
-absl::Status Decoder::RunNetwork(const LayerWeights& layer, const Activations& part) {
-  if (!layer.experts.networks.empty()) return experts_->Run(layer.experts, part.h, part.h);
+absl::Status Decoder::RunNetwork(const LayerWeights& layer, const PlacedSequences& sequences,
+                                 const Activations& part) {
+  if (!layer.experts.networks.empty()) {
+    return experts_->Run(layer.experts, sequences, part.h, part.h);
+  }
   if (config_.gated_network) {
     RunGated(layer, part);
   } else {

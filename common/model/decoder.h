@@ -140,7 +140,8 @@ class Decoder final : public Model {
   void AddAndNormalize(const ConstTensorView& output_norm, const NormWeights& next,
                        const Activations& part);
   // h = the feed-forward network's output for h.
-  absl::Status RunNetwork(const LayerWeights& layer, const Activations& part);
+  absl::Status RunNetwork(const LayerWeights& layer, const PlacedSequences& sequences,
+                          const Activations& part);
   void RunGated(const LayerWeights& layer, const Activations& part);
   void RunPlain(const LayerWeights& layer, const Activations& part);
   // Reduces to the tokens that want logits.

@@ -33,37 +33,89 @@ absl::Status ExpertMixture::AllocateScratch(size_t tokens) {
   BATON_RETURN_IF_ERROR(allocate(type, tokens * terms(), hidden_, &rows_));
   BATON_RETURN_IF_ERROR(allocate(type, routed, config_.intermediate_size, &gate_));
   BATON_RETURN_IF_ERROR(allocate(type, routed, config_.intermediate_size, &up_));
+  BATON_ASSIGN_OR_RETURN(routing_, device_.Allocate(RoutingBytes(RoutingOf(tokens))));
   if (!has_shared()) return absl::OkStatus();
   BATON_RETURN_IF_ERROR(allocate(DType::kF32, tokens, 1, &shared_logits_));
   BATON_RETURN_IF_ERROR(allocate(type, tokens, config_.shared_intermediate_size, &shared_gate_));
   return allocate(type, tokens, config_.shared_intermediate_size, &shared_up_);
 }
 
-absl::Status ExpertMixture::Run(const ExpertWeights& weights, const TensorView& x,
-                                const TensorView& out) {
+absl::Status ExpertMixture::Run(const ExpertWeights& weights, const PlacedSequences& sequences,
+                                const TensorView& x, const TensorView& out) {
+  if (RunsOnDevice(weights, x.dim(0))) return RunOnDevice(weights, sequences, x, out);
   BATON_RETURN_IF_ERROR(Route(weights, x));
   Sort(x.dim(0));
   RunGroups(weights, x);
-  if (has_shared()) RunShared(weights.shared, x);
+  if (has_shared()) RunShared(weights.shared, x, gathered_.size());
   CombineRows(context_, rows_, term_rows_, term_weights_, out);
   return absl::OkStatus();
+}
+
+Routing ExpertMixture::RoutingOf(size_t tokens) const {
+  return {.tokens = tokens,
+          .experts = config_.count,
+          .per_token = config_.per_token,
+          .terms = terms(),
+          .tables = routing_.data()};
+}
+
+bool ExpertMixture::RunsOnDevice(const ExpertWeights& weights, size_t tokens) const {
+  const NetworkWeights& network = weights.networks[0];
+  return tokens > 0 && CanRoute(context_, RoutingOf(tokens), network.gate) &&
+         CanRoute(context_, RoutingOf(tokens), network.down);
+}
+
+absl::Status ExpertMixture::RunOnDevice(const ExpertWeights& weights,
+                                        const PlacedSequences& sequences, const TensorView& x,
+                                        const TensorView& out) {
+  const size_t tokens = x.dim(0);
+  const Routing routing = RoutingOf(tokens);
+  BATON_RETURN_IF_ERROR(FindLogits(weights, x));
+  baton::Route(context_, logits_.Rows(0, tokens),
+               has_shared() ? shared_logits_.Rows(0, tokens) : TensorView(), sequences,
+               config_.normalize, routing);
+  std::vector<const PackedWeight*> gate_up;
+  std::vector<const PackedWeight*> down;
+  for (const NetworkWeights& network : weights.networks) {
+    gate_up.push_back(&network.gate);
+    gate_up.push_back(&network.up);
+    down.push_back(&network.down);
+  }
+  const TensorView gate = gate_.Rows(0, routing.rows());
+  const TensorView up = up_.Rows(0, routing.rows());
+  const TensorView rows = rows_.Rows(0, routing.rows());
+  const TensorView both[] = {gate, up};
+  RoutedLinear(context_, x, /*by_token=*/true, gate_up, routing, both);
+  SiluMul(context_, gate, up, gate);
+  RoutedLinear(context_, gate, /*by_token=*/false, down, routing, {&rows, 1});
+  if (has_shared()) RunShared(weights.shared, x, routing.rows());
+  CombineRouted(context_, rows_, routing, out);
+  return absl::OkStatus();
+}
+
+// Fills logits_ and, with an expert of all tokens, shared_logits_.
+absl::Status ExpertMixture::FindLogits(const ExpertWeights& weights, const TensorView& x) {
+  const TensorView logits = logits_.Rows(0, x.dim(0));
+  const LinearOutput router[] = {{&weights.router, {}, logits}};
+  Linear(context_, x, router);
+  if (has_shared()) {
+    const LinearOutput shared[] = {{&weights.shared_gate, {}, shared_logits_.Rows(0, x.dim(0))}};
+    Linear(context_, x, shared);
+  }
+  // On GPUs logits may differ in a last bit, and ranks that choose other experts would add up parts
+  // of different things.
+  return collective_ == nullptr ? absl::OkStatus() : collective_->Broadcast(logits);
 }
 
 absl::Status ExpertMixture::Route(const ExpertWeights& weights, const TensorView& x) {
   const size_t tokens = x.dim(0);
   const TensorView logits = logits_.Rows(0, tokens);
-  const LinearOutput router[] = {{&weights.router, {}, logits}};
-  Linear(context_, x, router);
-  // On GPUs logits may differ in a last bit, and ranks that choose other experts would add up parts
-  // of different things.
-  if (collective_ != nullptr) BATON_RETURN_IF_ERROR(collective_->Broadcast(logits));
+  BATON_RETURN_IF_ERROR(FindLogits(weights, x));
   choices_.resize(tokens * config_.per_token);
   choice_weights_.resize(choices_.size());
   RouteExperts(context_, logits, config_.per_token, config_.normalize, choices_, choice_weights_);
   if (!has_shared()) return absl::OkStatus();
   const TensorView shared = shared_logits_.Rows(0, tokens);
-  const LinearOutput shared_gate[] = {{&weights.shared_gate, {}, shared}};
-  Linear(context_, x, shared_gate);
   shared_weights_.resize(tokens);
   BATON_RETURN_IF_ERROR(device_.CopyToHost(reinterpret_cast<std::byte*>(shared_weights_.data()),
                                            shared.data(), shared.bytes()));
@@ -125,14 +177,14 @@ void ExpertMixture::RunGroups(const ExpertWeights& weights, const TensorView& x)
   GroupedLinear(context_, gate, down);
 }
 
-void ExpertMixture::RunShared(const NetworkWeights& shared, const TensorView& x) {
+void ExpertMixture::RunShared(const NetworkWeights& shared, const TensorView& x, size_t routed) {
   const size_t tokens = x.dim(0);
   const TensorView gate = shared_gate_.Rows(0, tokens);
   const TensorView up = shared_up_.Rows(0, tokens);
   const LinearOutput gate_up[] = {{&shared.gate, {}, gate}, {&shared.up, {}, up}};
   Linear(context_, x, gate_up);
   SiluMul(context_, gate, up, gate);
-  const LinearOutput down[] = {{&shared.down, {}, rows_.Rows(gathered_.size(), tokens)}};
+  const LinearOutput down[] = {{&shared.down, {}, rows_.Rows(routed, tokens)}};
   Linear(context_, gate, down);
 }
 

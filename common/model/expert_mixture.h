@@ -30,9 +30,13 @@ class ExpertMixture {
                                                                uint32_t tokens_max,
                                                                Collective* collective = nullptr);
 
-  // out = the mixture's output for each row of x. x, out [tokens, hidden]. `out` may be `x`.
-  // REQUIRES: at most tokens_max tokens.
-  absl::Status Run(const ExpertWeights& weights, const TensorView& x, const TensorView& out);
+  // out = the mixture's output for each row of x that belongs to a sequence. x, out [tokens,
+  // hidden]. `out` may be `x`. REQUIRES: at most tokens_max tokens.
+  absl::Status Run(const ExpertWeights& weights, const PlacedSequences& sequences,
+                   const TensorView& x, const TensorView& out);
+  // Whether Run needs the host for so many tokens only to queue what the device does: so it can be
+  // recorded.
+  bool RunsOnDevice(const ExpertWeights& weights, size_t tokens) const;
 
  private:
   // The tokens of one expert, which lie behind each other once they are gathered.
@@ -51,12 +55,17 @@ class ExpertMixture {
         collective_(collective) {}
 
   absl::Status AllocateScratch(size_t tokens);
+  absl::Status RunOnDevice(const ExpertWeights& weights, const PlacedSequences& sequences,
+                           const TensorView& x, const TensorView& out);
+  absl::Status FindLogits(const ExpertWeights& weights, const TensorView& x);
+  Routing RoutingOf(size_t tokens) const;
   // Fills choices_, weights_ and, with an expert of all tokens, its weights.
   absl::Status Route(const ExpertWeights& weights, const TensorView& x);
   // From choices_: which tokens are gathered, the groups, and where each term of a sum lies.
   void Sort(size_t tokens);
   void RunGroups(const ExpertWeights& weights, const TensorView& x);
-  void RunShared(const NetworkWeights& shared, const TensorView& x);
+  // To the last rows of rows_, behind `routed` others.
+  void RunShared(const NetworkWeights& shared, const TensorView& x, size_t routed);
   // Of a token's sum.
   size_t terms() const { return config_.per_token + (has_shared() ? 1 : 0); }
   bool has_shared() const { return config_.shared_intermediate_size > 0; }
@@ -68,6 +77,7 @@ class ExpertMixture {
   Collective* const collective_;  // Null: there is one rank.
 
   std::vector<DeviceMemory> memory_;  // Behind the tensors.
+  DeviceMemory routing_;              // Of RunOnDevice.
   TensorView logits_;                 // [tokens, experts]
   TensorView shared_logits_;          // [tokens, 1]
   // Inputs of the experts, then their outputs: [tokens * terms, hidden]. Rows of the expert of all

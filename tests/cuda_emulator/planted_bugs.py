@@ -72,6 +72,30 @@ BUGS = {
     "sampling: bins are cleared while they are read": (
         KERNELS + "sampling.cu",
         "  __syncthreads();  // They are no longer read.\n", "", "sampling_cuda_test"),
+    "mixtures: experts are counted before all tokens have chosen": (
+        KERNELS + "mixture_routing.cu",
+        "  __syncthreads();\n  const uint32_t expert = threadIdx.x;", "  const uint32_t expert = threadIdx.x;",
+        "mixture_test"),
+    "mixtures: of equal experts the last is chosen": (
+        KERNELS + "mixture_routing.cu",
+        "(other == best && other_id < id)", "(other == best && other_id > id)", "mixture_test"),
+    "mixtures: rows that fill a step up go to experts": (
+        KERNELS + "mixture_routing.cu",
+        "    if (row_sequence[token] == kNoSequence) continue;\n", "", "mixture_test"),
+    "mixtures: an expert's rows end where the first pass ends": (
+        KERNELS + "skinny_linear.cu",
+        "  const uint32_t end = group.row + group.rows;",
+        "  const uint32_t end = group.row + min(group.rows, 8 * kColumnTiles);", "mixture_test"),
+    "mixtures: shares of the chosen do not add up to one": (
+        KERNELS + "mixture_routing.cu",
+        "1.0f / (normalize ? chosen_sum : sum)", "1.0f / sum", "mixture_cuda_test"),
+    "mixtures: the expert of all tokens has one share for all": (
+        KERNELS + "mixture_routing.cu",
+        "expf(-shared_logits[threadIdx.x])", "expf(-shared_logits[0])", "mixture_cuda_test"),
+    "mixtures: weights of the expert beside": (
+        KERNELS + "skinny_linear.cu",
+        "products.experts[group.expert * products.each + index]",
+        "products.experts[(group.expert ^ 1) * products.each + index]", "mixture_cuda_test"),
     "products beside each other are not joined": (
         KERNELS + "cuda_linear.cc", "  if (apart) state.Join(lanes);\n", "", "model_cuda_test"),
     "a step is replayed without its inputs": (

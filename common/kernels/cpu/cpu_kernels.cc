@@ -345,6 +345,10 @@ const KernelTable& CpuKernels() {
       .join_columns = JoinColumnsCpu,
       .combine_rows = CombineRowsCpu,
       .route_experts = RouteExpertsCpu,
+      .can_route = nullptr,
+      .route = nullptr,
+      .routed_linear = nullptr,
+      .combine_routed = nullptr,
       .sample_tokens = nullptr,
   };
   return kTable;

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "common/kernels/cuda/cuda_linear.h"
+#include "common/kernels/cuda/cuda_mixture.h"
 #include "common/kernels/cuda/cuda_packing.h"
 #include "common/kernels/cuda/cuda_state.h"
 #include "common/kernels/cuda/launch.h"
@@ -23,13 +24,6 @@ const T* DeviceNumbers(KernelContext& context, const Placed<T>& placed) {
   if (placed.device != nullptr) return placed.device;
   return static_cast<const T*>(
       StateOf(context).Place(placed.host.data(), placed.host.size_bytes()));
-}
-
-std::shared_ptr<const PlacedTable> TableOf(KernelContext& context,
-                                           const PlacedSequences& sequences) {
-  std::shared_ptr<const void> table = sequences.device;
-  if (table == nullptr) table = StateOf(context).Place(sequences.host, 0);
-  return std::static_pointer_cast<const PlacedTable>(table);
 }
 
 DevicePages PagesOf(const KvPages& pages) {
@@ -77,8 +71,8 @@ void RotaryAnglesCuda(KernelContext& context, const PlacedSequences& sequences,
                       const ConstTensorView& frequencies, float factor, const TensorView& cosines,
                       const TensorView& sines) {
   StateOf(context).Check(
-      RotaryAngles(StateOf(context).launch(), TableOf(context, sequences)->all, frequencies.f32(),
-                   factor, Size(frequencies.dim(0)), cosines.f32(), sines.f32()),
+      RotaryAngles(StateOf(context).launch(), StateOf(context).TableOf(sequences)->all,
+                   frequencies.f32(), factor, Size(frequencies.dim(0)), cosines.f32(), sines.f32()),
       "rotary angles");
 }
 
@@ -93,7 +87,7 @@ void RopeCuda(KernelContext& context, const ConstTensorView& cosines, const Cons
 void WriteKvCuda(KernelContext& context, const ConstTensorView& k, const ConstTensorView& v,
                  const PlacedSequences& sequences, const KvPages& pages) {
   StateOf(context).Check(WriteKv(StateOf(context).launch(), k.data(), v.data(), k.dtype(),
-                                 TableOf(context, sequences)->all, PagesOf(pages)),
+                                 StateOf(context).TableOf(sequences)->all, PagesOf(pages)),
                          "writing the KV cache");
 }
 
@@ -104,7 +98,7 @@ void RopeWriteKvCuda(KernelContext& context, const ConstTensorView& cosines,
   StateOf(context).Check(
       RopeWriteKv(StateOf(context).launch(), cosines.f32(), sines.f32(), Size(cosines.dim(1)),
                   Size(q.dim(1)), q.data(), k.data(), v.data(), q.dtype(),
-                  TableOf(context, sequences)->all, PagesOf(pages)),
+                  StateOf(context).TableOf(sequences)->all, PagesOf(pages)),
       "writing the KV cache");
 }
 
@@ -136,7 +130,7 @@ void AttentionCuda(KernelContext& context, const ConstTensorView& q, const KvPag
                    const PlacedSequences& sequences, const AttentionOptions& options,
                    const TensorView& out) {
   CudaState& state = StateOf(context);
-  const std::shared_ptr<const PlacedTable> table = TableOf(context, sequences);
+  const std::shared_ptr<const PlacedTable> table = StateOf(context).TableOf(sequences);
   AttentionArgs args = {.q = q.data(),
                         .out = out.data(),
                         .type = q.dtype(),
@@ -301,6 +295,10 @@ const KernelTable& CudaKernels() {
       .join_columns = JoinColumnsCuda,
       .combine_rows = CombineRowsCuda,
       .route_experts = RouteExpertsCuda,
+      .can_route = CanRouteCuda,
+      .route = RouteCuda,
+      .routed_linear = RoutedLinearCuda,
+      .combine_routed = CombineRoutedCuda,
       .sample_tokens = SampleTokensCuda,
   };
   return kTable;

@@ -169,6 +169,12 @@ std::shared_ptr<const void> CudaState::Place(std::span<const SequenceRows> seque
   return table;
 }
 
+std::shared_ptr<const PlacedTable> CudaState::TableOf(const PlacedSequences& sequences) {
+  std::shared_ptr<const void> table = sequences.device;
+  if (table == nullptr) table = Place(sequences.host, 0);
+  return std::static_pointer_cast<const PlacedTable>(table);
+}
+
 absl::Status CudaState::RunStep(const StepShape* shape, absl::FunctionRef<absl::Status()> body) {
   in_step_ = false;
   Check(device_.Select());
@@ -285,6 +291,19 @@ absl::Status CudaState::Health() const {
   // An error of a kernel stays until the process ends: every call returns it.
   const cudaError_t error = cudaStreamQuery(launch_.stream);
   return error == cudaErrorNotReady ? absl::OkStatus() : CudaStatus(error, device_.name());
+}
+
+const void* CudaState::Keep(const void* key, size_t bytes,
+                            absl::FunctionRef<void(std::byte* to)> fill) {
+  const auto found = kept_.find(key);
+  if (found != kept_.end()) return found->second.data();
+  BATON_CHECK_MSG(!recording_, "a recorded step needs a table that its first run did not");
+  std::vector<std::byte> table(bytes);
+  fill(table.data());
+  absl::StatusOr<DeviceMemory> memory = device_.Allocate(bytes);
+  if (memory.ok()) Check(device_.CopyFromHost(memory->data(), table.data(), bytes));
+  Check(memory.status());
+  return ok() ? kept_.emplace(key, *std::move(memory)).first->second.data() : nullptr;
 }
 
 void* CudaState::Scratch(size_t bytes) {

@@ -50,6 +50,8 @@ class CudaState final : public KernelState {
   const void* Place(const void* numbers, size_t bytes) override;
   std::shared_ptr<const void> Place(std::span<const SequenceRows> sequences,
                                     uint32_t end_max) override;
+  // Where sequences were placed, or else are now.
+  std::shared_ptr<const PlacedTable> TableOf(const PlacedSequences& sequences);
   absl::Status RunStep(const StepShape* shape, absl::FunctionRef<absl::Status()> body) override;
   void WhenDone(std::function<void()> done) override;
   uint32_t PaddedRows(uint32_t rows) const override;
@@ -72,6 +74,10 @@ class CudaState final : public KernelState {
   // Memory of the device for one operation, at least so long. Null, and an error is kept, if there
   // is none.
   void* Scratch(size_t bytes);
+  // A table in device memory that never changes, written by `fill` at the first call with this key.
+  // Null, and an error is kept, if there is no memory. REQUIRES: no first call while a step is
+  // recorded.
+  const void* Keep(const void* key, size_t bytes, absl::FunctionRef<void(std::byte* to)> fill);
   // Lane 0 is the stream itself. Between Fork and Join the others run beside it, behind what came
   // before Fork and ahead of what comes after Join.
   static constexpr uint32_t kLanes = 3;
@@ -117,6 +123,7 @@ class CudaState final : public KernelState {
   cudaEvent_t forked_ = nullptr;
   cudaEvent_t joined_[kLanes] = {};  // Of lane 0: none.
   DeviceMemory scratch_;
+  std::map<const void*, DeviceMemory> kept_;
   absl::Status status_;
 
   // What was placed, on both sides; [uploaded_, used_) has not been copied yet.

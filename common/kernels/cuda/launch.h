@@ -138,6 +138,62 @@ cudaError_t Dequantize(const Launch& launch, const std::byte* weight, DType weig
                        const float* scales, uint32_t outputs, uint32_t inputs, void* out,
                        DType out_type);
 
+// ---- Mixtures of experts whose tokens the GPU itself sends to experts --------------------------
+
+constexpr uint32_t kRoutedTokensMax = 64;
+constexpr uint32_t kRoutedExpertsMax = 512;
+
+struct RoutingShape {
+  uint32_t tokens = 0;
+  uint32_t experts = 0;
+  uint32_t per_token = 0;
+  uint32_t terms = 0;  // Of a token's sum: per_token, or one more for the expert of all tokens.
+};
+
+// An expert, and the rows of it.
+struct RoutedGroup {
+  uint32_t expert = 0;
+  uint32_t row = 0;
+  uint32_t rows = 0;
+};
+
+// In device memory.
+struct RoutingTables {
+  RoutedGroup* groups = nullptr;   // [RoutedGroupsMax]: ascending by expert; the last have no rows.
+  uint32_t* row_tokens = nullptr;  // [tokens * per_token]: the token of each row.
+  // Rows and factors of each token's sum, ascending by expert, as CombineRows takes them. Rows of
+  // the expert of all tokens lie behind the others.
+  uint32_t* term_rows = nullptr;  // [tokens, terms]
+  float* term_weights = nullptr;  // As term_rows.
+};
+
+constexpr uint32_t RoutedGroupsMax(const RoutingShape& shape) {
+  return shape.experts < shape.tokens * shape.per_token ? shape.experts
+                                                        : shape.tokens * shape.per_token;
+}
+
+// mixture_routing.cu. logits [tokens, experts]; shared_logits [tokens], or null if terms is
+// per_token. row_sequence [tokens]: rows of kNoSequence go to no expert, and their sums are of
+// nothing. cudaErrorInvalidValue: more than the maxima above.
+cudaError_t RouteTokens(const Launch& launch, const float* logits, const float* shared_logits,
+                        const uint32_t* row_sequence, const RoutingShape& shape, bool normalize,
+                        const RoutingTables& tables);
+
+// Products of all experts with their rows: skinny_linear.cu.
+struct RoutedProducts {
+  RoutingShape shape;
+  RoutingTables tables;
+  bool by_token = false;  // x has rows of tokens; otherwise of all experts, one after the other.
+  uint32_t inputs = 0;
+  uint32_t outputs = 0;                   // Of each product.
+  uint32_t each = 0;                      // Products of an expert, at most kSkinnyOutputsMax.
+  const SkinnyOutput* experts = nullptr;  // [experts, each], in device memory; `out` is not used.
+  void* out[kSkinnyOutputsMax] = {};      // [each]: [rows of all experts, outputs]
+};
+// x and out of x_type. cudaErrorInvalidValue: not SkinnyLinearFits.
+cudaError_t RoutedLinear(const Launch& launch, const void* x, DType x_type, DType weight_type,
+                         const RoutedProducts& products);
+
 // ---- attention -------------------------------------------------------------------------------
 
 struct AttentionArgs {

@@ -70,8 +70,10 @@ class Warp {
  public:
   using S = Shape<T, W, kColumnTiles>;
 
+  // row_of(i): the row of x that is the i-th.
+  template <typename RowOf>
   __device__ Warp(const W* weight, uint32_t outputs, uint32_t first_output, const T* x,
-                  uint32_t rows, uint32_t inputs)
+                  uint32_t rows, uint32_t inputs, const RowOf& row_of)
       : chunks_(inputs / S::kChunk), next_(threadIdx.x / kWarp), x_(x) {
     const uint32_t g = threadIdx.x % kWarp / 4;
     const uint32_t c = threadIdx.x % 4;
@@ -84,7 +86,7 @@ class Warp {
     }
 #pragma unroll
     for (uint32_t i = 0; i < kColumnTiles; ++i) {
-      const uint32_t row = min(8 * i + g, rows - 1);
+      const uint32_t row = row_of(min(8 * i + g, rows - 1));
       if constexpr (S::kRowsByIndex) {
         rows_[i] = row * inputs + c * S::kLoadElements;
       } else {
@@ -171,23 +173,12 @@ class Warp {
   uint4 stages_[S::kStages][2 * S::kTiles][2];
 };
 
+// Adds up what the warps of a block have found and writes it, to rows of `out` from the first on.
 template <typename T, typename W, uint32_t kColumnTiles, typename Out>
-__global__ void __launch_bounds__(kWarps* kWarp, kColumnTiles == 1   ? 3
-                                                 : kColumnTiles == 2 ? 2
-                                                                     : 1)
-    SkinnyKernel(Outputs outputs, const T* x, uint32_t rows, uint32_t inputs) {
+__device__ void WriteSums(const Warp<T, W, kColumnTiles>& warp, const SkinnyOutput& output,
+                          uint32_t first_output, uint32_t rows, Out* out) {
   using S = Shape<T, W, kColumnTiles>;
   __shared__ float shared[kWarps][kColumnTiles * 8][kColumnStride];
-  uint32_t index = 0;
-  while (blockIdx.x >= outputs.first_block[index + 1]) ++index;
-  const SkinnyOutput output = outputs.outputs[index];
-  const uint32_t first_output = (blockIdx.x - outputs.first_block[index]) * S::kBlockOutputs;
-  Warp<T, W, kColumnTiles> warp(static_cast<const W*>(output.weight), output.outputs, first_output,
-                                x, rows, inputs);
-  LetNextStart();
-  warp.Begin();
-  WaitForPrevious();
-  warp.Run();
   const uint32_t g = threadIdx.x % kWarp / 4;
   const uint32_t c = threadIdx.x % 4;
 #pragma unroll
@@ -212,10 +203,87 @@ __global__ void __launch_bounds__(kWarps* kWarp, kColumnTiles == 1   ? 3
       if constexpr (std::is_same_v<W, Fp8>) sum *= E4m3Shrink(T{});
       if constexpr (sizeof(W) == 1) sum *= output.scales[column];
       if (output.bias != nullptr) sum += output.bias[column];
-      static_cast<Out*>(output.out)[static_cast<size_t>(row) * output.outputs + column] =
-          FromFloat<Out>(sum);
+      out[static_cast<size_t>(row) * output.outputs + column] = FromFloat<Out>(sum);
     }
   }
+}
+
+constexpr int BlocksAtOnce(uint32_t column_tiles) {
+  return column_tiles == 1 ? 3 : column_tiles == 2 ? 2 : 1;
+}
+
+template <typename T, typename W, uint32_t kColumnTiles, typename Out>
+__global__ void __launch_bounds__(kWarps* kWarp, BlocksAtOnce(kColumnTiles))
+    SkinnyKernel(Outputs outputs, const T* x, uint32_t rows, uint32_t inputs) {
+  using S = Shape<T, W, kColumnTiles>;
+  uint32_t index = 0;
+  while (blockIdx.x >= outputs.first_block[index + 1]) ++index;
+  const SkinnyOutput output = outputs.outputs[index];
+  const uint32_t first_output = (blockIdx.x - outputs.first_block[index]) * S::kBlockOutputs;
+  Warp<T, W, kColumnTiles> warp(static_cast<const W*>(output.weight), output.outputs, first_output,
+                                x, rows, inputs, [](uint32_t row) { return row; });
+  LetNextStart();
+  warp.Begin();
+  WaitForPrevious();
+  warp.Run();
+  WriteSums(warp, output, first_output, rows, static_cast<Out*>(output.out));
+}
+
+// Grid: blocks of outputs, for each of an expert's products; groups. Whose weights are wanted is
+// not known before the wait. An expert with more rows than fit at once reads its weights again, and
+// the second time from the cache.
+template <typename T, typename W, uint32_t kColumnTiles>
+__global__ void __launch_bounds__(kWarps* kWarp, BlocksAtOnce(kColumnTiles))
+    RoutedKernel(const __grid_constant__ RoutedProducts products, uint32_t blocks_each,
+                 const T* x) {
+  using S = Shape<T, W, kColumnTiles>;
+  WaitForPrevious();
+  LetNextStart();
+  const RoutedGroup group = products.tables.groups[blockIdx.y];
+  const uint32_t index = blockIdx.x / blocks_each;
+  const SkinnyOutput output = products.experts[group.expert * products.each + index];
+  const uint32_t first_output = blockIdx.x % blocks_each * S::kBlockOutputs;
+  const uint32_t end = group.row + group.rows;
+  for (uint32_t begin = group.row; begin < end; begin += 8 * kColumnTiles) {
+    const uint32_t rows = min(end - begin, 8 * kColumnTiles);
+    Warp<T, W, kColumnTiles> warp(
+        static_cast<const W*>(output.weight), output.outputs, first_output, x, rows,
+        products.inputs, [&](uint32_t row) {
+          return products.by_token ? products.tables.row_tokens[begin + row] : begin + row;
+        });
+    warp.Begin();
+    warp.Run();
+    WriteSums(warp, output, first_output, rows,
+              static_cast<T*>(products.out[index]) + static_cast<size_t>(begin) * output.outputs);
+  }
+}
+
+template <typename T, typename W, uint32_t kColumnTiles>
+cudaError_t StartRouted(const Launch& launch, const T* x, const RoutedProducts& products) {
+  constexpr uint32_t kEach = Shape<T, W, kColumnTiles>::kBlockOutputs;
+  const uint32_t blocks_each = (products.outputs + kEach - 1) / kEach;
+  return StartKernel(RoutedKernel<T, W, kColumnTiles>,
+                     dim3(products.each * blocks_each, RoutedGroupsMax(products.shape)),
+                     dim3(kWarps * kWarp), 0, launch, products, blocks_each, x);
+}
+
+// Room for twice the rows that an expert has on average, and never for more than it can have.
+template <typename T, typename W>
+cudaError_t StartRoutedOf(const Launch& launch, const T* x, const RoutedProducts& products) {
+  const RoutingShape& shape = products.shape;
+  const uint32_t rows = std::min(shape.tokens, 2 * shape.tokens * shape.per_token / shape.experts);
+  if (rows <= 8) return StartRouted<T, W, 1>(launch, x, products);
+  if (rows <= 16) return StartRouted<T, W, 2>(launch, x, products);
+  return StartRouted<T, W, 4>(launch, x, products);
+}
+
+template <typename T>
+cudaError_t StartRoutedFor(const Launch& launch, const void* x, DType weight_type,
+                           const RoutedProducts& products) {
+  const auto* const from = static_cast<const T*>(x);
+  if (weight_type == DType::kI8) return StartRoutedOf<T, int8_t>(launch, from, products);
+  if (weight_type == DType::kFp8) return StartRoutedOf<T, Fp8>(launch, from, products);
+  return StartRoutedOf<T, T>(launch, from, products);
 }
 
 template <typename T, typename W, uint32_t kColumnTiles, typename Out>
@@ -306,6 +374,17 @@ cudaError_t SkinnyLinear(const Launch& launch, const void* x, DType x_type, uint
                                                           outputs, output_count, out_type)
                                 : StartFor<__half>(launch, x, rows, inputs, weight_type, outputs,
                                                    output_count, out_type);
+}
+
+cudaError_t RoutedLinear(const Launch& launch, const void* x, DType x_type, DType weight_type,
+                         const RoutedProducts& products) {
+  if (!SkinnyLinearFits(x_type, weight_type, products.shape.tokens, products.inputs) ||
+      products.each > kSkinnyOutputsMax) {
+    return cudaErrorInvalidValue;
+  }
+  if (products.shape.tokens == 0 || products.outputs == 0 || products.each == 0) return cudaSuccess;
+  return x_type == DType::kBF16 ? StartRoutedFor<__nv_bfloat16>(launch, x, weight_type, products)
+                                : StartRoutedFor<__half>(launch, x, weight_type, products);
 }
 
 cudaError_t Dequantize(const Launch& launch, const std::byte* weight, DType weight_type,
