@@ -83,11 +83,17 @@ class Device {
   virtual absl::Status CopyFromHost(std::byte* device_to, const std::byte* from, size_t bytes) = 0;
   virtual absl::Status CopyToHost(std::byte* to, const std::byte* device_from, size_t bytes) = 0;
   // Many copies at once, beside whatever the device computes: pieces of its memory, in order, into
-  // one pinned run of bytes, and back. Whoever wrote the bytes has finished.
-  virtual absl::Status Gather(std::byte* host_to,
+  // one run of bytes, and back. The run is the host's, best a pinned one, or the device's. Whoever
+  // wrote the bytes has finished.
+  virtual absl::Status Gather(std::byte* to,
                               std::span<const std::span<const std::byte>> device_from) = 0;
   virtual absl::Status Scatter(std::span<const std::span<std::byte>> device_to,
-                               const std::byte* host_from) = 0;
+                               const std::byte* from) = 0;
+  // From now on copies see what a network card says it has written into the device's memory.
+  // kUnavailable: that cannot be made sure of.
+  virtual absl::Status SeeRemoteWrites() const { return absl::OkStatus(); }
+  // For libraries that ask CUDA which GPU the calling thread works with.
+  virtual absl::Status Select() const { return absl::OkStatus(); }
 
  private:
   friend class DeviceMemory;

@@ -100,6 +100,7 @@ class KernelState {
   virtual uint32_t PaddedRows(uint32_t rows) const = 0;
   virtual absl::Status Finish() = 0;
   virtual absl::Status Health() const = 0;
+  virtual uint64_t replays() const = 0;
 };
 
 // What every operation needs: the device's implementation, threads and scratch memory.
@@ -138,6 +139,8 @@ class KernelContext {
   absl::Status Finish();
   // kUnavailable: the device will compute nothing more in this process.
   absl::Status Health() const;
+  // Steps that were replayed so far.
+  uint64_t replays() const { return state_ == nullptr ? 0 : state_->replays(); }
 
   // For implementations only.
   const KernelTable& table() const { return *table_; }
@@ -349,7 +352,7 @@ void RouteExperts(KernelContext& context, const ConstTensorView& logits, uint32_
 // ---- Mixtures whose tokens the device itself sends to experts ----
 // For steps of few tokens: nothing comes to the host between the router and the sum.
 
-// Of one expert, or a part of it: products of the same x with equal shapes.
+// Weights of all experts, [experts, products of each], of one shape.
 using ExpertProducts = std::span<const PackedWeight* const>;
 
 // What the operations below tell each other, in device memory. Of one layer at a time.

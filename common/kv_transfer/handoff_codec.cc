@@ -6,7 +6,7 @@ namespace baton {
 namespace {
 
 constexpr uint32_t kMagic = 0x564b5442;  // "BTKV"
-constexpr uint16_t kVersion = 1;         // Raise when any struct changes.
+constexpr uint16_t kVersion = 2;         // Raise when any struct changes.
 
 class Writer {
  public:
@@ -166,6 +166,7 @@ std::vector<std::byte> Encode(const KvMessage& message) {
       .Put(message.piece.tokens)
       .Put(message.piece.heads)
       .Put(message.payload_bytes)
+      .Put(message.checked_bytes)
       .Put(message.checksum)
       .Take();
 }
@@ -178,6 +179,7 @@ std::optional<KvMessage> DecodeKv(ConstSpan header) {
   message.piece.tokens = reader.GetRange();
   message.piece.heads = reader.GetRange();
   message.payload_bytes = reader.Get<uint64_t>();
+  message.checked_bytes = reader.Get<uint64_t>();
   message.checksum = reader.Get<uint64_t>();
   if (!reader.Finished()) return std::nullopt;
   return message;

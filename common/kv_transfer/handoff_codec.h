@@ -25,6 +25,7 @@ enum class HandoffType : MessageType {
   kNak = 5,         // D to P: this epoch cannot be filled.
   kProbe = 6,       // With any bytes as payload.
   kProbeReply = 7,  // The same bytes back.
+  kTrial = 8,       // To oneself, before all others: see staging_choice.h.
 };
 
 // Which attempt on which lease a message is about, and by which rank of P.
@@ -50,7 +51,10 @@ struct KvMessage {
   EpochName name;
   KvPiece piece;  // No range is empty.
   uint64_t payload_bytes = 0;
-  uint64_t checksum = 0;  // XXH3-64 of the payload in wire order.
+  // How many of the payload's first bytes, in wire order, and how many of its last the checksum
+  // covers: at least 1. If that is half of it or more, all.
+  uint64_t checked_bytes = 0;
+  uint64_t checksum = 0;  // Their XXH3-64.
 };
 
 struct CommitMessage {

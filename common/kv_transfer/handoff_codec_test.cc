@@ -14,7 +14,9 @@ using Bytes = std::vector<std::byte>;
 const EpochName kName = {
     LeaseId{0x1122334455667788}, {0xa1a2a3a4a5a6a7a8, 0xb1b2b3b4b5b6b7b8}, Epoch{0xc1c2c3c4}, 3};
 
-KvMessage SomeKv() { return {kName, {{1, 4}, {16, 100}, {0, 8}}, 123456, 0xfedcba9876543210}; }
+KvMessage SomeKv() {
+  return {kName, {{1, 4}, {16, 100}, {0, 8}}, 123456, 65536, 0xfedcba9876543210};
+}
 CommitMessage SomeCommit() { return {kName, 4, 77, 987654321, {-5, 9, "log-probabilities"}}; }
 const ProbeMessage kProbe = {5, 2, 1 << 20, 0x1234};
 
@@ -49,6 +51,7 @@ TEST(HandoffCodecTest, KvSurvivesTheRoundTrip) {
   EXPECT_EQ(decoded->name, message.name);
   EXPECT_EQ(decoded->piece, message.piece);
   EXPECT_EQ(decoded->payload_bytes, message.payload_bytes);
+  EXPECT_EQ(decoded->checked_bytes, message.checked_bytes);
   EXPECT_EQ(decoded->checksum, message.checksum);
 }
 
@@ -84,7 +87,7 @@ TEST(HandoffCodecTest, AnswersAndProbesSurviveTheRoundTrip) {
 // The bytes are a format: two builds must agree on them.
 TEST(HandoffCodecTest, TheBytesOfAnAckAreFixed) {
   const unsigned char expected[] = {
-      'B',  'T',  'K',  'V',  1,    0,    4,    0,     // magic, version, type
+      'B',  'T',  'K',  'V',  2,    0,    4,    0,     // magic, version, type
       0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11,  // lease
       0xa8, 0xa7, 0xa6, 0xa5, 0xa4, 0xa3, 0xa2, 0xa1,  // nonce, high
       0xb8, 0xb7, 0xb6, 0xb5, 0xb4, 0xb3, 0xb2, 0xb1,  // nonce, low

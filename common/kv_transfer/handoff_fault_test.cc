@@ -57,6 +57,7 @@ class HandoffWorld {
                  .message_bytes_max = 700,
                  .transfer_deadline = std::chrono::seconds(3)},
                 [this](TransferEvent event) { OnP(event); }) {
+    network_.CopyWith(GuardedDevice::CopyAnywhere, /*eager_bytes_max=*/400);
     p_.FillRandomly(seed);
     d_.Fill(std::byte{0xee});
     shadow_ = d_.Copy();
@@ -302,7 +303,8 @@ class HandoffFaultTest : public testing::TestWithParam<std::tuple<Memory, uint64
   }
 };
 INSTANTIATE_TEST_SUITE_P(Seeds, HandoffFaultTest,
-                         testing::Combine(testing::Values(Memory::kHost, Memory::kGuarded),
+                         testing::Combine(testing::Values(Memory::kHost, Memory::kGuarded,
+                                                          Memory::kGuardedReached),
                                           testing::Range<uint64_t>(0, 300)));
 
 // Goal: whatever the network does, every transfer ends once and is released once, blocks come home,
@@ -314,7 +316,7 @@ TEST_P(HandoffFaultTest, EndsOnceBringsBlocksHomeAndLandsNowhereElse) {
 TEST(HandoffCalmTest, WithoutFaultsMostLeasesAreFilled) {
   FaultOptions calm;
   calm.late_fraction = 0;
-  for (const Memory memory : {Memory::kHost, Memory::kGuarded}) {
+  for (const Memory memory : {Memory::kHost, Memory::kGuarded, Memory::kGuardedReached}) {
     int filled = 0;
     for (uint64_t seed = 0; seed < 20; ++seed) {
       HandoffWorld world(seed, calm, memory);

@@ -3,7 +3,6 @@
 #include <xxhash.h>
 
 #include <algorithm>
-#include <memory>
 
 namespace baton {
 namespace {
@@ -68,17 +67,21 @@ std::vector<MutableSpan> PieceSpans(const KvArena& arena, std::span<const BlockI
   return spans;
 }
 
+void RunningChecksum::Free::operator()(XXH3_state_s* state) const { XXH3_freeState(state); }
+
+RunningChecksum::RunningChecksum() : state_(XXH3_createState()) { XXH3_64bits_reset(state_.get()); }
+
+void RunningChecksum::Add(const std::byte* data, size_t bytes) {
+  XXH3_64bits_update(state_.get(), data, bytes);
+}
+
+uint64_t RunningChecksum::Get() const { return XXH3_64bits_digest(state_.get()); }
+
 uint64_t ChecksumOf(std::span<const MutableSpan> spans) {
   if (spans.size() == 1) return XXH3_64bits(spans[0].data(), spans[0].size());
-  struct Free {
-    void operator()(XXH3_state_t* state) const { XXH3_freeState(state); }
-  };
-  const std::unique_ptr<XXH3_state_t, Free> state(XXH3_createState());
-  XXH3_64bits_reset(state.get());
-  for (const MutableSpan& span : spans) {
-    XXH3_64bits_update(state.get(), span.data(), span.size());
-  }
-  return XXH3_64bits_digest(state.get());
+  RunningChecksum checksum;
+  for (const MutableSpan& span : spans) checksum.Add(span.data(), span.size());
+  return checksum.Get();
 }
 
 std::vector<KvPiece> SplitPush(const KvLayout& layout, const KvPiece& push, size_t bytes_max) {

@@ -8,6 +8,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -16,6 +17,8 @@
 #include "common/kv_cache/kv_layout.h"
 #include "common/kv_transfer/handoff_codec.h"
 #include "common/transport/transport.h"
+
+struct XXH3_state_s;
 
 namespace baton {
 
@@ -30,7 +33,22 @@ uint64_t PieceBytes(const KvLayout& layout, const KvPiece& piece);
 std::vector<MutableSpan> PieceSpans(const KvArena& arena, std::span<const BlockId> blocks,
                                     const KvPiece& piece);
 
-// XXH3-64 of the bytes in order.
+// XXH3-64 of bytes that come one after the other.
+class RunningChecksum {
+ public:
+  RunningChecksum();
+
+  void Add(const std::byte* data, size_t bytes);
+  uint64_t Get() const;
+
+ private:
+  struct Free {
+    void operator()(XXH3_state_s* state) const;
+  };
+  const std::unique_ptr<XXH3_state_s, Free> state_;
+};
+
+// The same of bytes that are there.
 uint64_t ChecksumOf(std::span<const MutableSpan> spans);
 
 // Splits K and V of `layers` x `tokens` x `heads` into pieces of at most `bytes_max` each, as far

@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/base/check.h"
+#include "common/base/status_macros.h"
 
 namespace baton {
 namespace {
@@ -151,7 +152,12 @@ std::optional<Landing> KvReceiver::OnKv(const IncomingMessage& incoming) {
   ++state->posted_by[incoming.from];
   ++posted_count_;
   Landing landing;
-  landing.spans = staged->host;
+  landing.spans = staged->wire;
+  if (staging_.memory() == StagingMemory::kDevice) {
+    landing.copy = [this, staged = *staged](ConstSpan payload) {
+      return staging_.Land(staged, payload);
+    };
+  }
   landing.landed = [this, key = EpochKey{message->name.lease, message->name.epoch},
                     from = incoming.from, message = *message,
                     staged = *std::move(staged)](const absl::Status& status) {
@@ -175,8 +181,8 @@ bool KvReceiver::Check(const EpochState& state, const KvMessage& message, size_t
     return false;
   }
   if (message.payload_bytes != payload_bytes ||
-      PieceBytes(layout, message.piece) != payload_bytes ||
-      payload_bytes > staging_.piece_bytes_max()) {
+      PieceBytes(layout, message.piece) != payload_bytes || message.checked_bytes == 0 ||
+      message.checked_bytes > payload_bytes || payload_bytes > staging_.piece_bytes_max()) {
     ++counters_.refused_size;
     return false;
   }
@@ -198,6 +204,12 @@ void KvReceiver::OnLanded(EpochKey key, PeerId from, const KvMessage& message,
   if (retired) QuiesceIfIdle(key);
 }
 
+absl::StatusOr<uint64_t> KvReceiver::ChecksumOfLanded(const KvMessage& message,
+                                                      const StagedPiece& staged) const {
+  BATON_RETURN_IF_ERROR(staging_.FinishLanding());
+  return staging_.Checksum(staged, message.checked_bytes);
+}
+
 // Its bytes are in the blocks before anybody hears of it.
 void KvReceiver::TakeLanded(EpochState& state, PeerId from, const KvMessage& message,
                             const StagedPiece& staged, const absl::Status& status) {
@@ -205,7 +217,12 @@ void KvReceiver::TakeLanded(EpochState& state, PeerId from, const KvMessage& mes
     SendNak(from, message.name, NakReason::kReceiveFailed);
     return Fail(state, NakReason::kReceiveFailed, status);
   }
-  if (ChecksumOf(staged.host) != message.checksum) {
+  const absl::StatusOr<uint64_t> checksum = ChecksumOfLanded(message, staged);
+  if (!checksum.ok()) {
+    SendNak(from, message.name, NakReason::kReceiveFailed);
+    return Fail(state, NakReason::kReceiveFailed, checksum.status());
+  }
+  if (*checksum != message.checksum) {
     ++counters_.checksum_mismatches;
     SendNak(from, message.name, NakReason::kChecksum);
     return Fail(state, NakReason::kChecksum, absl::DataLossError("KV bytes arrived damaged"));

@@ -116,6 +116,8 @@ class KvReceiver {
   void OnAbort(const IncomingMessage& incoming);
   void OnLanded(EpochKey key, PeerId from, const KvMessage& message, const StagedPiece& staged,
                 const absl::Status& status);
+  absl::StatusOr<uint64_t> ChecksumOfLanded(const KvMessage& message,
+                                            const StagedPiece& staged) const;
   void TakeLanded(EpochState& state, PeerId from, const KvMessage& message,
                   const StagedPiece& staged, const absl::Status& status);
 

@@ -41,6 +41,7 @@ class KvReceiverTest : public testing::TestWithParam<Memory> {
                     if (catch_up_) catch_up_();
                   }),
         peer_(p_->Connect(d_->address()).value()) {
+    network_.CopyWith(GuardedDevice::CopyAnywhere, /*eager_bytes_max=*/0);
     source_.FillRandomly(1);
     arena_.Fill(std::byte{0xee});
     p_->OnMessage(static_cast<MessageType>(HandoffType::kAck), [this](const IncomingMessage& m) {
@@ -73,7 +74,8 @@ class KvReceiverTest : public testing::TestWithParam<Memory> {
   }
   KvMessage Kv(const EpochName& name, const KvPiece& piece) {
     const std::vector<MutableSpan> spans = PieceSpans(*source_.arena, source_blocks_, piece);
-    return {name, piece, PieceBytes(source_.arena->layout(), piece), ChecksumOf(spans)};
+    const uint64_t bytes = PieceBytes(source_.arena->layout(), piece);
+    return {name, piece, bytes, bytes, ChecksumOf(spans)};
   }
   void SendKv(const KvMessage& message) { SendKv(message, message.piece); }
   void SendKv(const KvMessage& message, const KvPiece& payload) {
@@ -124,7 +126,7 @@ class KvReceiverTest : public testing::TestWithParam<Memory> {
   const Instant start_ = Instant() + std::chrono::hours(1);
 };
 
-const auto kMemories = testing::Values(Memory::kHost, Memory::kGuarded);
+const auto kMemories = testing::Values(Memory::kHost, Memory::kGuarded, Memory::kGuardedReached);
 const auto kMemoryNames = [](const auto& test) { return MemoryName(test.param); };
 INSTANTIATE_TEST_SUITE_P(Memories, KvReceiverTest, kMemories, kMemoryNames);
 
@@ -254,6 +256,39 @@ TEST_P(KvReceiverTest, MalformedHeadersAreCountedAndChangeNothing) {
 
   EXPECT_EQ(receiver_.counters().refused_malformed, 3u);
   EXPECT_TRUE(log_.all().empty());
+}
+
+TEST_P(KvReceiverTest, RefusesAChecksumOfNothingOrOfTooMuch) {
+  receiver_.Open(Grant());
+  KvMessage unchecked = Kv(Name(Grant()), {{0, 1}, {kHeld, kPrompt}, {0, 2}});
+  unchecked.checked_bytes = 0;
+  KvMessage too_much = Kv(Name(Grant()), {{1, 2}, {kHeld, kPrompt}, {0, 2}});
+  ++too_much.checked_bytes;
+  SendKv(unchecked);
+  SendKv(too_much);
+  Settle();
+
+  EXPECT_EQ(receiver_.counters().refused_size, 2u);
+  EXPECT_EQ(receiver_.counters().messages, 0u);
+}
+
+// A sender whose bytes are on a GPU checks so many.
+TEST_P(KvReceiverTest, ChecksNoMoreThanTheSender) {
+  receiver_.Open(Grant());
+  for (uint32_t layer = 0; layer < 3; ++layer) {
+    KvMessage message = Kv(Name(Grant()), {{layer, layer + 1}, {kHeld, kPrompt}, {0, 2}});
+    const auto spans = PieceSpans(*source_.arena, source_blocks_, message.piece);
+    const MutableSpan ends[] = {spans.front().first(17), spans.back().last(17)};
+    message.checked_bytes = 17;
+    message.checksum = ChecksumOf(ends);
+    SendKv(message);
+  }
+  SendCommit(Commit(Name(Grant())));
+  Settle();
+
+  EXPECT_EQ(receiver_.counters().checksum_mismatches, 0u);
+  EXPECT_EQ(acks_, 1);
+  EXPECT_TRUE(Arrived(Grant()));
 }
 
 TEST_P(KvReceiverTest, DamagedBytesFailTheEpoch) {
@@ -430,8 +465,8 @@ class KvReceiverRoomTest : public KvReceiverTest {
   KvReceiverRoomTest() : KvReceiverTest(kRoom) {}
   GuardedDevice& device() { return static_cast<GuardedDevice&>(*arena_.device); }
 };
-INSTANTIATE_TEST_SUITE_P(Memories, KvReceiverRoomTest, testing::Values(Memory::kGuarded),
-                         kMemoryNames);
+INSTANTIATE_TEST_SUITE_P(Memories, KvReceiverRoomTest,
+                         testing::Values(Memory::kGuarded, Memory::kGuardedReached), kMemoryNames);
 
 TEST_P(KvReceiverRoomTest, WhatFindsNoRoomWaitsAndIsNotRefused) {
   receiver_.Open(Grant());

@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/base/check.h"
+#include "common/base/status_macros.h"
 #include "common/kv_transfer/kv_pieces.h"
 
 namespace baton {
@@ -250,16 +251,17 @@ bool KvSender::SendReady(PeerId peer_id, Peer& peer) {
     std::optional<StagedPiece> staged = Stage(peer_id, transfer, *next.piece);
     if (!staged) return false;
     peer.queue.pop_front();
-    if (const absl::Status fetched = staging_.Fetch(*staged); !fetched.ok()) {
+    const absl::StatusOr<KvMessage> message = Fetch(transfer, *next.piece, *staged);
+    if (!message.ok()) {
       staging_.Release(*staged);
       SendAbort(transfer);
-      Report(next.id, transfer, fetched, /*retryable=*/true);
+      Report(next.id, transfer, message.status(), /*retryable=*/true);
       Close(next.id, transfer);
       continue;
     }
     peer.in_flight_bytes += bytes;
     in_flight_bytes_ += bytes;
-    SendPiece(next.id, transfer, *next.piece, *std::move(staged));
+    SendPiece(next.id, transfer, *message, *std::move(staged));
   }
   return true;
 }
@@ -287,13 +289,21 @@ void KvSender::PumpLine() {
   }
 }
 
-void KvSender::SendPiece(TransferId id, Transfer& transfer, const KvPiece& piece,
-                         StagedPiece staged) {
+// The piece's bytes to where the transport takes them from, and what to say about them.
+absl::StatusOr<KvMessage> KvSender::Fetch(const Transfer& transfer, const KvPiece& piece,
+                                          const StagedPiece& staged) {
+  BATON_RETURN_IF_ERROR(staging_.Fetch(staged));
   KvMessage message;
   message.name = NameOf(transfer);
   message.piece = piece;
   message.payload_bytes = PieceBytes(arena_.layout(), piece);
-  message.checksum = ChecksumOf(staged.host);
+  message.checked_bytes = staging_.CheckedBytes(message.payload_bytes);
+  BATON_ASSIGN_OR_RETURN(message.checksum, staging_.Checksum(staged, message.checked_bytes));
+  return message;
+}
+
+void KvSender::SendPiece(TransferId id, Transfer& transfer, const KvMessage& message,
+                         StagedPiece staged) {
   // However long it stood in line.
   if (transfer.sends == 0) transfer.deadline = now_ + options_.transfer_deadline;
   ++transfer.sends;
@@ -301,7 +311,7 @@ void KvSender::SendPiece(TransferId id, Transfer& transfer, const KvPiece& piece
   transfer.bytes += message.payload_bytes;
   ++counters_.messages;
   counters_.bytes += message.payload_bytes;
-  std::vector<ConstSpan> payload(staged.host.begin(), staged.host.end());
+  std::vector<ConstSpan> payload(staged.wire.begin(), staged.wire.end());
   transport_.Send(transfer.peer, TypeOf(HandoffType::kKv), Encode(message), std::move(payload),
                   [this, id, peer = transfer.peer, staged = std::move(staged)](
                       const absl::Status& status) { OnSent(id, peer, staged, status); });
@@ -332,7 +342,7 @@ void KvSender::SendAbort(const Transfer& transfer) {
 
 void KvSender::OnSent(TransferId id, PeerId peer_id, const StagedPiece& staged,
                       const absl::Status& status) {
-  const size_t bytes = TotalBytes(staged.host);
+  const size_t bytes = TotalBytes(staged.wire);
   staging_.Release(staged);
   in_flight_bytes_ -= bytes;
   peers_.at(peer_id).in_flight_bytes -= bytes;

@@ -128,7 +128,9 @@ class KvSender {
   bool SendReady(PeerId peer_id, Peer& peer);
   void PumpLine();
   std::optional<StagedPiece> Stage(PeerId peer, const Transfer& transfer, const KvPiece& piece);
-  void SendPiece(TransferId id, Transfer& transfer, const KvPiece& piece, StagedPiece staged);
+  absl::StatusOr<KvMessage> Fetch(const Transfer& transfer, const KvPiece& piece,
+                                  const StagedPiece& staged);
+  void SendPiece(TransferId id, Transfer& transfer, const KvMessage& message, StagedPiece staged);
   void SendCommit(TransferId id, Transfer& transfer);
   void SendAbort(const Transfer& transfer);
   void OnSent(TransferId id, PeerId peer, const StagedPiece& staged, const absl::Status& status);

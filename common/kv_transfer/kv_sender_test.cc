@@ -33,6 +33,7 @@ class KvSenderTest : public testing::TestWithParam<Memory> {
         d_(network_.Open("d")),
         p_(network_.Open("p")),
         sender_(*p_, *arena_.staging, options, log_.Sink()) {
+    network_.CopyWith(GuardedDevice::CopyAnywhere, /*eager_bytes_max=*/0);
     arena_.FillRandomly(1);
     p_->OnPeerLost([this](PeerId peer, const absl::Status& s) { sender_.OnPeerLost(peer, s); });
     Listen();
@@ -106,7 +107,7 @@ class KvSenderTest : public testing::TestWithParam<Memory> {
   const Instant start_ = Instant() + std::chrono::hours(1);
 };
 
-const auto kMemories = testing::Values(Memory::kHost, Memory::kGuarded);
+const auto kMemories = testing::Values(Memory::kHost, Memory::kGuarded, Memory::kGuardedReached);
 const auto kMemoryNames = [](const auto& test) { return MemoryName(test.param); };
 INSTANTIATE_TEST_SUITE_P(Memories, KvSenderTest, kMemories, kMemoryNames);
 
@@ -371,8 +372,8 @@ class KvSenderRoomTest : public KvSenderTest {
                       [id](const CommitMessage& c) { return c.name.lease == LeaseId{id}; }));
   }
 };
-INSTANTIATE_TEST_SUITE_P(Memories, KvSenderRoomTest, testing::Values(Memory::kGuarded),
-                         kMemoryNames);
+INSTANTIATE_TEST_SUITE_P(Memories, KvSenderRoomTest,
+                         testing::Values(Memory::kGuarded, Memory::kGuardedReached), kMemoryNames);
 
 TEST_P(KvSenderRoomTest, WhatFindsNoRoomWaitsInOrder) {
   hung_ = true;
@@ -437,8 +438,8 @@ class KvSenderBigRoomTest : public KvSenderTest {
  protected:
   KvSenderBigRoomTest() : KvSenderTest(KvSenderOptions{.message_bytes_max = 512}, 512) {}
 };
-INSTANTIATE_TEST_SUITE_P(Memories, KvSenderBigRoomTest, testing::Values(Memory::kGuarded),
-                         kMemoryNames);
+INSTANTIATE_TEST_SUITE_P(Memories, KvSenderBigRoomTest,
+                         testing::Values(Memory::kGuarded, Memory::kGuardedReached), kMemoryNames);
 
 // Goal: a message that needs all the room is not overtaken for ever by those that need half.
 TEST_P(KvSenderBigRoomTest, SmallMessagesDoNotOvertakeABigOneForEver) {

@@ -1,12 +1,13 @@
 // Where the bytes of a piece are for the transport: in the KV blocks themselves if the host can
-// read those, otherwise in pinned memory of the host, through which they are copied.
+// read those, otherwise in one run of a buffer, through which they are copied. The buffer is pinned
+// memory of the host, or memory of the GPU if the transport reaches that.
 //
-// The pinned memory is allocated once and never grows; a piece takes as much of it as it has bytes,
-// in one run, and whoever finds no room waits. Sends and receives have one each, so that neither
-// can wait for the other: two workers that push to each other would otherwise stand still.
+// The buffer is allocated once and never grows; a piece takes as much of it as it has bytes, in one
+// run, and whoever finds no room waits. Sends and receives have one each, so that neither can wait
+// for the other: two workers that push to each other would otherwise stand still.
 //
-// Single-threaded: the transfer thread's. Copies are over when Fetch and Store return, so blocks
-// are touched only inside them.
+// Single-threaded: the transfer thread's. Copies are over when Fetch, Store and Land return, so
+// blocks are touched only inside them.
 #ifndef BATON_COMMON_KV_TRANSFER_KV_STAGING_H_
 #define BATON_COMMON_KV_TRANSFER_KV_STAGING_H_
 
@@ -24,51 +25,75 @@
 #include "common/base/ids.h"
 #include "common/kv_cache/kv_arena.h"
 #include "common/kv_transfer/handoff_codec.h"
+#include "common/kv_transfer/kv_pieces.h"
 #include "common/transport/transport.h"
 
 namespace baton {
 
+// What pieces pass through on their way.
+enum class StagingMemory { kNone, kPinned, kDevice };
+
 // A piece between the arena and the transport. A plain value; KvStaging keeps count.
 struct StagedPiece {
-  std::vector<MutableSpan> host;    // In wire order: what the transport reads or writes.
-  std::vector<MutableSpan> blocks;  // On the device; empty if `host` lies in the blocks.
+  std::vector<MutableSpan> wire;    // In wire order: what the transport reads or writes.
+  std::vector<MutableSpan> blocks;  // On the device; empty if `wire` lies in the blocks.
 };
 
 class KvStaging {
  public:
-  // For an arena of the host nothing is allocated. kInvalidArgument: not even one layer of one
-  // block fits into `bytes`. kResourceExhausted: there is not so much memory to pin. The arena
-  // outlives it.
-  static absl::StatusOr<std::unique_ptr<KvStaging>> Create(const KvArena& arena, size_t bytes);
+  // Of a payload in the GPU's memory its checksum covers so many bytes at each end: all of them
+  // would have to come to the host.
+  static constexpr uint64_t kCheckedBytesOnDevice = uint64_t{32} << 10;
+
+  // For an arena of the host nothing is allocated, for others what `memory` says: not kNone.
+  // kInvalidArgument: not even one layer of one block fits into `bytes`; kDevice for an arena on
+  // several devices. kResourceExhausted: there is not so much memory. The arena outlives it.
+  static absl::StatusOr<std::unique_ptr<KvStaging>> Create(
+      const KvArena& arena, size_t bytes, StagingMemory memory = StagingMemory::kPinned);
 
   const KvArena& arena() const { return arena_; }
-  // Otherwise pieces stay in their blocks.
-  bool is_pinned() const { return pinned_.data() != nullptr; }
+  StagingMemory memory() const { return memory_; }
+  // Empty for kNone.
+  MutableSpan buffer() const { return {buffer_.data(), buffer_.bytes()}; }
   // What a piece may have at most to find room ever.
   size_t piece_bytes_max() const;
   size_t bytes_used() const { return bytes_used_; }
-  size_t bytes_total() const { return pinned_.bytes(); }
+  size_t bytes_total() const { return buffer_.bytes(); }
 
   // Nothing: there is no room now. REQUIRES: PieceFits; not more than piece_bytes_max.
   std::optional<StagedPiece> Take(std::span<const BlockId> blocks, const KvPiece& piece);
   // REQUIRES: taken, and not released.
   void Release(const StagedPiece& piece);
 
-  // From the blocks to the host, and back.
+  // From the blocks to where the transport reads, and back.
   absl::Status Fetch(const StagedPiece& piece) const;
   absl::Status Store(const StagedPiece& piece) const;
+  // What a transport received in its own memory, to where it should have landed.
+  absl::Status Land(const StagedPiece& piece, ConstSpan payload) const;
+
+  // After the transport has said that a piece landed, and before it is looked at.
+  absl::Status FinishLanding() const;
+
+  // What a sender should say as KvMessage::checked_bytes.
+  uint64_t CheckedBytes(uint64_t payload_bytes) const;
+  // XXH3-64 of the first and the last `bytes` of the piece as the transport has them, or of all of
+  // it if it has no more than both. REQUIRES: it is so long.
+  absl::StatusOr<uint64_t> Checksum(const StagedPiece& piece, uint64_t bytes) const;
 
  private:
-  KvStaging(const KvArena& arena, DeviceMemory pinned);
+  KvStaging(const KvArena& arena, StagingMemory memory, DeviceMemory buffer, DeviceMemory scratch);
   std::optional<size_t> TakeRun(size_t bytes);
+  absl::Status AddTo(RunningChecksum& checksum, MutableSpan span) const;
   // Calls `copy` for each run of the piece's blocks that lie on one device, with its bytes' place
-  // on the host.
+  // in the buffer.
   using CopyRun = absl::FunctionRef<absl::Status(
-      Device& device, std::span<const MutableSpan> blocks, std::byte* host)>;
+      Device& device, std::span<const MutableSpan> blocks, std::byte* wire)>;
   absl::Status CopyRuns(const StagedPiece& piece, CopyRun copy) const;
 
   const KvArena& arena_;
-  const DeviceMemory pinned_;      // Empty for an arena of the host.
+  const StagingMemory memory_;
+  const DeviceMemory buffer_;      // Empty for kNone.
+  const DeviceMemory scratch_;     // Pinned; for kDevice, to look at what is there.
   std::map<size_t, size_t> free_;  // Offset and bytes of each run; no two touch.
   size_t bytes_used_ = 0;
 };
@@ -79,7 +104,8 @@ struct TransferStaging {
   std::unique_ptr<KvStaging> receives;
 
   // `bytes` of each. As KvStaging::Create.
-  static absl::StatusOr<TransferStaging> Create(const KvArena& arena, size_t bytes);
+  static absl::StatusOr<TransferStaging> Create(const KvArena& arena, size_t bytes,
+                                                StagingMemory memory = StagingMemory::kPinned);
 };
 
 }  // namespace baton

@@ -2,8 +2,9 @@
 
 #include <gtest/gtest.h>
 
-#include <cstring>
+#include <algorithm>
 #include <random>
+#include <tuple>
 #include <vector>
 
 #include "common/kv_transfer/kv_pieces.h"
@@ -20,10 +21,10 @@ TEST(KvStagingTest, PiecesOfTheHostStayInTheirBlocks) {
 
   const std::optional<StagedPiece> piece = rig.staging->Take(Blocks({3}), Layers(3));
 
-  EXPECT_FALSE(rig.staging->is_pinned());
+  EXPECT_EQ(rig.staging->memory(), StagingMemory::kNone);
   EXPECT_EQ(rig.staging->bytes_total(), 0u);
   ASSERT_TRUE(piece.has_value());
-  EXPECT_EQ(piece->host[0].data(), rig.arena->BlockData(BlockId{3}));
+  EXPECT_EQ(piece->wire[0].data(), rig.arena->BlockData(BlockId{3}));
   EXPECT_TRUE(rig.staging->Fetch(*piece).ok());
   EXPECT_TRUE(rig.staging->Store(*piece).ok());
   rig.staging->Release(*piece);
@@ -52,8 +53,63 @@ TEST(KvStagingTest, NoMoreIsTakenThanThereIs) {
   EXPECT_FALSE(rig.staging->Take(Blocks({0}), Layers(2)).has_value());
 }
 
-class KvStagingRandomTest : public testing::TestWithParam<uint64_t> {
+TEST(KvStagingTest, MemoryOfTheGpuIsForOneGpu) {
+  GuardedDevice first, second;
+  Device* const both[] = {&first, &second};
+  const auto arena = KvArena::Create(both, SmallLayout(), 8).value();
+
+  EXPECT_TRUE(KvStaging::Create(*arena, 4096, StagingMemory::kPinned).ok());
+  EXPECT_EQ(KvStaging::Create(*arena, 4096, StagingMemory::kDevice).status().code(),
+            absl::StatusCode::kInvalidArgument);
+}
+
+TEST(KvStagingTest, OnTheHostAllIsCheckedAndOnTheGpuTheBeginning) {
+  ArenaRig host(SmallLayout(), 8), pinned(SmallLayout(), 8, Memory::kGuarded),
+      reached(SmallLayout(), 8, Memory::kGuardedReached);
+
+  EXPECT_EQ(host.staging->CheckedBytes(1 << 20), 1u << 20);
+  EXPECT_EQ(pinned.staging->CheckedBytes(1 << 20), 1u << 20);
+  EXPECT_EQ(reached.staging->CheckedBytes(1 << 20), KvStaging::kCheckedBytesOnDevice);
+  EXPECT_EQ(reached.staging->CheckedBytes(256), 256u);
+}
+
+// Longer than what is brought to the host at once.
+TEST(KvStagingTest, ChecksumsAreEqualWhereverThePieceIs) {
+  const KvLayout layout = {
+      .layers = 3, .kv_heads = 2, .head_dim = 64, .block_tokens = 256, .dtype = DType::kBF16};
+  const KvPiece piece = {{0, 3}, {0, 8 * 256}, {0, 2}};
+  const size_t bytes = PieceBytes(layout, piece);
+  ASSERT_GT(bytes, size_t{2} << 20);
+  for (const uint64_t checked : {uint64_t{1}, uint64_t{70000}, uint64_t{bytes / 2 - 1}, bytes}) {
+    std::vector<uint64_t> checksums;
+    for (const Memory memory : {Memory::kHost, Memory::kGuarded, Memory::kGuardedReached}) {
+      ArenaRig rig(layout, 8, memory, size_t{8} << 20);
+      rig.FillRandomly(3);
+      const auto staged = rig.staging->Take(Blocks({4, 0, 6, 1, 2, 7, 3, 5}), piece).value();
+      ASSERT_TRUE(rig.staging->Fetch(staged).ok());
+      checksums.push_back(rig.staging->Checksum(staged, checked).value());
+    }
+    EXPECT_EQ(checksums[1], checksums[0]) << checked;
+    EXPECT_EQ(checksums[2], checksums[0]) << checked;
+  }
+}
+
+TEST(KvStagingTest, WhatCameThroughTheTransportsMemoryLands) {
+  ArenaRig rig(SmallLayout(), 8, Memory::kGuardedReached);
+  const std::vector<std::byte> payload(768, std::byte{0x5a});
+  const auto staged = rig.staging->Take(Blocks({3}), Layers(3)).value();
+
+  ASSERT_TRUE(rig.staging->Land(staged, payload).ok());
+  ASSERT_TRUE(rig.staging->Store(staged).ok());
+
+  const std::vector<std::byte> all = rig.Copy();
+  EXPECT_EQ(std::count(all.begin(), all.end(), std::byte{0x5a}), 768);
+}
+
+class KvStagingRandomTest : public testing::TestWithParam<std::tuple<Memory, uint64_t>> {
  protected:
+  static Memory memory() { return std::get<0>(GetParam()); }
+  static uint64_t seed() { return std::get<1>(GetParam()); }
   uint32_t Draw(uint32_t end) { return static_cast<uint32_t>(random_() % end); }
   KvPiece DrawPiece() {
     const IndexRange layers = {Draw(2), 2 + Draw(2)};
@@ -61,14 +117,17 @@ class KvStagingRandomTest : public testing::TestWithParam<uint64_t> {
     const uint32_t head = Draw(2);
     return {layers, {token, token + 1 + Draw(12)}, {head, head + 1 + Draw(2 - head)}};
   }
-  std::mt19937_64 random_{GetParam()};
+  std::mt19937_64 random_{seed()};
 };
-INSTANTIATE_TEST_SUITE_P(Seeds, KvStagingRandomTest, testing::Range<uint64_t>(0, 30));
+INSTANTIATE_TEST_SUITE_P(Seeds, KvStagingRandomTest,
+                         testing::Combine(testing::Values(Memory::kGuarded,
+                                                          Memory::kGuardedReached),
+                                          testing::Range<uint64_t>(0, 30)));
 
 // Method: pieces of all shapes, whole blocks and parts, out of one arena and into another.
 TEST_P(KvStagingRandomTest, BytesPassThroughUnchangedAndTouchNothingElse) {
-  ArenaRig p(SmallLayout(), 8, Memory::kGuarded), d(SmallLayout(), 8, Memory::kGuarded);
-  p.FillRandomly(GetParam());
+  ArenaRig p(SmallLayout(), 8, memory()), d(SmallLayout(), 8, memory());
+  p.FillRandomly(seed());
   d.Fill(std::byte{0xee});
   std::vector<std::byte> expected = d.Copy();
   const std::vector<std::byte> source = p.Copy();
@@ -79,8 +138,8 @@ TEST_P(KvStagingRandomTest, BytesPassThroughUnchangedAndTouchNothingElse) {
   const auto in = d.staging->Take(to, piece).value();
 
   ASSERT_TRUE(p.staging->Fetch(out).ok());
-  ASSERT_EQ(out.host[0].size(), in.host[0].size());
-  std::memcpy(in.host[0].data(), out.host[0].data(), in.host[0].size());
+  ASSERT_EQ(out.wire[0].size(), in.wire[0].size());
+  GuardedDevice::CopyAnywhere(in.wire[0].data(), out.wire[0].data(), in.wire[0].size());
   ASSERT_TRUE(d.staging->Store(in).ok());
 
   const auto sources = PieceSpans(*p.arena, from, piece), targets = PieceSpans(*d.arena, to, piece);
@@ -102,7 +161,7 @@ TEST_P(KvStagingRandomTest, BytesPassThroughUnchangedAndTouchNothingElse) {
 
 // Goal: runs never overlap, and all of it comes back whole.
 TEST_P(KvStagingRandomTest, RunsAreApartAndJoinAgain) {
-  ArenaRig rig(SmallLayout(), 8, Memory::kGuarded, 8192);
+  ArenaRig rig(SmallLayout(), 8, memory(), 8192);
   const std::vector<BlockId> blocks = Blocks({0, 1, 2, 3, 4, 5, 6, 7});
   std::vector<StagedPiece> taken;
   for (int i = 0; i < 300; ++i) {
@@ -116,7 +175,7 @@ TEST_P(KvStagingRandomTest, RunsAreApartAndJoinAgain) {
     }
     for (size_t a = 0; a < taken.size(); ++a) {
       for (size_t b = 0; b < a; ++b) {
-        const MutableSpan &x = taken[a].host[0], &y = taken[b].host[0];
+        const MutableSpan &x = taken[a].wire[0], &y = taken[b].wire[0];
         ASSERT_TRUE(x.data() + x.size() <= y.data() || y.data() + y.size() <= x.data());
       }
     }

@@ -186,9 +186,9 @@ TEST_P(ShardedHandoffTest, BothSidesHaveOneWireOrder) {
     const StagedPiece in = d_.staging->Take(target, piece).value();
     ASSERT_TRUE(p_.staging->Fetch(out).ok());
     std::vector<std::byte> wire;
-    for (const MutableSpan& span : out.host) wire.insert(wire.end(), span.begin(), span.end());
+    for (const MutableSpan& span : out.wire) wire.insert(wire.end(), span.begin(), span.end());
     const std::byte* next = wire.data();
-    for (const MutableSpan& span : in.host) {
+    for (const MutableSpan& span : in.wire) {
       std::copy_n(next, span.size(), span.data());
       next += span.size();
     }

@@ -20,6 +20,7 @@
 #include "common/base/bounded_queue.h"
 #include "common/base/check.h"
 #include "common/base/status_macros.h"
+#include "common/kv_transfer/staging_choice.h"
 #include "common/kv_transfer/transfer_core.h"
 #include "common/transport/transport.h"
 #include "common/transport/ucx/ucx_transport.h"
@@ -52,12 +53,24 @@ TransferCoreOptions CoreOptions(const TransferOptions& options) {
           .prober = {options.probe_bytes, options.probe_deadline, options.force_close_after}};
 }
 
+const char* StagingName(StagingMemory memory) {
+  switch (memory) {
+    case StagingMemory::kNone:
+      return "none";
+    case StagingMemory::kPinned:
+      return "pinned";
+    case StagingMemory::kDevice:
+      return "device";
+  }
+  return "";
+}
+
 }  // namespace
 
 class TransferAgent::Impl {
  public:
   Impl(std::unique_ptr<Transport> transport, const TransferOptions& options, const KvArena& arena,
-       TransferStaging staging, TransferEventSink sink);
+       ChosenStaging chosen, TransferEventSink sink);
   ~Impl();
 
   absl::Status Start();
@@ -72,7 +85,9 @@ class TransferAgent::Impl {
   const std::string address;
   const std::string transport_name;
   const std::string transport_memory;
+  const StagingMemory staging_memory;
   const size_t staging_bytes;
+  const std::string staging_reason;
   std::atomic<uint32_t> lease_count{0};     // Opened and not quiesced.
   std::atomic<uint32_t> transfer_count{0};  // Begun and not released.
 
@@ -108,20 +123,22 @@ class TransferAgent::Impl {
 
 TransferAgent::Impl::Impl(std::unique_ptr<Transport> transport,
                           const TransferOptions& transfer_options, const KvArena& kv_arena,
-                          TransferStaging staging, TransferEventSink sink)
+                          ChosenStaging chosen, TransferEventSink sink)
     : options(transfer_options),
       arena(kv_arena),
       address(transport->address()),
       transport_name(transport->name()),
       transport_memory(transport->memory_kinds()),
-      staging_bytes(staging.sends->bytes_total() + staging.receives->bytes_total()),
+      staging_memory(chosen.staging.sends->memory()),
+      staging_bytes(chosen.staging.sends->bytes_total() + chosen.staging.receives->bytes_total()),
+      staging_reason(std::move(chosen.reason)),
       sink_(std::move(sink)),
       transport_fd_(transport->event_fd()),
       // Room for every commit, abort and retirement that may follow what was let in.
       commands_(size_t{options.commands_max} + 2 * size_t{options.leases_max} +
                 4 * size_t{options.transfers_max}),
       core_(
-          std::move(transport), CoreOptions(options), std::move(staging),
+          std::move(transport), CoreOptions(options), std::move(chosen.staging),
           [this](TransferEvent event) { Emit(std::move(event)); },
           [this] { return TakeCommands(); }, [] { return Now(); }) {}
 
@@ -178,6 +195,8 @@ absl::Status TransferAgent::Impl::TakePlace(std::atomic<uint32_t>& count, uint32
 }
 
 void TransferAgent::Impl::Run() {
+  // UCX asks CUDA which GPU it is about. What fails here fails in the first copy, too.
+  static_cast<void>(arena.device().Select());
   while (!stopping_) {
     core_.Advance();
     bool any = false;
@@ -264,9 +283,10 @@ absl::StatusOr<std::unique_ptr<TransferAgent>> TransferAgent::CreateOver(
     std::unique_ptr<Transport> transport, const TransferOptions& options, const KvArena& arena,
     TransferEventSink sink) {
   BATON_RETURN_IF_ERROR(CheckOptions(options));
-  BATON_ASSIGN_OR_RETURN(TransferStaging staging,
-                         TransferStaging::Create(arena, options.staging_bytes));
-  auto impl = std::make_unique<Impl>(std::move(transport), options, arena, std::move(staging),
+  BATON_ASSIGN_OR_RETURN(
+      ChosenStaging chosen,
+      ChooseStaging(*transport, arena, options.staging_bytes, options.staging_memory));
+  auto impl = std::make_unique<Impl>(std::move(transport), options, arena, std::move(chosen),
                                      std::move(sink));
   BATON_RETURN_IF_ERROR(impl->Start());
   return absl::WrapUnique(new TransferAgent(std::move(impl)));
@@ -278,7 +298,8 @@ TransferAgent::~TransferAgent() = default;
 const std::string& TransferAgent::address() const { return impl_->address; }
 const std::string& TransferAgent::transport_name() const { return impl_->transport_name; }
 const std::string& TransferAgent::transport_memory() const { return impl_->transport_memory; }
-const char* TransferAgent::staging() const { return impl_->staging_bytes > 0 ? "pinned" : "none"; }
+const char* TransferAgent::staging() const { return StagingName(impl_->staging_memory); }
+const std::string& TransferAgent::staging_reason() const { return impl_->staging_reason; }
 size_t TransferAgent::staging_bytes() const { return impl_->staging_bytes; }
 TransferStats TransferAgent::stats() const { return impl_->stats(); }
 void TransferAgent::Stop() { impl_->Stop(); }

@@ -15,6 +15,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -23,6 +24,7 @@
 #include "common/base/clock.h"
 #include "common/base/ids.h"
 #include "common/kv_cache/kv_arena.h"
+#include "common/kv_transfer/kv_staging.h"
 #include "common/kv_transfer/ticket.h"
 #include "common/kv_transfer/transfer_event.h"
 
@@ -48,9 +50,11 @@ struct TransferOptions {
   // How long retired receives, or sends of an ended transfer, may stay under way before the
   // connection to that peer is closed by force.
   Duration force_close_after = std::chrono::seconds(2);
-  // Pinned memory of the host through which KV passes if the blocks are on a GPU: so much for sends
-  // and as much for receives. What finds no room in it waits. At least one layer of one block.
+  // Memory through which KV passes if the blocks are on a GPU: so much for sends and as much for
+  // receives. What finds no room in it waits. At least one layer of one block.
   size_t staging_bytes = size_t{64} << 20;
+  // Where it is. Absent: on the GPU if the transport reaches that, otherwise pinned.
+  std::optional<StagingMemory> staging_memory = {};
   Duration probe_deadline = std::chrono::seconds(5);
   // Each way. At most 16 MiB.
   size_t probe_bytes = size_t{1} << 20;
@@ -92,7 +96,8 @@ struct TransferStats {
 class TransferAgent {
  public:
   // Starts the thread over UCX. `arena` outlives the agent. kUnavailable when UCX cannot start;
-  // kResourceExhausted when there is no memory for staging.
+  // kResourceExhausted when there is no memory for staging; what kept the GPU's memory from being
+  // used, if it was asked for.
   static absl::StatusOr<std::unique_ptr<TransferAgent>> Create(const TransferOptions& options,
                                                                const KvArena& arena,
                                                                TransferEventSink sink);
@@ -110,11 +115,13 @@ class TransferAgent {
   const std::string& address() const;
   // For logs and metrics: "ucx", "inproc".
   const std::string& transport_name() const;
-  // Which memory the transport could send from: "host cuda". What lies in a GPU is staged all the
-  // same, because the host computes the checksums.
+  // Which memory the transport moves: "host cuda".
   const std::string& transport_memory() const;
-  // "pinned" if KV passes through memory of the host on its way, "none" if it lies there already.
+  // What KV passes through on its way: "pinned" memory of the host, "device" memory of the GPU, or
+  // "none" if it lies where the host reads it.
   const char* staging() const;
+  // Why it is pinned, if nobody asked for that: "this UCX moves no memory of GPUs, only host".
+  const std::string& staging_reason() const;
   // Of both sides together; 0 for "none".
   size_t staging_bytes() const;
   TransferStats stats() const;

@@ -281,6 +281,7 @@ TEST(TransferAgentUcxTest, SaysWhetherItStages) {
   EXPECT_STREQ(host.agent().staging(), "none");
   EXPECT_EQ(host.agent().staging_bytes(), 0u);
   EXPECT_STREQ(guarded.agent().staging(), "pinned");
+  EXPECT_NE(guarded.agent().staging_reason().find("only host"), std::string::npos);
   EXPECT_EQ(guarded.agent().staging_bytes(), size_t{128} << 20);
   EXPECT_NE(host.agent().transport_memory().find("host"), std::string::npos);
 }
@@ -294,6 +295,17 @@ TEST(TransferAgentUcxTest, TooLittleStagingIsRefusedAtStart) {
   EXPECT_EQ(
       TransferAgent::Create(options, *guarded.arena, [](const TransferEvent&) {}).status().code(),
       absl::StatusCode::kInvalidArgument);
+}
+
+TEST(TransferAgentUcxTest, MemoryOfTheGpuIsNotReplacedIfItWasAskedFor) {
+  ArenaRig guarded(SmallLayout(), 4, Memory::kGuarded);
+
+  TransferOptions options;
+  options.staging_memory = StagingMemory::kDevice;
+
+  const absl::Status status =
+      TransferAgent::Create(options, *guarded.arena, [](const TransferEvent&) {}).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnimplemented) << status;
 }
 
 TEST(TransferAgentUcxTest, StoppingEndsOpenLeases) {

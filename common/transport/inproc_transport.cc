@@ -23,9 +23,13 @@ class Prompt final : public DeliveryPolicy {
   bool Breaks(const std::string&, const std::string&) override { return false; }
 };
 
+void CopyByHost(std::byte* to, const std::byte* from, size_t bytes) {
+  std::memcpy(to, from, bytes);
+}
+
 // Copies bytes [begin, end) of the gathered payload to their place in the scattered one.
 void CopyPayload(const std::vector<ConstSpan>& from, const std::vector<MutableSpan>& to,
-                 size_t begin, size_t end) {
+                 size_t begin, size_t end, const InprocNetwork::CopyBytes& copy) {
   size_t from_index = 0, from_offset = 0, to_index = 0, to_offset = 0, position = 0;
   while (position < end) {
     if (from_offset == from[from_index].size()) {
@@ -41,7 +45,7 @@ void CopyPayload(const std::vector<ConstSpan>& from, const std::vector<MutableSp
     size_t bytes = std::min(from[from_index].size() - from_offset, to[to_index].size() - to_offset);
     bytes = std::min(bytes, (position < begin ? begin : end) - position);
     if (position >= begin) {
-      std::memcpy(to[to_index].data() + to_offset, from[from_index].data() + from_offset, bytes);
+      copy(to[to_index].data() + to_offset, from[from_index].data() + from_offset, bytes);
     }
     position += bytes;
     from_offset += bytes;
@@ -74,6 +78,7 @@ struct InprocMessage {
   std::vector<ConstSpan> payload;
   Transport::Done done;
   Landing landing;
+  std::vector<std::byte> arrived;  // An eager payload, in the transport's own memory.
   Stage stage = Stage::kHeader;
   uint64_t due = 0;
   uint64_t sequence = 0;
@@ -86,6 +91,9 @@ class InprocNetwork::State {
   explicit State(std::unique_ptr<DeliveryPolicy> delivery) : policy(std::move(delivery)) {}
 
   const std::unique_ptr<DeliveryPolicy> policy;
+  CopyBytes copy = CopyByHost;
+  size_t eager_bytes_max = 0;
+  bool takes_device_memory = false;
   std::map<std::string, InprocTransport*> transports;    // By address.
   std::vector<std::shared_ptr<InprocMessage>> messages;  // On their way, oldest first.
   uint64_t step = 0;
@@ -103,6 +111,9 @@ class InprocTransport final : public Transport {
 
   const std::string& address() const override { return address_; }
   const std::string& name() const override { return name_; }
+  absl::Status UseDeviceMemory(std::span<const MutableSpan> regions) override {
+    return network_->takes_device_memory ? absl::OkStatus() : Transport::UseDeviceMemory(regions);
+  }
   void OnMessage(MessageType type, Accept accept) override { accepts_[type] = std::move(accept); }
   void OnPeerLost(PeerLost lost) override { lost_ = std::move(lost); }
   absl::StatusOr<PeerId> Connect(const std::string& address) override;
@@ -342,31 +353,58 @@ void InprocTransport::Post(InprocMessage& message, Landing landing) {
   BATON_CHECK(TotalBytes(landing.spans) == payload_bytes);
   message.landing = std::move(landing);
   message.stage = InprocMessage::Stage::kPayload;
-  CopyPayload(message.payload, message.landing.spans, 0, message.half());
+  if (payload_bytes <= network_->eager_bytes_max) {
+    message.arrived.resize(payload_bytes);
+    CopyPayload(message.payload, {message.arrived}, 0, payload_bytes, network_->copy);
+  } else {
+    CopyPayload(message.payload, message.landing.spans, 0, message.half(), network_->copy);
+  }
   const uint64_t delay = network_->policy->PayloadDelay(
       message.link->ends[1 - message.to_end].transport->address_, address_);
   message.due = delay == kNeverDelivered ? kNeverDelivered : network_->step + delay;
 }
 
 void InprocTransport::Land(const std::shared_ptr<InprocMessage>& message) {
-  CopyPayload(message->payload, message->landing.spans, message->half(),
-              TotalBytes(message->payload));
-  const InprocTransport* from = message->link->ends[1 - message->to_end].transport;
-  if (TotalBytes(message->payload) > 0 && network_->policy->Corrupts(from->address_, address_)) {
-    const auto& spans = message->landing.spans;
-    std::find_if(spans.begin(), spans.end(), [](MutableSpan span) {
-      return !span.empty();
-    })->front() ^= std::byte{1};
+  const size_t payload_bytes = TotalBytes(message->payload);
+  const bool eager = !message->arrived.empty();
+  if (!eager) {
+    CopyPayload(message->payload, message->landing.spans, message->half(), payload_bytes,
+                network_->copy);
   }
-  const auto landed = std::move(message->landing.landed);
+  const InprocTransport* from = message->link->ends[1 - message->to_end].transport;
+  if (payload_bytes > 0 && network_->policy->Corrupts(from->address_, address_)) {
+    const auto& spans = message->landing.spans;
+    std::byte* const victim = eager ? message->arrived.data()
+                                    : std::find_if(spans.begin(), spans.end(), [](MutableSpan s) {
+                                        return !s.empty();
+                                      })->data();
+    std::byte byte{};
+    network_->copy(&byte, victim, 1);
+    byte ^= std::byte{1};
+    network_->copy(victim, &byte, 1);
+  }
+  const Landing landing = std::move(message->landing);
+  const std::vector<std::byte> arrived = std::move(message->arrived);
   Leave(message);  // Before the callback, which may end the connection.
-  landed(absl::OkStatus());
+  absl::Status status;
+  if (eager && landing.copy) {
+    status = landing.copy(arrived);
+  } else if (eager) {
+    CopyPayload({arrived}, landing.spans, 0, arrived.size(), CopyByHost);
+  }
+  landing.landed(status);
 }
 
 InprocNetwork::InprocNetwork() : InprocNetwork(std::make_unique<Prompt>()) {}
 InprocNetwork::InprocNetwork(std::unique_ptr<DeliveryPolicy> policy)
     : state_(std::make_unique<State>(std::move(policy))) {}
 InprocNetwork::~InprocNetwork() { BATON_CHECK(state_->transports.empty()); }
+
+void InprocNetwork::CopyWith(CopyBytes copy, size_t eager_bytes_max) {
+  state_->copy = std::move(copy);
+  state_->eager_bytes_max = eager_bytes_max;
+  state_->takes_device_memory = true;
+}
 
 void InprocNetwork::AdvanceTo(uint64_t step) {
   BATON_CHECK(step >= state_->step);

@@ -6,6 +6,7 @@
 #define BATON_COMMON_TRANSPORT_INPROC_TRANSPORT_H_
 
 #include <cstdint>
+#include <functional>
 #include <limits>
 #include <map>
 #include <memory>
@@ -41,6 +42,12 @@ class InprocNetwork {
 
   // `name` is the transport's address. REQUIRES: not in use now.
   std::unique_ptr<Transport> Open(const std::string& name);
+
+  // Copies payloads so, instead of by memcpy, which lets them lie in memory that the host cannot
+  // touch: UseDeviceMemory then succeeds. Those of at most `eager_bytes_max` come through the
+  // transport's own memory.
+  using CopyBytes = std::function<void(std::byte* to, const std::byte* from, size_t bytes)>;
+  void CopyWith(CopyBytes copy, size_t eager_bytes_max);
 
   // From now on only this moves time on. REQUIRES: `step` is not before the current one.
   void AdvanceTo(uint64_t step);

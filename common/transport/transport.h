@@ -43,6 +43,9 @@ struct Landing {
   // is, and Accept is asked again from a later Poll(), unless the peer is lost before; what arrives
   // with the same type waits behind it.
   bool postponed = false;
+  // Fills the spans with a payload that has come through the transport's own memory, where the host
+  // cannot write them; what it returns is what `landed` gets. Empty: it can.
+  std::function<absl::Status(ConstSpan payload)> copy = {};
 };
 
 // An arriving message before its payload moves.
@@ -73,9 +76,15 @@ class Transport {
   virtual const std::string& address() const = 0;
   // For logs and metrics: "ucx", "inproc".
   virtual const std::string& name() const = 0;
-  // Whether payloads may lie in a GPU's memory, and for logs which kinds may: "host cuda".
-  virtual bool takes_device_memory() const { return false; }
+  // For logs: the kinds of memory that payloads may lie in, "host cuda".
   virtual std::string memory_kinds() const { return "host"; }
+  // From now on payloads may lie in these regions of a GPU's memory, each as one span, and in no
+  // other memory of a GPU, also not in regions of an earlier call. They stay where they are until
+  // then, or until the transport has gone. kUnimplemented: this transport has no way to such
+  // memory; any other error: it does not work here. After an error there is no region.
+  virtual absl::Status UseDeviceMemory(std::span<const MutableSpan> /*regions*/) {
+    return absl::UnimplementedError("transport '" + name() + "' moves memory of the host only");
+  }
 
   // Takes the messages of `type` from now on; those of a type that nobody takes are refused.
   virtual void OnMessage(MessageType type, Accept accept) = 0;

@@ -136,6 +136,41 @@ TEST_P(TransportContractTest, GathersAndScattersThePayload) {
   EXPECT_EQ(inbox.payloads["hello"], payload);
 }
 
+// Goal: what has come through the transport's own memory is left to the landing, if that wants it.
+TEST_P(TransportContractTest, TheLandingMayCopyThePayloadItself) {
+  const auto a = Open(), b = Open();
+  std::vector<absl::Status>& done = NewStatuses();
+  std::vector<absl::Status>& landed = NewStatuses();
+  const Bytes payload = RandomBytes(1000, 4);
+  Bytes memory(payload.size());
+  int copies = 0;
+  bool fails = false;
+  b->OnMessage(kType, [&](const IncomingMessage&) -> std::optional<Landing> {
+    Landing landing = {{MutableSpan(memory)}, Note(landed)};
+    landing.copy = [&](ConstSpan arrived) -> absl::Status {
+      ++copies;
+      if (fails) return absl::DataLossError("no copy");
+      std::copy(arrived.begin(), arrived.end(), memory.begin());
+      return absl::OkStatus();
+    };
+    return landing;
+  });
+  const PeerId peer = a->Connect(b->address()).value();
+  a->Send(peer, kType, Header("x"), {payload}, Note(done));
+  ASSERT_TRUE(PollUntil({a.get(), b.get()}, [&] { return done.size() == 1 && !landed.empty(); }));
+
+  EXPECT_EQ(landed[0], absl::OkStatus());
+  EXPECT_EQ(memory, payload);
+  EXPECT_EQ(copies, GetParam() == Kind::kUcxEager ? 1 : 0);
+
+  fails = true;
+  a->Send(peer, kType, Header("y"), {payload}, Note(done));
+  ASSERT_TRUE(
+      PollUntil({a.get(), b.get()}, [&] { return done.size() == 2 && landed.size() == 2; }));
+  EXPECT_EQ(landed[1].code(),
+            GetParam() == Kind::kUcxEager ? absl::StatusCode::kDataLoss : absl::StatusCode::kOk);
+}
+
 TEST_P(TransportContractTest, AnswersReachTheSender) {
   const auto a = Open(), b = Open();
   Inbox& at_a = NewInbox();

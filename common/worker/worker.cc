@@ -72,8 +72,14 @@ class Worker::Impl final : public SessionHandler, public EventPort {
     LogInfo("kv handoff", {{"device", parts_.arena->device().name()},
                            {"staging", agent->staging()},
                            {"staging_bytes", agent->staging_bytes()},
+                           {"staging_reason", agent->staging_reason()},
                            {"transport", agent->transport_name()},
                            {"transport_memory", agent->transport_memory()}});
+    metrics_registry_
+        ->AddGauge("baton_handoff_staging_size_bytes",
+                   "Memory that KV on a GPU passes through on its way, by where that is",
+                   {{"memory", agent->staging()}})
+        .Set(static_cast<double>(agent->staging_bytes()));
     transfers_ = std::make_unique<AgentPort>(std::move(agent));
     hello_ = MakeHello();
     BATON_ASSIGN_OR_RETURN(engine_, make_engine({.parts = &parts_,

@@ -37,7 +37,7 @@ Counter& RefusedCounter(MetricsRegistry* registry, const char* reason) {
 
 Gauge& StagingGauge(MetricsRegistry* registry, const char* direction) {
   return registry->AddGauge("baton_handoff_staging_bytes",
-                            "KV bytes in pinned host memory, on their way from or to a GPU",
+                            "KV bytes in staging memory, on their way from or to a GPU",
                             {{"direction", direction}});
 }
 

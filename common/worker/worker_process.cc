@@ -1,6 +1,7 @@
 // The main() of prefill and decode workers.
 #include <algorithm>
 #include <cstdio>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -32,8 +33,22 @@ ABSL_FLAG(
     "A KV transfer that makes no progress for so long has failed: the way to the other worker "
     "is taken for broken, and its request is tried elsewhere.");
 
+ABSL_FLAG(
+    std::string, kv_staging, "pinned",
+    "What KV on a GPU passes through on its way to and from other workers: `pinned` memory of "
+    "the host, memory of the `device`, which needs a UCX that was built with CUDA, or `auto`: "
+    "the latter if a message to itself arrives that way.");
+
 namespace baton {
 namespace {
+
+absl::StatusOr<std::optional<StagingMemory>> StagingFromFlags() {
+  const std::string name = absl::GetFlag(FLAGS_kv_staging);
+  if (name == "auto") return std::nullopt;
+  if (name == "pinned") return StagingMemory::kPinned;
+  if (name == "device") return StagingMemory::kDevice;
+  return absl::InvalidArgumentError("--kv_staging '" + name + "': choose auto, pinned or device");
+}
 
 // Says every few seconds how far the weights are.
 class LoadProgress {
@@ -61,6 +76,7 @@ absl::Status Serve(const v1::WorkerHello& hello, const EngineFactory& make_engin
   options.transfers.listen_host = absl::GetFlag(FLAGS_transfer_host);
   options.transfers.transfer_deadline =
       std::chrono::seconds(std::max(1u, absl::GetFlag(FLAGS_transfer_seconds)));
+  BATON_ASSIGN_OR_RETURN(options.transfers.staging_memory, StagingFromFlags());
   options.version = Version();
   options.drain_asked = [&termination] { termination.Request(); };
   options.engine_stall_max = std::chrono::seconds(absl::GetFlag(FLAGS_engine_stall_seconds));

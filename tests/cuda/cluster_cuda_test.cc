@@ -30,6 +30,18 @@ size_t QuestionCount() {
   return count == nullptr ? 200 : static_cast<size_t>(std::atoi(count));
 }
 
+// BATON_UCX_WITH_CUDA: the workers' UCX moves memory of GPUs. If it is the name of a library, it
+// does when that is loaded ahead of it.
+const char* UcxWithCuda() { return std::getenv("BATON_UCX_WITH_CUDA"); }
+
+void LoadUcxWithCuda(std::vector<std::string>* command) {
+  if (UcxWithCuda() == nullptr || UcxWithCuda()[0] != '/') return;
+  const char* const asan = std::getenv("ASAN_OPTIONS");
+  command->insert(command->begin(), {"/usr/bin/env", absl::StrCat("LD_PRELOAD=", UcxWithCuda()),
+                                     absl::StrCat("ASAN_OPTIONS=", asan == nullptr ? "" : asan,
+                                                  ":verify_asan_link_order=0")});
+}
+
 // Rounded down: of few questions none.
 int Share(size_t of_a_hundred) { return static_cast<int>(of_a_hundred * QuestionCount() / 100); }
 
@@ -78,22 +90,32 @@ class ClusterCudaTest : public testing::Test {
     return oracle;
   }
 
-  // prefill_gpus: that the prefill worker computes on together.
-  Score AskTheGpu(const std::vector<std::string>& flags, int prefill_gpus = 1) {
+  // What differs between the two workers.
+  struct Pair {
+    int prefill_gpus = 1;  // That the prefill worker computes on together.
+    std::string prefill_staging = "pinned";
+    std::string decode_staging = "pinned";
+  };
+  Score AskTheGpu(const std::vector<std::string>& flags) { return AskTheGpu(flags, Pair()); }
+  Score AskTheGpu(const std::vector<std::string>& flags, const Pair& pair) {
     std::vector<std::string> worker_flags = {"--device=cuda", "--kv_memory=256MiB"};
     std::vector<std::string> router_flags;
-    if (prefill_gpus > 1) router_flags.push_back("--mixed_numerics");
+    if (pair.prefill_gpus > 1) router_flags.push_back("--mixed_numerics");
     worker_flags.insert(worker_flags.end(), flags.begin(), flags.end());
     const auto cluster = Cluster::Start(
         {.model = kDemoModel,
          .prefill = 1,
          .decode = 1,
          .worker_flags = worker_flags,
-         .decode_flags = {"--swap_memory=64MiB"},
+         // What does not arrive is not computed again.
+         .decode_flags = {"--swap_memory=64MiB", "--local_prefill=never"},
          .router_flags = router_flags,
          .place = [&](const std::string& role, int /*index*/, std::vector<std::string>* command) {
-           if (role != "prefill") return;
-           command->push_back(absl::StrCat("--tp=", prefill_gpus));
+           const bool prefill = role == "prefill";
+           command->push_back("--kv_staging=" +
+                              (prefill ? pair.prefill_staging : pair.decode_staging));
+           if (prefill) command->push_back(absl::StrCat("--tp=", pair.prefill_gpus));
+           LoadUcxWithCuda(command);
          }});
     EXPECT_TRUE(cluster.ok()) << cluster.status();
     Score score;
@@ -121,9 +143,22 @@ TEST_F(ClusterCudaTest, InFloat32TokensAreTheCpus) {
 // Each of them sends the KV heads that it has to one.
 TEST_F(ClusterCudaTest, TwoGpusPrefillForOne) {
   if (const auto two = OpenDevices("cuda", 2); !two.ok()) GTEST_SKIP() << two.status();
-  const Score score = AskTheGpu({"--weights=f32", "--kv_dtype=f32"}, /*prefill_gpus=*/2);
+  const Score score = AskTheGpu({"--weights=f32", "--kv_dtype=f32"}, {.prefill_gpus = 2});
 
   EXPECT_GE(score.same + Share(kStreamsThatMayDiffer), static_cast<int>(Cpu().questions.size()));
+}
+
+// From one GPU to the other without the host; and where only one side can do that.
+TEST_F(ClusterCudaTest, KvPassesThroughMemoryOfTheGpu) {
+  if (UcxWithCuda() == nullptr) GTEST_SKIP() << "BATON_UCX_WITH_CUDA is not set";
+  for (const Pair& pair : {Pair{.prefill_staging = "device", .decode_staging = "device"},
+                           Pair{.prefill_staging = "device", .decode_staging = "pinned"},
+                           Pair{.prefill_staging = "pinned", .decode_staging = "device"}}) {
+    SCOPED_TRACE(pair.prefill_staging + " to " + pair.decode_staging);
+    const Score score = AskTheGpu({"--weights=f32", "--kv_dtype=f32"}, pair);
+
+    EXPECT_GE(score.same + Share(kStreamsThatMayDiffer), static_cast<int>(Cpu().questions.size()));
+  }
 }
 
 TEST_F(ClusterCudaTest, InBfloat16ItRemembersAsWell) {

@@ -17,6 +17,7 @@
 
 #include "common/device/device.h"
 #include "common/kv_cache/kv_arena.h"
+#include "common/model/decoder.h"
 #include "common/model/model.h"
 #include "common/model/testing/tiny_model.h"
 
@@ -152,7 +153,7 @@ double FarTokens(const std::vector<Floats>& ours, const std::vector<Floats>& the
 
 TEST_P(MixtureCudaTest, TheGpuChoosesExpertsAsTheHostDoes) {
   Load({gpu_.get()});
-  const std::vector<Floats> host = Steps(kTokens);  // 100 tokens at once.
+  const std::vector<Floats> host = Steps(kTokens);  // All tokens at once.
   const std::vector<Floats> few = Steps(4);
   const std::vector<Floats> one = Steps(1);
 
@@ -168,9 +169,11 @@ TEST_P(MixtureCudaTest, AgreesWithTheCpu) {
   EXPECT_LE(FarTokens(Steps(1), cpu), 0.05);
 }
 
+// The first step of a shape is not replayed.
 TEST_P(MixtureCudaTest, StepsThatAreReplayedEqualThoseThatAreNot) {
   Load({gpu_.get()});
   const std::vector<Floats> replayed = Steps(1);
+  EXPECT_EQ(dynamic_cast<const Decoder&>(*model_).replayed_steps(), kTokens - 1);
   const std::vector<Floats> not_recorded = Steps(1, [](uint32_t) {});
 
   EXPECT_EQ(replayed, not_recorded);

@@ -124,6 +124,8 @@ bool IsLegal(const Copy& copy, cudaMemcpyKind kind) {
       return !to_device && from_device;
     case cudaMemcpyDeviceToDevice:
       return to_device && from_device;
+    case cudaMemcpyDefault:
+      return true;
     default:
       return false;
   }
@@ -132,12 +134,11 @@ bool IsLegal(const Copy& copy, cudaMemcpyKind kind) {
 cudaError_t SubmitCopy(const Copy& copy, cudaMemcpyKind kind, Stream& stream) {
   if (copy.width == 0 || copy.rows == 0) return cudaSuccess;
   if (!IsLegal(copy, kind)) return cudaErrorInvalidValue;
-  const Allocations& pinned = TheRuntime().pinned;
-  if (kind == cudaMemcpyHostToDevice && !stream.recording() &&
-      !pinned.Holds(copy.from, copy.BytesOf(copy.from_pitch))) {
+  const size_t from_bytes = copy.BytesOf(copy.from_pitch);
+  if (!stream.recording() && !TheRuntime().pinned.Holds(copy.from, from_bytes) &&
+      !TheRuntime().device.Holds(copy.from, from_bytes)) {
     // From other memory of the host than pinned one it is read before the call returns.
-    auto kept = std::make_shared<std::vector<std::byte>>(copy.from,
-                                                         copy.from + copy.BytesOf(copy.from_pitch));
+    auto kept = std::make_shared<std::vector<std::byte>>(copy.from, copy.from + from_bytes);
     Copy from_kept = copy;
     from_kept.from = kept->data();
     stream.Submit([from_kept, kept] { from_kept.Run(); });
@@ -212,6 +213,8 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   properties->major = 8;
   properties->multiProcessorCount = kMultiprocessors;
   properties->memPitch = kPitchMax;
+  properties->gpuDirectRDMASupported = 1;
+  properties->gpuDirectRDMAFlushWritesOptions = cudaFlushGPUDirectRDMAWritesOptionHost;
   properties->sharedMemPerBlockOptin = kSharedBytesMax;
   return cudaSuccess;
 }
@@ -219,6 +222,12 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
 cudaError_t cudaSetDevice(int device) {
   if (device < 0 || device >= DeviceCount()) return Done(cudaErrorInvalidDevice);
   current_device = device;
+  return cudaSuccess;
+}
+
+// Others write into the host's memory, and those writes are ordered.
+cudaError_t cudaDeviceFlushGPUDirectRDMAWrites(cudaFlushGPUDirectRDMAWritesTarget /*target*/,
+                                               cudaFlushGPUDirectRDMAWritesScope /*scope*/) {
   return cudaSuccess;
 }
 

@@ -25,6 +25,8 @@ namespace {
 constexpr uint32_t kBlockCount = 12;
 constexpr std::byte kUntouched{0xEE};
 constexpr size_t kStepsMax = 200;
+constexpr size_t kEagerBytesMax = 300;
+constexpr std::array kMemories = {Memory::kHost, Memory::kGuarded, Memory::kGuardedReached};
 
 // What a peer may have meant for one row of a lease's epoch: K or V of a layer, head and token.
 using Cell = std::array<uint32_t, 3>;
@@ -34,8 +36,10 @@ class Handoff {
  public:
   explicit Handoff(FuzzInput input)
       : input_(input),
-        rig_(SmallLayout(), kBlockCount, input_.Below(2) == 0 ? Memory::kHost : Memory::kGuarded),
+        memory_(kMemories[input_.Below(kMemories.size())]),
+        rig_(SmallLayout(), kBlockCount, memory_),
         peer_(network_.Open("inproc:peer")) {
+    network_.CopyWith(GuardedDevice::CopyAnywhere, kEagerBytesMax);
     rig_.Fill(kUntouched);
     auto transport = network_.Open("inproc:worker");
     const std::string address = transport->address();
@@ -68,9 +72,7 @@ class Handoff {
 
   // Small, so that pieces have to wait for room.
   TransferStaging MakeStaging() {
-    constexpr size_t kBytes = 2048;
-    return {KvStaging::Create(*rig_.arena, kBytes).value(),
-            KvStaging::Create(*rig_.arena, kBytes).value()};
+    return TransferStaging::Create(*rig_.arena, 2048, StagingOf(memory_)).value();
   }
 
   void Step() {
@@ -157,9 +159,13 @@ class Handoff {
     if ((whole & 8) != 0) payload.resize(input_.Byte());
     const MutableSpan span(reinterpret_cast<std::byte*>(payload.data()), payload.size());
     message.payload_bytes = payload.size();
-    message.checksum = ChecksumOf(std::span(&span, 1));
-    if ((whole & 16) != 0) message.checksum ^= 1;
-    if (fits && message.checksum == ChecksumOf(std::span(&span, 1))) Note(message, filler);
+    message.checked_bytes = (whole & 32) != 0 ? input_.Byte() : payload.size();
+    const size_t end = std::min<size_t>(payload.size(), message.checked_bytes);
+    const MutableSpan ends[] = {span.first(end), span.last(end)};
+    const bool all = end >= payload.size() - end;
+    const uint64_t checksum = all ? ChecksumOf(std::span(&span, 1)) : ChecksumOf(ends);
+    message.checksum = (whole & 16) != 0 ? checksum ^ 1 : checksum;
+    if (fits && message.checksum == checksum) Note(message, filler);
     Send(HandoffType::kKv, Encode(message), std::move(payload));
   }
 
@@ -298,6 +304,7 @@ class Handoff {
   FuzzInput input_;
   Instant now_{};
   InprocNetwork network_;
+  const Memory memory_;
   ArenaRig rig_;
   std::vector<TransferCommand> commands_;
   std::unique_ptr<TransferCore> core_;

@@ -35,7 +35,7 @@ NAME = struct.pack("<QQQII", 1, 5, 6, 1, 0)
 
 
 def handoff_message(kind, fields):
-    return struct.pack("<IHH", 0x564b5442, 1, kind) + fields
+    return struct.pack("<IHH", 0x564b5442, 2, kind) + fields
 
 
 def handoff_messages():
@@ -43,7 +43,7 @@ def handoff_messages():
     ranges = struct.pack("<6I", 0, 3, 0, 10, 0, 2)
     logprobs = b"log-probabilities"
     return [
-        (1, handoff_message(1, NAME + ranges + struct.pack("<QQ", 1920, 7))),
+        (1, handoff_message(1, NAME + ranges + struct.pack("<QQQ", 1920, 1920, 7))),
         (2, handoff_message(2, NAME + struct.pack("<IQQIII", 1, 1, 1920, 5, 0, len(logprobs)) + logprobs)),
         (3, handoff_message(3, NAME)),
         (4, handoff_message(4, NAME)),
@@ -78,7 +78,7 @@ def handoff():
     retire = bytes([5, 0, 0])
     transfer = bytes([6, 1, 1, 1, 0, 12, 1, 1, 0])
     tick = bytes([7, 200])
-    for memory in (b"\0", b"\1"):
+    for memory in (b"\0", b"\1", b"\2"):
         yield memory + whole + bytes([settle]) + committed + bytes([settle]) + retire + bytes([settle])
         yield memory + whole + committed + retire + whole + bytes([settle]) + tick
         # The same in six pieces: a layer and a head each.

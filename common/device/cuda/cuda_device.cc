@@ -43,11 +43,13 @@ Rows LeadingRows(std::span<const Span> pieces, size_t pitch_max) {
 }
 
 absl::Status StartCopy(std::byte* to, size_t to_pitch, const std::byte* from, size_t from_pitch,
-                       const Rows& rows, cudaMemcpyKind kind, cudaStream_t stream) {
-  const cudaError_t error =
-      rows.count == 1
-          ? cudaMemcpyAsync(to, from, rows.width, kind, stream)
-          : cudaMemcpy2DAsync(to, to_pitch, from, from_pitch, rows.width, rows.count, kind, stream);
+                       const Rows& rows, cudaStream_t stream) {
+  // The run is the host's or the device's: its address tells.
+  constexpr cudaMemcpyKind kKind = cudaMemcpyDefault;
+  const cudaError_t error = rows.count == 1
+                                ? cudaMemcpyAsync(to, from, rows.width, kKind, stream)
+                                : cudaMemcpy2DAsync(to, to_pitch, from, from_pitch, rows.width,
+                                                    rows.count, kKind, stream);
   return CudaStatus(error,
                     absl::StrCat("copying ", rows.count, " pieces of ", rows.width, " bytes"));
 }
@@ -150,8 +152,7 @@ absl::Status CudaDevice::Gather(std::byte* to, std::span<const std::span<const s
   absl::Status started;
   while (!from.empty() && started.ok()) {
     const Rows rows = LeadingRows(from, properties_.memPitch);
-    started = StartCopy(to, rows.width, from[0].data(), rows.pitch, rows, cudaMemcpyDeviceToHost,
-                        copies_);
+    started = StartCopy(to, rows.width, from[0].data(), rows.pitch, rows, copies_);
     to += rows.width * rows.count;
     from = from.subspan(rows.count);
   }
@@ -163,12 +164,28 @@ absl::Status CudaDevice::Scatter(std::span<const std::span<std::byte>> to, const
   absl::Status started;
   while (!to.empty() && started.ok()) {
     const Rows rows = LeadingRows(to, properties_.memPitch);
-    started = StartCopy(to[0].data(), rows.pitch, from, rows.width, rows, cudaMemcpyHostToDevice,
-                        copies_);
+    started = StartCopy(to[0].data(), rows.pitch, from, rows.width, rows, copies_);
     from += rows.width * rows.count;
     to = to.subspan(rows.count);
   }
   return FinishCopies(started);
+}
+
+// On some GPUs what a network card has written may arrive behind its word that it has.
+absl::Status CudaDevice::SeeRemoteWrites() const {
+  if (properties_.gpuDirectRDMASupported == 0 ||
+      properties_.gpuDirectRDMAWritesOrdering >= cudaGPUDirectRDMAWritesOrderingOwner) {
+    return absl::OkStatus();
+  }
+  if ((properties_.gpuDirectRDMAFlushWritesOptions & cudaFlushGPUDirectRDMAWritesOptionHost) == 0) {
+    return absl::UnavailableError(name_ +
+                                  " neither orders the writes of others nor waits for them");
+  }
+  BATON_RETURN_IF_ERROR(Select());
+  return CudaStatus(
+      cudaDeviceFlushGPUDirectRDMAWrites(cudaFlushGPUDirectRDMAWritesTargetCurrentDevice,
+                                         cudaFlushGPUDirectRDMAWritesToOwner),
+      name_ + ": waiting for remote writes");
 }
 
 absl::Status CudaDevice::FinishCopies(const absl::Status& started) const {

@@ -38,9 +38,11 @@ class CudaDevice final : public Device {
   absl::Status Gather(std::byte* to, std::span<const std::span<const std::byte>> from) override;
   absl::Status Scatter(std::span<const std::span<std::byte>> to, const std::byte* from) override;
 
+  absl::Status SeeRemoteWrites() const override;
+
   int index() const { return index_; }
   // The runtime's current device belongs to the calling thread.
-  absl::Status Select() const;
+  absl::Status Select() const override;
   // What the engine's thread computes on.
   cudaStream_t stream() const { return stream_; }
   const cudaDeviceProp& properties() const { return properties_; }

@@ -4,8 +4,9 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cstring>
+#include <set>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "common/base/check.h"
@@ -17,6 +18,15 @@ namespace {
 size_t WholePages(size_t bytes) {
   const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
   return std::max<size_t>(1, (bytes + page - 1) / page) * page;
+}
+
+struct Devices {
+  absl::Mutex mutex;
+  std::set<GuardedDevice*> all ABSL_GUARDED_BY(mutex);
+};
+Devices& AllDevices() {
+  static auto* const devices = new Devices;
+  return *devices;
 }
 
 void Protect(const std::byte* data, size_t bytes, int protection) {
@@ -40,6 +50,47 @@ class GuardedDevice::Opened {
  private:
   const std::map<const std::byte*, size_t>& mapped_;
 };
+
+GuardedDevice::GuardedDevice() : host_(MakeHostDevice()) {
+  absl::MutexLock lock(&AllDevices().mutex);
+  AllDevices().all.insert(this);
+}
+
+GuardedDevice::~GuardedDevice() {
+  absl::MutexLock lock(&AllDevices().mutex);
+  AllDevices().all.erase(this);
+}
+
+GuardedDevice* GuardedDevice::Of(const std::byte* data) {
+  absl::MutexLock lock(&AllDevices().mutex);
+  for (GuardedDevice* device : AllDevices().all) {
+    if (device->Holds(data)) return device;
+  }
+  return nullptr;
+}
+
+bool GuardedDevice::Holds(const std::byte* data) const {
+  absl::MutexLock lock(&mutex_);
+  const auto after = mapped_.upper_bound(data);
+  if (after == mapped_.begin()) return false;
+  const auto& [begin, size] = *std::prev(after);
+  return data < begin + size;
+}
+
+void GuardedDevice::CopyAnywhere(std::byte* to, const std::byte* from, size_t bytes) {
+  std::vector<std::byte> copy;
+  if (GuardedDevice* const source = Of(from); source != nullptr) {
+    copy.resize(bytes);
+    BATON_CHECK_OK(source->CopyToHost(copy.data(), from, bytes));
+  } else {
+    copy.assign(from, from + bytes);
+  }
+  if (GuardedDevice* const target = Of(to); target != nullptr) {
+    BATON_CHECK_OK(target->CopyFromHost(to, copy.data(), bytes));
+  } else {
+    std::copy(copy.begin(), copy.end(), to);
+  }
+}
 
 absl::StatusOr<DeviceMemory> GuardedDevice::Allocate(size_t bytes) {
   const size_t mapped = WholePages(bytes);

@@ -17,7 +17,11 @@ namespace baton {
 // Thread-safe.
 class GuardedDevice final : public Device {
  public:
-  GuardedDevice() : host_(MakeHostDevice()) {}
+  GuardedDevice();
+  ~GuardedDevice() override;
+
+  // As a network card copies that reaches GPUs: either side may lie in any guarded device.
+  static void CopyAnywhere(std::byte* to, const std::byte* from, size_t bytes);
 
   DeviceKind kind() const override { return DeviceKind::kCuda; }
   std::string name() const override { return "guarded"; }
@@ -37,6 +41,9 @@ class GuardedDevice final : public Device {
 
  private:
   class Opened;
+  // The one whose memory it is; null: the host's.
+  static GuardedDevice* Of(const std::byte* data);
+  bool Holds(const std::byte* data) const;
   // REQUIRES: the bytes lie in one allocation of Allocate's.
   void CheckInside(const std::byte* data, size_t bytes) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Free(std::byte* data, size_t bytes, bool pinned) override;

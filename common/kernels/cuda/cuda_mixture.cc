@@ -18,6 +18,8 @@ RoutingShape ShapeOf(const Routing& routing) {
           .terms = Size(routing.terms)};
 }
 
+// As RoutingBytes counts them.
+static_assert(sizeof(RoutedGroup) == 3 * sizeof(uint32_t));
 RoutingTables TablesOf(const Routing& routing) {
   RoutingTables tables;
   tables.groups = reinterpret_cast<RoutedGroup*>(routing.tables);

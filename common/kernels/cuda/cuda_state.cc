@@ -191,8 +191,14 @@ absl::Status CudaState::RunStep(const StepShape* shape, absl::FunctionRef<absl::
 }
 
 absl::Status CudaState::RunShape(const StepShape& shape, absl::FunctionRef<absl::Status()> body) {
+  // What fails has not brought all that a recording needs; and a first run may drop recordings.
+  if (!recordings_[shape].has_run) {
+    const absl::Status status = RunNow(body);
+    recordings_[shape].has_run = status.ok();
+    return status;
+  }
   Recording& recording = recordings_[shape];
-  if (recording.runs++ == 0 || recording.impossible) return RunNow(body);
+  if (recording.impossible) return RunNow(body);
   if (recording.graph == nullptr) {
     const absl::Status recorded = Record(&recording, body);
     if (!recorded.ok()) {
@@ -203,6 +209,7 @@ absl::Status CudaState::RunShape(const StepShape& shape, absl::FunctionRef<absl:
     }
   }
   Check(cudaGraphLaunch(recording.graph, launch_.stream), "replaying a step");
+  ++replays_;
   return TakeStatus();
 }
 
@@ -296,7 +303,10 @@ absl::Status CudaState::Health() const {
 const void* CudaState::Keep(const void* key, size_t bytes,
                             absl::FunctionRef<void(std::byte* to)> fill) {
   const auto found = kept_.find(key);
-  if (found != kept_.end()) return found->second.data();
+  if (found != kept_.end()) {
+    BATON_CHECK_MSG(found->second.bytes() == bytes, "a key has one table");
+    return found->second.data();
+  }
   BATON_CHECK_MSG(!recording_, "a recorded step needs a table that its first run did not");
   std::vector<std::byte> table(bytes);
   fill(table.data());

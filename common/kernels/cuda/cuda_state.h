@@ -56,6 +56,7 @@ class CudaState final : public KernelState {
   void WhenDone(std::function<void()> done) override;
   uint32_t PaddedRows(uint32_t rows) const override;
   absl::Status Finish() override;
+  uint64_t replays() const override { return replays_; }
   absl::Status Health() const override;
 
   const Launch& launch() const { return launch_; }
@@ -94,7 +95,7 @@ class CudaState final : public KernelState {
 
  private:
   struct Recording {
-    uint32_t runs = 0;
+    bool has_run = false;     // Without an error.
     bool impossible = false;  // To record.
     cudaGraphExec_t graph = nullptr;
   };
@@ -134,6 +135,7 @@ class CudaState final : public KernelState {
   size_t step_inputs_ = 0;  // Of used_, what was placed before the step began to run.
   cudaEvent_t uploads_done_ = nullptr;
   bool in_step_ = false;
+  uint64_t replays_ = 0;
 
   std::map<StepShape, Recording, ShapeLess> recordings_;
   bool recording_ = false;

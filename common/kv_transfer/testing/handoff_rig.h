@@ -24,11 +24,16 @@ inline KvLayout SmallLayout() {
   return {.layers = 3, .kv_heads = 2, .head_dim = 8, .block_tokens = 4, .dtype = DType::kBF16};
 }
 
-// Where the blocks of a test lie: where the host reads them, or where it crashes if it does.
-enum class Memory { kHost, kGuarded };
+// Where the blocks of a test lie: where the host reads them, or where it crashes if it does. The
+// transport reaches the last kind (see InprocNetwork::CopyWith).
+enum class Memory { kHost, kGuarded, kGuardedReached };
 
 inline std::string MemoryName(Memory memory) {
-  return memory == Memory::kHost ? "Host" : "Guarded";
+  return memory == Memory::kHost ? "Host" : memory == Memory::kGuarded ? "Guarded" : "Reached";
+}
+
+inline StagingMemory StagingOf(Memory memory) {
+  return memory == Memory::kGuardedReached ? StagingMemory::kDevice : StagingMemory::kPinned;
 }
 
 // Memory for blocks, its device, and what KV passes through on its way out or in.
@@ -37,7 +42,7 @@ struct ArenaRig {
                     size_t staging_bytes = size_t{1} << 16)
       : device(memory == Memory::kHost ? MakeHostDevice() : std::make_unique<GuardedDevice>()),
         arena(KvArena::Create(*device, layout, block_count).value()),
-        staging(KvStaging::Create(*arena, staging_bytes).value()) {}
+        staging(KvStaging::Create(*arena, staging_bytes, StagingOf(memory)).value()) {}
 
   size_t bytes() const { return arena->layout().block_bytes() * arena->block_count(); }
   void FillRandomly(uint64_t seed) {

@@ -27,8 +27,8 @@ constexpr int kProgressAfterClose = 4;
 struct Setting {
   const char* name;
   const char* value;
-  // UCX 1.13 knows a transport's own settings without the transport's prefix, later releases with
-  // it.
+  // UCX 1.13 knows a transport's own settings without the transport's prefix, and takes whatever
+  // name it is given; later releases know them with it, and refuse what they do not know.
   size_t prefix_bytes = 0;
 };
 constexpr size_t kTcpPrefix = sizeof("TCP_") - 1;
@@ -40,6 +40,9 @@ constexpr Setting kSettings[] = {
     // names addresses in our memory either.
     {"ZCOPY_THRESH", "inf"},
     {"TCP_PUT_ENABLE", "n", kTcpPrefix},
+    // The receiver fetches a payload, over transports that can: a put by a sender that has been
+    // given up might come late.
+    {"RNDV_SCHEME", "get_zcopy"},
     {"TCP_TX_SEG_SIZE", "256k", kTcpPrefix},
     {"TCP_RX_SEG_SIZE", "256k", kTcpPrefix},
     // How soon an idle connection notices that its peer is gone; 20 s by default.
@@ -52,11 +55,12 @@ constexpr Setting kStayOnTheRoute = {"CM_USE_ALL_DEVICES", "n"};
 
 absl::Status Apply(const Setting& setting, ucp_config_t* config) {
   if (std::getenv(absl::StrCat("UCX_", setting.name).c_str()) != nullptr) return absl::OkStatus();
-  for (const size_t skip : {size_t{0}, setting.prefix_bytes}) {
-    BATON_RETURN_IF_ERROR(UcxStatus(ucp_config_modify(config, setting.name + skip, setting.value),
-                                    absl::StrCat("setting UCX_", setting.name)));
+  if (setting.prefix_bytes > 0) {
+    static_cast<void>(
+        ucp_config_modify(config, setting.name + setting.prefix_bytes, setting.value));
   }
-  return absl::OkStatus();
+  return UcxStatus(ucp_config_modify(config, setting.name, setting.value),
+                   absl::StrCat("setting UCX_", setting.name));
 }
 
 // Such a device may be the best way to a peer whose address is another network's.
@@ -136,8 +140,42 @@ absl::Status UcxWorker::Init() {
   return absl::OkStatus();
 }
 
-bool UcxWorker::takes_cuda_memory() const {
-  return (memory_types_ & UCS_BIT(UCS_MEMORY_TYPE_CUDA)) != 0;
+absl::Status UcxWorker::UseCudaMemory(std::span<const MutableSpan> regions) {
+  DropCudaMemory();
+  if ((memory_types_ & UCS_BIT(UCS_MEMORY_TYPE_CUDA)) == 0) {
+    return absl::UnimplementedError("this UCX moves no memory of GPUs, only " + memory_kinds());
+  }
+  for (const MutableSpan& region : regions) {
+    ucp_mem_map_params_t params = {};
+    params.field_mask = UCP_MEM_MAP_PARAM_FIELD_ADDRESS | UCP_MEM_MAP_PARAM_FIELD_LENGTH |
+                        UCP_MEM_MAP_PARAM_FIELD_MEMORY_TYPE;
+    params.address = region.data();
+    params.length = region.size();
+    params.memory_type = UCS_MEMORY_TYPE_CUDA;
+    CudaMemory memory = {.region = region};
+    if (const ucs_status_t status = ucp_mem_map(context_, &params, &memory.handle);
+        status != UCS_OK) {
+      DropCudaMemory();
+      return UcxStatus(status, "registering memory of the GPU with UCX");
+    }
+    cuda_memory_.push_back(memory);
+  }
+  return absl::OkStatus();
+}
+
+void UcxWorker::DropCudaMemory() {
+  for (const CudaMemory& memory : cuda_memory_) ucp_mem_unmap(context_, memory.handle);
+  cuda_memory_.clear();
+}
+
+ucp_mem_h UcxWorker::CudaMemoryAt(const void* data) const {
+  const auto* const at = static_cast<const std::byte*>(data);
+  for (const CudaMemory& memory : cuda_memory_) {
+    if (at >= memory.region.data() && at < memory.region.data() + memory.region.size()) {
+      return memory.handle;
+    }
+  }
+  return nullptr;
 }
 
 std::string UcxWorker::memory_kinds() const {
@@ -151,6 +189,7 @@ std::string UcxWorker::memory_kinds() const {
 
 UcxWorker::~UcxWorker() {
   if (worker_ != nullptr) ucp_worker_destroy(worker_);
+  DropCudaMemory();
   if (context_ != nullptr) ucp_cleanup(context_);
 }
 

@@ -13,11 +13,14 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "common/transport/transport.h"
 #include "common/transport/ucx/ucx_address.h"
 
 namespace baton {
@@ -37,18 +40,28 @@ class UcxWorker {
 
   ucp_worker_h get() const { return worker_; }
   int event_fd() const { return event_fd_; }
-  bool takes_cuda_memory() const;
+  // As Transport::UseDeviceMemory.
+  absl::Status UseCudaMemory(std::span<const MutableSpan> regions);
+  // UCX's handle of the region that `data` lies in; null: of none.
+  ucp_mem_h CudaMemoryAt(const void* data) const;
   // For logs: those whose memory UCX can send from and receive into, "host cuda".
   std::string memory_kinds() const;
 
  private:
+  struct CudaMemory {
+    MutableSpan region;
+    ucp_mem_h handle = nullptr;
+  };
+
   UcxWorker() = default;
   absl::Status Init();
+  void DropCudaMemory();
 
   ucp_context_h context_ = nullptr;
   ucp_worker_h worker_ = nullptr;
   int event_fd_ = -1;
   uint64_t memory_types_ = 0;  // Bits of UCX's.
+  std::vector<CudaMemory> cuda_memory_;
 };
 
 // Accepts connections for a worker.

@@ -32,6 +32,18 @@ constexpr Duration kSettleTime = std::chrono::milliseconds(20);
 // Bounds the wait for completions when the transport is destroyed.
 constexpr int kFinalProgressMax = 1 << 20;
 
+// A payload from UCX's memory to where it lands.
+absl::Status Copy(ConstSpan payload, const Landing& landing) {
+  if (landing.copy) return landing.copy(payload);
+  const std::byte* from = payload.data();
+  for (const MutableSpan& span : landing.spans) {
+    if (span.empty()) continue;
+    std::memcpy(span.data(), from, span.size());
+    from += span.size();
+  }
+  return absl::OkStatus();
+}
+
 class UcxTransport final : public Transport {
  public:
   UcxTransport(const UcxTransportOptions& options, std::unique_ptr<UcxWorker> worker)
@@ -46,8 +58,10 @@ class UcxTransport final : public Transport {
 
   const std::string& address() const override { return address_; }
   const std::string& name() const override { return name_; }
-  bool takes_device_memory() const override { return worker_->takes_cuda_memory(); }
   std::string memory_kinds() const override { return worker_->memory_kinds(); }
+  absl::Status UseDeviceMemory(std::span<const MutableSpan> regions) override {
+    return worker_->UseCudaMemory(regions);
+  }
   void OnMessage(MessageType type, Accept accept) override { accepts_[type] = std::move(accept); }
   void OnPeerLost(PeerLost lost) override { lost_ = std::move(lost); }
   absl::StatusOr<PeerId> Connect(const std::string& address) override;
@@ -137,6 +151,7 @@ class UcxTransport final : public Transport {
   bool Offer(PeerId from, const Arrival& arrival);
   bool OfferPostponed();
   void Post(const Arrival& arrival, Landing landing);
+  void SetMemory(const void* buffer, ucp_request_param_t* param) const;
   void Release(const Arrival& arrival);
 
   const UcxTransportOptions options_;
@@ -463,6 +478,7 @@ void UcxTransport::Submit(const Peer& peer, unsigned id, WaitingSend send) {
     if (bytes > 0) buffer = operation->iov[0].buffer;
     count = bytes;
   }
+  SetMemory(buffer, &param);
   const ucs_status_ptr_t request =
       ucp_am_send_nbx(peer.endpoint.get(), id, operation->header.data(), operation->header.size(),
                       buffer, count, &param);
@@ -528,15 +544,11 @@ bool UcxTransport::Offer(PeerId from, const Arrival& arrival) {
     Post(arrival, *std::move(landing));
     return true;
   }
-  const std::byte* bytes =
+  const std::byte* const bytes =
       arrival.held != nullptr ? static_cast<const std::byte*>(arrival.held) : arrival.copied.data();
-  for (const MutableSpan& span : landing->spans) {
-    if (span.empty()) continue;
-    std::memcpy(span.data(), bytes, span.size());
-    bytes += span.size();
-  }
+  const absl::Status copied = Copy({bytes, arrival.payload_bytes}, *landing);
   Release(arrival);
-  landing->landed(absl::OkStatus());
+  landing->landed(copied);
   return true;
 }
 
@@ -561,11 +573,21 @@ void UcxTransport::Post(const Arrival& arrival, Landing landing) {
     buffer = operation->iov[0].buffer;
     count = operation->iov[0].length;
   }
+  SetMemory(buffer, &param);
   const ucs_status_ptr_t request =
       ucp_am_recv_data_nbx(worker_->get(), arrival.held, buffer, count, &param);
   if (UCS_PTR_IS_PTR(request)) return;
   operation->status = UCS_PTR_STATUS(request);
   completed_.push_back(operation);
+}
+
+// Otherwise UCX would look where the address lies, and register it.
+void UcxTransport::SetMemory(const void* buffer, ucp_request_param_t* param) const {
+  const ucp_mem_h memory = worker_->CudaMemoryAt(buffer);
+  if (memory == nullptr) return;
+  param->op_attr_mask |= UCP_OP_ATTR_FIELD_MEMORY_TYPE | UCP_OP_ATTR_FIELD_MEMH;
+  param->memory_type = UCS_MEMORY_TYPE_CUDA;
+  param->memh = memory;
 }
 
 // Gives an unwanted payload back; its sender's send completes.
