@@ -81,6 +81,7 @@ cublasStatus_t cublasLtCreate(cublasLtHandle_t* handle) {
 cublasStatus_t cublasLtDestroy(cublasLtHandle_t /*handle*/) { return CUBLAS_STATUS_SUCCESS; }
 
 const char* cublasLtGetStatusString(cublasStatus_t status) {
+  if (status == CUBLAS_STATUS_EXECUTION_FAILED) return "CUBLAS_STATUS_EXECUTION_FAILED";
   return status == CUBLAS_STATUS_SUCCESS ? "success" : "not emulated";
 }
 
@@ -160,8 +161,8 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t /*handle*/, cublasLtMatmulDesc_t 
       *static_cast<const float*>(beta) != 0.0f) {
     return CUBLAS_STATUS_NOT_SUPPORTED;
   }
-  SubmitTo(stream, [=] { Multiply(a, left, b, right, d, out); });
-  return CUBLAS_STATUS_SUCCESS;
+  const bool submitted = SubmitTo(stream, [=] { Multiply(a, left, b, right, d, out); });
+  return submitted ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_EXECUTION_FAILED;
 }
 
 }  // extern "C"

@@ -2,9 +2,15 @@
 // small kernels and programs that are right, and the same with what they need left out.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <cstdint>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <functional>
 #include <numeric>
+#include <string>
 #include <vector>
 
 #include "common/kernels/cuda/device_code.cuh"
@@ -374,6 +380,139 @@ TEST_F(Streams, AnEventOfACompleteRecordingCannotBeWaitedFor) {
 TEST_F(Streams, CopiesBeyondAnAllocationAreRefused) {
   EXPECT_EQ(cudaMemcpy(number_.data(), pinned_, 6, cudaMemcpyHostToDevice), cudaErrorInvalidValue);
   EXPECT_EQ(cudaMemcpy(pinned_, pinned_, 4, cudaMemcpyHostToDevice), cudaErrorInvalidValue);
+}
+
+// ---- Failures ----------------------------------------------------------------------------------
+
+// What is lost stays lost until its process ends.
+void InAProcessOfItsOwn(const std::function<void()>& body) {
+  EXPECT_EXIT(
+      {
+        body();
+        std::exit(testing::Test::HasFailure() ? 1 : 0);
+      },
+      testing::ExitedWithCode(0), "");
+}
+
+// Takes two pieces of 600 bytes of 1000.
+void ExpectAnEnd(cudaError_t (*allocate)(void** data, size_t bytes), cudaError_t (*free)(void*)) {
+  void* first = nullptr;
+  void* second = nullptr;
+  ASSERT_CUDA(allocate(&first, 600));
+  EXPECT_EQ(allocate(&second, 600), cudaErrorMemoryAllocation);
+  EXPECT_EQ(second, nullptr);
+  EXPECT_EQ(cudaGetLastError(), cudaErrorMemoryAllocation);
+  EXPECT_EQ(cudaGetLastError(), cudaSuccess) << "it is not for good";
+  ASSERT_CUDA(free(first));
+  ASSERT_CUDA(allocate(&second, 600));
+  ASSERT_CUDA(free(second));
+}
+
+TEST(CudaEmulatorDeathTest, MemoryEnds) {
+  InAProcessOfItsOwn([] {
+    setenv("BATON_EMULATED_GPU_MEMORY", "1000", 1);
+    ExpectAnEnd(cudaMalloc, cudaFree);
+    void* first = nullptr;
+    void* second = nullptr;
+    ASSERT_CUDA(cudaMalloc(&first, 1000));
+    ASSERT_CUDA(cudaSetDevice(1));
+    EXPECT_EQ(cudaMalloc(&second, 1000), cudaSuccess) << "each GPU has so much";
+  });
+}
+
+TEST(CudaEmulatorDeathTest, PinnedMemoryEnds) {
+  InAProcessOfItsOwn([] {
+    setenv("BATON_EMULATED_PINNED_MEMORY", "1000", 1);
+    ExpectAnEnd(cudaMallocHost, cudaFreeHost);
+  });
+}
+
+class LostGpuDeathTest : public Streams {
+ protected:
+  ~LostGpuDeathTest() override { std::filesystem::remove(file_); }
+
+  // The GPU is lost after so many operations more.
+  void LoseAfter(int operations) const {
+    std::ofstream(file_) << operations;
+    setenv("BATON_EMULATED_GPU_FAILS_WHEN", file_.c_str(), 1);
+  }
+
+  const std::string file_ = testing::TempDir() + "lost_gpu_" + std::to_string(getpid());
+};
+
+TEST_F(LostGpuDeathTest, ShowsWhenItIsWaitedFor) {
+  InAProcessOfItsOwn([this] {
+    LoseAfter(1);
+    Send(first_);
+    Receive(first_);  // This one is taken, and not done.
+    EXPECT_EQ(cudaStreamQuery(first_), cudaErrorNotReady);
+    EXPECT_EQ(cudaStreamSynchronize(first_), cudaErrorIllegalAddress);
+    EXPECT_EQ(pinned_[1], 0u);
+  });
+}
+
+TEST_F(LostGpuDeathTest, ShowsWhenAnEventIsWaitedFor) {
+  InAProcessOfItsOwn([this] {
+    LoseAfter(0);
+    Send(first_);
+    ASSERT_CUDA(cudaEventRecord(event_, first_));
+    EXPECT_EQ(cudaEventSynchronize(event_), cudaErrorIllegalAddress);
+  });
+}
+
+TEST_F(LostGpuDeathTest, StaysLostAndDoesNothing) {
+  InAProcessOfItsOwn([this] {
+    LoseAfter(0);
+    Send(first_);
+    EXPECT_EQ(cudaStreamSynchronize(first_), cudaErrorIllegalAddress);
+    EXPECT_EQ(cudaGetLastError(), cudaErrorIllegalAddress);
+    EXPECT_EQ(cudaGetLastError(), cudaErrorIllegalAddress) << "reading it does not end it";
+    EXPECT_STREQ(cudaGetErrorName(cudaErrorIllegalAddress), "cudaErrorIllegalAddress");
+
+    pinned_[1] = 7;
+    EXPECT_EQ(cudaMemcpyAsync(pinned_ + 1, number_.data(), 4, cudaMemcpyDeviceToHost, second_),
+              cudaErrorIllegalAddress);
+    EXPECT_EQ(cudaStreamSynchronize(second_), cudaErrorIllegalAddress);
+    EXPECT_EQ(pinned_[1], 7u);
+    void* memory = nullptr;
+    EXPECT_EQ(cudaMalloc(&memory, 1), cudaErrorIllegalAddress);
+    EXPECT_EQ(cudaMallocHost(&memory, 1), cudaErrorIllegalAddress);
+    EXPECT_EQ(StartKernel(EndedLaneKernel, dim3(1), dim3(kWarp), 0, kDefaultStream),
+              cudaErrorIllegalAddress);
+    cudaEvent_t event = nullptr;
+    EXPECT_EQ(cudaEventCreate(&event), cudaErrorIllegalAddress);
+    EXPECT_EQ(cudaEventRecord(event, first_), cudaErrorIllegalAddress);
+    EXPECT_EQ(cudaDeviceSynchronize(), cudaErrorIllegalAddress);
+  });
+}
+
+TEST_F(LostGpuDeathTest, LeavesTheOthersAlone) {
+  InAProcessOfItsOwn([this] {
+    LoseAfter(0);
+    Send(first_);
+    EXPECT_EQ(cudaStreamSynchronize(first_), cudaErrorIllegalAddress);
+
+    ASSERT_CUDA(cudaSetDevice(1));
+    const DeviceArray<uint32_t> other(Numbers{3});
+    EXPECT_THAT(other.Read(), ElementsAre(3));
+    EXPECT_EQ(cudaSetDevice(0), cudaErrorIllegalAddress);
+  });
+}
+
+TEST_F(LostGpuDeathTest, LeavesARecordingHalfDone) {
+  InAProcessOfItsOwn([this] {
+    ASSERT_CUDA(cudaStreamBeginCapture(first_, cudaStreamCaptureModeThreadLocal));
+    Send(first_);
+    Receive(first_);
+    cudaGraph_t graph = nullptr;
+    ASSERT_CUDA(cudaStreamEndCapture(first_, &graph));
+    cudaGraphExec_t executable = nullptr;
+    ASSERT_CUDA(cudaGraphInstantiate(&executable, graph, 0));
+    LoseAfter(2);  // The launch, and what was sent.
+    ASSERT_CUDA(cudaGraphLaunch(executable, first_));
+    EXPECT_EQ(cudaStreamSynchronize(first_), cudaErrorIllegalAddress);
+    EXPECT_EQ(pinned_[1], 0u);
+  });
 }
 
 }  // namespace

@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "common/tensor/dtype.h"
+#include "tests/cuda_emulator/failures.h"
 #include "tests/cuda_emulator/numbers.h"
 #include "tests/cuda_emulator/runtime.h"
 #include "tests/cuda_emulator/streams.h"
@@ -73,7 +74,8 @@ void Drive(Group& group, const std::shared_ptr<Meeting>& meeting, int rank) {
   });
 }
 
-// The operation of one rank. The last that comes computes for all.
+// The operation of one rank. The last that comes computes for all. It ends also without the others
+// if the rank's own GPU is lost.
 void Meet(const std::shared_ptr<Group>& group, const std::vector<int>& ranks, int rank,
           const Part& part, const Compute& compute) {
   const MeetingKey key(ranks, group->times[{ranks, rank}]++);
@@ -87,7 +89,8 @@ void Meet(const std::shared_ptr<Group>& group, const std::vector<int>& ranks, in
     group->meetings.erase(key);
   }
   NotifyOthers();
-  while (!meeting->done && !group->aborted) {
+  const int device = group->streams[static_cast<size_t>(rank)]->device();
+  while (!meeting->done && !group->aborted && !IsLost(device)) {
     for (const int other : ranks) {
       if (!meeting->parts.contains(other)) Drive(*group, meeting, other);
     }
@@ -115,6 +118,7 @@ std::vector<int> AllRanks(const Group& group) {
 ncclResult_t Submit(ncclComm_t rank, const std::vector<int>& ranks, const Part& part,
                     cudaStream_t stream, Compute compute) {
   const std::lock_guard lock(RuntimeMutex());
+  if (IsLost(StreamOf(stream)->device())) return ncclUnhandledCudaError;
   rank->group->streams[static_cast<size_t>(rank->rank)] = StreamOf(stream);
   StreamOf(stream)->Submit(
       [group = rank->group, ranks, rank = rank->rank, part, compute = std::move(compute)] {
@@ -181,6 +185,7 @@ ncclResult_t ncclCommAbort(ncclComm_t rank) {
 }
 
 const char* ncclGetErrorString(ncclResult_t result) {
+  if (result == ncclUnhandledCudaError) return "unhandled cuda error";
   return result == ncclSuccess ? "success" : "an error of the emulated NCCL";
 }
 

@@ -13,10 +13,12 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "tests/cuda_emulator/failures.h"
 #include "tests/cuda_emulator/streams.h"
 #include "tests/cuda_emulator/thread_blocks.h"
 
@@ -43,16 +45,25 @@ int DeviceCount() {
 // Pieces of memory by where they begin.
 class Allocations {
  public:
-  void* Add(size_t bytes) {
+  // Null: `owner` would then have more than `bytes_max`.
+  void* Add(size_t bytes, int owner, size_t bytes_max) {
+    size_t& used = used_[owner];
     void* data = nullptr;
-    if (posix_memalign(&data, kAlignment, std::max(bytes, size_t{1})) != 0) return nullptr;
+    if (bytes > bytes_max || used > bytes_max - bytes ||
+        posix_memalign(&data, kAlignment, std::max(bytes, size_t{1})) != 0) {
+      return nullptr;
+    }
     std::memset(data, kUnwritten, std::min(bytes, kUnwrittenBytesMax));
-    pieces_[static_cast<std::byte*>(data)] = bytes;
+    pieces_[static_cast<std::byte*>(data)] = {bytes, owner};
+    used += bytes;
     return data;
   }
   // False: there is no such piece.
   bool Remove(void* data) {
-    if (pieces_.erase(static_cast<std::byte*>(data)) == 0) return false;
+    const auto piece = pieces_.find(static_cast<std::byte*>(data));
+    if (piece == pieces_.end()) return false;
+    used_[piece->second.owner] -= piece->second.bytes;
+    pieces_.erase(piece);
     std::free(data);
     return true;
   }
@@ -61,11 +72,16 @@ class Allocations {
     auto piece = pieces_.upper_bound(at);
     if (piece == pieces_.begin()) return false;
     --piece;
-    return at + bytes <= piece->first + piece->second;
+    return at + bytes <= piece->first + piece->second.bytes;
   }
 
  private:
-  std::map<std::byte*, size_t> pieces_;
+  struct Piece {
+    size_t bytes = 0;
+    int owner = 0;
+  };
+  std::map<std::byte*, Piece> pieces_;
+  std::map<int, size_t> used_;  // By owner.
 };
 
 struct Runtime {
@@ -73,7 +89,7 @@ struct Runtime {
   std::condition_variable_any changed;
   Allocations device;
   Allocations pinned;
-  std::map<std::shared_ptr<Stream>, int> streams;  // And their devices.
+  std::set<std::shared_ptr<Stream>> streams;
   std::map<int, std::shared_ptr<Stream>> default_streams;
   std::map<const void*, size_t> shared_bytes;  // That a kernel may ask for, if more than usual.
 };
@@ -86,7 +102,9 @@ Runtime& TheRuntime() {
 thread_local int current_device = 0;
 thread_local cudaError_t last_error = cudaSuccess;
 
-cudaError_t Done(cudaError_t error) {
+// The end of every call that needs the current device. After one that is lost nothing else counts.
+cudaError_t Done(cudaError_t error = cudaSuccess) {
+  if (IsLost(current_device)) return kLostError;
   if (error != cudaSuccess) last_error = error;
   return error;
 }
@@ -151,8 +169,8 @@ cudaError_t SubmitCopy(const Copy& copy, cudaMemcpyKind kind, Stream& stream) {
 // All that was submitted to the current device.
 void RunDevice() {
   std::vector<std::shared_ptr<Stream>> streams = {StreamOf(nullptr)};
-  for (const auto& [stream, device] : TheRuntime().streams) {
-    if (device == current_device) streams.push_back(stream);
+  for (const std::shared_ptr<Stream>& stream : TheRuntime().streams) {
+    if (stream->device() == current_device) streams.push_back(stream);
   }
   for (const std::shared_ptr<Stream>& stream : streams) stream->RunAll();
 }
@@ -166,7 +184,7 @@ void NotifyOthers() { TheRuntime().changed.notify_all(); }
 std::shared_ptr<Stream> StreamOf(cudaStream_t stream) {
   if (stream != nullptr) return reinterpret_cast<Stream*>(stream)->shared_from_this();
   std::shared_ptr<Stream>& made = TheRuntime().default_streams[current_device];
-  if (made == nullptr) made = std::make_shared<Stream>();
+  if (made == nullptr) made = std::make_shared<Stream>(current_device);
   return made;
 }
 
@@ -188,12 +206,13 @@ cudaError_t LaunchThreads(const cudaLaunchConfig_t& config, const void* kernel,
       ->Submit([grid = Grid{blocks, threads, config.dynamicSmemBytes, std::move(thread)}] {
         RunGrid(grid);
       });
-  return cudaSuccess;
+  return Done();
 }
 
-void SubmitTo(cudaStream_t stream, std::function<void()> operation) {
+bool SubmitTo(cudaStream_t stream, std::function<void()> operation) {
   const std::lock_guard lock(TheRuntime().mutex);
   StreamOf(stream)->Submit(std::move(operation));
+  return !IsLost(StreamOf(stream)->device());
 }
 
 // What follows are the functions of the library.
@@ -222,7 +241,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
 cudaError_t cudaSetDevice(int device) {
   if (device < 0 || device >= DeviceCount()) return Done(cudaErrorInvalidDevice);
   current_device = device;
-  return cudaSuccess;
+  return Done();
 }
 
 // Others write into the host's memory, and those writes are ordered.
@@ -234,10 +253,12 @@ cudaError_t cudaDeviceFlushGPUDirectRDMAWrites(cudaFlushGPUDirectRDMAWritesTarge
 cudaError_t cudaDeviceSynchronize() {
   const std::lock_guard lock(TheRuntime().mutex);
   RunDevice();
-  return cudaSuccess;
+  return Done();
 }
 
-cudaError_t cudaGetLastError() { return std::exchange(last_error, cudaSuccess); }
+cudaError_t cudaGetLastError() {
+  return IsLost(current_device) ? kLostError : std::exchange(last_error, cudaSuccess);
+}
 
 const char* cudaGetErrorName(cudaError_t error) {
   switch (error) {
@@ -247,12 +268,16 @@ const char* cudaGetErrorName(cudaError_t error) {
       return "cudaErrorInvalidValue";
     case cudaErrorMemoryAllocation:
       return "cudaErrorMemoryAllocation";
+    case cudaErrorIllegalAddress:
+      return "cudaErrorIllegalAddress";
     default:
       return "an error of the emulated CUDA runtime";
   }
 }
 
 const char* cudaGetErrorString(cudaError_t error) {
+  if (error == cudaErrorMemoryAllocation) return "out of memory";
+  if (error == cudaErrorIllegalAddress) return "an illegal memory access was encountered";
   static thread_local std::string text;
   text = "error " + std::to_string(error) + " of the emulated CUDA runtime";
   return text.c_str();
@@ -287,7 +312,9 @@ cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute
 
 cudaError_t cudaMalloc(void** data, size_t bytes) {
   const std::lock_guard lock(TheRuntime().mutex);
-  *data = TheRuntime().device.Add(bytes);
+  *data = IsLost(current_device)
+              ? nullptr
+              : TheRuntime().device.Add(bytes, current_device, GpuMemoryMax());
   return Done(*data == nullptr ? cudaErrorMemoryAllocation : cudaSuccess);
 }
 
@@ -300,7 +327,9 @@ cudaError_t cudaFree(void* data) {
 
 cudaError_t cudaHostAlloc(void** data, size_t bytes, unsigned int /*flags*/) {
   const std::lock_guard lock(TheRuntime().mutex);
-  *data = TheRuntime().pinned.Add(bytes);
+  *data = IsLost(current_device)
+              ? nullptr
+              : TheRuntime().pinned.Add(bytes, /*owner=*/0, PinnedMemoryMax());
   return Done(*data == nullptr ? cudaErrorMemoryAllocation : cudaSuccess);
 }
 
@@ -341,7 +370,7 @@ cudaError_t cudaMemsetAsync(void* data, int value, size_t bytes, cudaStream_t st
   const std::lock_guard lock(TheRuntime().mutex);
   if (!TheRuntime().device.Holds(data, bytes)) return Done(cudaErrorInvalidValue);
   StreamOf(stream)->Submit([=] { std::memset(data, value, bytes); });
-  return cudaSuccess;
+  return Done();
 }
 
 cudaError_t cudaMemset(void* data, int value, size_t bytes) {
@@ -352,10 +381,10 @@ cudaError_t cudaMemset(void* data, int value, size_t bytes) {
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned int /*flags*/) {
   const std::lock_guard lock(TheRuntime().mutex);
-  auto created = std::make_shared<Stream>();
+  auto created = std::make_shared<Stream>(current_device);
   *stream = reinterpret_cast<cudaStream_t>(created.get());
-  TheRuntime().streams[std::move(created)] = current_device;
-  return cudaSuccess;
+  TheRuntime().streams.insert(std::move(created));
+  return Done();
 }
 
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
@@ -363,27 +392,31 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   const auto kept = StreamOf(stream);
   kept->RunAll();
   TheRuntime().streams.erase(kept);
-  return cudaSuccess;
+  return Done();
 }
 
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   const std::lock_guard lock(TheRuntime().mutex);
   if (StreamOf(stream)->recording()) return Done(cudaErrorStreamCaptureUnsupported);
   StreamOf(stream)->RunAll();
-  return cudaSuccess;
+  return Done();
 }
 
 cudaError_t cudaStreamQuery(cudaStream_t stream) {
   const std::lock_guard lock(TheRuntime().mutex);
+  if (const cudaError_t error = Done(); error != cudaSuccess) return error;
   return StreamOf(stream)->idle() ? cudaSuccess : cudaErrorNotReady;
 }
 
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned int /*flags*/) {
+  if (event == nullptr) return Done(cudaErrorInvalidResourceHandle);
   const std::lock_guard lock(TheRuntime().mutex);
   return Done(StreamOf(stream)->WaitFor(*EventOf(event)));
 }
 
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned int /*flags*/) {
+  *event = nullptr;
+  if (const cudaError_t error = Done(); error != cudaSuccess) return error;
   *event = reinterpret_cast<cudaEvent_t>(new std::shared_ptr<Event>(std::make_shared<Event>()));
   return cudaSuccess;
 }
@@ -393,30 +426,34 @@ cudaError_t cudaEventCreate(cudaEvent_t* event) {
 }
 
 cudaError_t cudaEventDestroy(cudaEvent_t event) {
+  if (event == nullptr) return Done(cudaErrorInvalidResourceHandle);
   const std::lock_guard lock(TheRuntime().mutex);
   delete &EventOf(event);
-  return cudaSuccess;
+  return Done();
 }
 
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+  if (event == nullptr) return Done(cudaErrorInvalidResourceHandle);
   const std::lock_guard lock(TheRuntime().mutex);
   StreamOf(stream)->Record(EventOf(event));
-  return cudaSuccess;
+  return Done();
 }
 
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+  if (event == nullptr) return Done(cudaErrorInvalidResourceHandle);
   const std::lock_guard lock(TheRuntime().mutex);
   const Event recorded = *EventOf(event);  // As it is now: others may record it again meanwhile.
   if (recorded.captured) return Done(cudaErrorCapturedEvent);
   if (recorded.stream != nullptr) recorded.stream->RunUntil(recorded.position);
-  return cudaSuccess;
+  return Done();
 }
 
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cudaEvent_t end) {
+  if (begin == nullptr || end == nullptr) return Done(cudaErrorInvalidResourceHandle);
   const std::lock_guard lock(TheRuntime().mutex);
   const auto elapsed = EventOf(end)->time - EventOf(begin)->time;
   *milliseconds = std::chrono::duration<float, std::milli>(elapsed).count();
-  return cudaSuccess;
+  return Done();
 }
 
 // ---- Graphs ------------------------------------------------------------------------------------
@@ -433,15 +470,17 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
   const std::lock_guard lock(TheRuntime().mutex);
   *graph = nullptr;
   std::shared_ptr<Recording> recording;
-  const cudaError_t error = StreamOf(stream)->EndRecording(&recording);
-  if (error != cudaSuccess) return Done(error);
+  const cudaError_t error = Done(StreamOf(stream)->EndRecording(&recording));
+  if (error != cudaSuccess) return error;
   *graph = reinterpret_cast<cudaGraph_t>(new Operations(
       std::make_shared<const std::vector<Operation>>(std::move(recording->operations))));
-  return cudaSuccess;
+  return Done();
 }
 
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph,
                                  unsigned long long /*flags*/) {
+  *executable = nullptr;
+  if (const cudaError_t error = Done(); error != cudaSuccess) return error;
   *executable =
       reinterpret_cast<cudaGraphExec_t>(new Operations(*reinterpret_cast<Operations*>(graph)));
   return cudaSuccess;
@@ -449,19 +488,22 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph,
 
 cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
   delete reinterpret_cast<Operations*>(graph);
-  return cudaSuccess;
+  return Done();
 }
 
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable) {
   delete reinterpret_cast<Operations*>(executable);
-  return cudaSuccess;
+  return Done();
 }
 
 cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream) {
-  SubmitTo(stream, [operations = *reinterpret_cast<Operations*>(executable)] {
-    for (const Operation& operation : *operations) operation();
+  const int device = current_device;
+  SubmitTo(stream, [device, operations = *reinterpret_cast<Operations*>(executable)] {
+    for (const Operation& operation : *operations) {
+      if (DoesNext(device)) operation();
+    }
   });
-  return cudaSuccess;
+  return Done();
 }
 
 }  // extern "C"

@@ -24,8 +24,8 @@ std::shared_ptr<Stream> StreamOf(cudaStream_t stream);
 cudaError_t LaunchThreads(const cudaLaunchConfig_t& config, const void* kernel,
                           std::function<void()> thread);
 
-// Puts it on a stream.
-void SubmitTo(cudaStream_t stream, std::function<void()> operation);
+// Puts it on a stream. False: its GPU is lost.
+bool SubmitTo(cudaStream_t stream, std::function<void()> operation);
 
 }  // namespace baton::emulation
 

@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "tests/cuda_emulator/failures.h"
 #include "tests/cuda_emulator/runtime.h"
 
 namespace baton::emulation {
@@ -27,7 +28,7 @@ void Stream::RunUntil(uint64_t position) {
     const Operation operation = std::move(waiting_.front());
     waiting_.pop_front();
     running_ = true;
-    operation();  // It may wait for another stream, but not for this one.
+    if (DoesNext(device_)) operation();  // It may wait for another stream, but not for this one.
     running_ = false;
     ++done_;
     NotifyOthers();

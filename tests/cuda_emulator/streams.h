@@ -4,6 +4,8 @@
 // behind it, is waited for, on the thread that waits. So what a program reads without having waited
 // is what was there before, always, and a missing wait cannot go unnoticed as it may on a GPU.
 //
+// A GPU that is lost does nothing more: what is submitted to it is over as soon as it is waited for.
+//
 // Not thread-safe: the runtime holds one lock. An operation may give it up meanwhile, with
 // WaitForOthers(); its stream then waits for it.
 #ifndef BATON_TESTS_CUDA_EMULATOR_STREAMS_H_
@@ -44,6 +46,9 @@ struct Event {
 
 class Stream : public std::enable_shared_from_this<Stream> {
  public:
+  explicit Stream(int device) : device_(device) {}
+
+  int device() const { return device_; }
   void Submit(Operation operation);
   // Does what was submitted first, up to `position` operations in all.
   void RunUntil(uint64_t position);
@@ -61,6 +66,7 @@ class Stream : public std::enable_shared_from_this<Stream> {
   cudaError_t EndRecording(std::shared_ptr<Recording>* recording);
 
  private:
+  const int device_;
   std::deque<Operation> waiting_;
   uint64_t submitted_ = 0;
   uint64_t done_ = 0;
