@@ -151,6 +151,14 @@ bool TensorParallelModel::AwaitLayer(uint32_t layer) const {
 }
 
 // The others' errors are only that they were left alone.
+absl::Status TensorParallelModel::Health() const {
+  if (failed_.load()) return FirstError();
+  for (const std::unique_ptr<Rank>& rank : ranks_) {
+    BATON_RETURN_IF_ERROR(rank->decoder->Health());
+  }
+  return absl::OkStatus();
+}
+
 absl::Status TensorParallelModel::FirstError() const {
   absl::Status error;
   for (const std::unique_ptr<Rank>& rank : ranks_) {

@@ -41,7 +41,7 @@ class TensorParallelModel final : public Model {
   absl::Status Forward(std::span<const BatchRow> rows, KvArena& cache, std::span<float> logits,
                        const LayerDone& layer_done) override;
   // A rank that has failed ends the group.
-  absl::Status Health() const override { return failed_ ? FirstError() : absl::OkStatus(); }
+  absl::Status Health() const override;
   bool samples_tokens() const override { return first().samples_tokens(); }
   absl::Status ForwardAndSample(std::span<const BatchRow> rows, KvArena& cache,
                                 const TokenChoice& choice, const LayerDone& layer_done) override;

@@ -207,6 +207,8 @@ class Worker::Impl final : public SessionHandler, public EventPort {
         next_tick = now + kTick;
       }
       can_step = engine_->HasWork() && Step();
+      // After every round: copies of KV can lose a device too, and make no step.
+      if (const absl::Status health = parts_.model->Health(); !health.ok()) Break(health);
       watch_.RoundEnded(Now());
     }
   }
@@ -215,7 +217,6 @@ class Worker::Impl final : public SessionHandler, public EventPort {
     const Instant start = Now();
     if (!engine_->Step(start)) return false;
     metrics_.ObserveStep(Now() - start);
-    if (const absl::Status health = parts_.model->Health(); !health.ok()) Break(health);
     return true;
   }
 
@@ -245,6 +246,7 @@ class Worker::Impl final : public SessionHandler, public EventPort {
     } else if (auto* closed = std::get_if<SessionClosed>(&item)) {
       OnClosed(closed->session);
     } else if (auto* transfer = std::get_if<TransferEvent>(&item)) {
+      LogFailure(*transfer);
       engine_->OnTransferEvent(*transfer, now);
     } else {
       draining_ = true;
@@ -271,6 +273,14 @@ class Worker::Impl final : public SessionHandler, public EventPort {
     if (event.has_rejected()) log("rejected", event.rejected());
     if (event.has_prefill_failed()) log("prefill failed", event.prefill_failed());
     if (event.has_failed()) log("failed", event.failed());
+  }
+
+  // The sender gets to know only that its bytes were not received.
+  static void LogFailure(const TransferEvent& event) {
+    if (const auto* failed = std::get_if<LeaseFailed>(&event)) {
+      LogInfo("receiving failed",
+              {{"lease", Raw(failed->lease)}, {"reason", failed->status.ToString()}});
+    }
   }
 
   void OnClosed(SessionId session) {

@@ -295,6 +295,7 @@ absl::Status CudaState::Finish() {
 }
 
 absl::Status CudaState::Health() const {
+  BATON_RETURN_IF_ERROR(device_.Select());
   // An error of a kernel stays until the process ends: every call returns it.
   const cudaError_t error = cudaStreamQuery(launch_.stream);
   return error == cudaErrorNotReady ? absl::OkStatus() : CudaStatus(error, device_.name());
