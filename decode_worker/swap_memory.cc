@@ -16,7 +16,9 @@ absl::StatusOr<std::unique_ptr<SwapSpace>> MakeSwapSpace(const KvArena& arena,
   const bool gpu = arena.device().kind() == DeviceKind::kCuda;
   const uint64_t bytes = asked_bytes.value_or(gpu ? kBytesWithGpu : 0);
   if (bytes == 0) return nullptr;
-  absl::StatusOr<std::unique_ptr<SwapSpace>> swap = SwapSpace::Create(arena, bytes);
+  absl::StatusOr<std::unique_ptr<SwapSpace>> swap =
+      ExplainMemory(SwapSpace::Create(arena, bytes), "a swap space",
+                    "a smaller --swap_memory needs less, and 0 none");
   if (swap.ok()) {
     LogInfo("swap space", {{"kv_blocks", (*swap)->blocks_total()}});
   } else if (!asked_bytes.has_value()) {

@@ -115,6 +115,15 @@ absl::StatusOr<std::vector<std::unique_ptr<Device>>> OpenDevices(const std::stri
                                                                  uint32_t count,
                                                                  HostMemoryOptions host = {});
 
+// The same error; if it is that there is not so much memory, with what it was for and what may help.
+absl::Status ExplainMemory(const absl::Status& status, const std::string& purpose,
+                           const std::string& help);
+template <typename T>
+absl::StatusOr<T> ExplainMemory(absl::StatusOr<T> made, const std::string& purpose,
+                                const std::string& help) {
+  return made.ok() ? std::move(made) : ExplainMemory(made.status(), purpose, help);
+}
+
 // The CPU.
 std::unique_ptr<Device> MakeHostDevice(HostMemoryOptions options = {});
 

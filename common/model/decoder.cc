@@ -63,7 +63,8 @@ absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Load(Device& device, const Mod
                                                 .activations = activations}));
   BATON_ASSIGN_OR_RETURN(
       std::unique_ptr<ModelWeights> weights,
-      ModelWeights::Load(device, *context, config, options.directory, weight_options));
+      ExplainMemory(ModelWeights::Load(device, *context, config, options.directory, weight_options),
+                    "the weights", "--weights of fewer bits, or more devices (--tp), need less"));
   own.stored_dtype = weights->stored_dtype();
   BATON_ASSIGN_OR_RETURN(std::string fingerprint,
                          ModelFingerprint(options.directory, weights->files()));
@@ -81,11 +82,14 @@ absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Create(Device& device, const M
   std::unique_ptr<Decoder> decoder(new Decoder(device, config, std::move(weights),
                                                std::move(context), batch_tokens_max,
                                                std::move(fingerprint), collective));
-  BATON_RETURN_IF_ERROR(decoder->AllocateScratch());
+  constexpr char kPurpose[] = "what a step computes";
+  constexpr char kHelp[] = "a smaller --chunk_tokens or --sequences_max needs less";
+  BATON_RETURN_IF_ERROR(ExplainMemory(decoder->AllocateScratch(), kPurpose, kHelp));
   if (config.experts.count > 0) {
-    BATON_ASSIGN_OR_RETURN(
-        decoder->experts_,
-        ExpertMixture::Create(device, *decoder->context_, config, batch_tokens_max, collective));
+    BATON_ASSIGN_OR_RETURN(decoder->experts_,
+                           ExplainMemory(ExpertMixture::Create(device, *decoder->context_, config,
+                                                               batch_tokens_max, collective),
+                                         kPurpose, kHelp));
   }
   return decoder;
 }

@@ -67,8 +67,10 @@ class Worker::Impl final : public SessionHandler, public EventPort {
                                             options_.rpc.receive_message_bytes_max));
     BATON_ASSIGN_OR_RETURN(
         std::unique_ptr<TransferAgent> agent,
-        TransferAgent::Create(options_.transfers, *parts_.arena,
-                              [this](TransferEvent event) { OnTransferEvent(std::move(event)); }));
+        ExplainMemory(TransferAgent::Create(
+                          options_.transfers, *parts_.arena,
+                          [this](TransferEvent event) { OnTransferEvent(std::move(event)); }),
+                      "KV transfers", "the host needs more that is free and may be pinned"));
     LogInfo("kv handoff", {{"device", parts_.arena->device().name()},
                            {"staging", agent->staging()},
                            {"staging_bytes", agent->staging_bytes()},

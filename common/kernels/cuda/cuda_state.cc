@@ -49,20 +49,16 @@ absl::Status CudaState::Allocate() {
                  .workspace = workspaces_.data() + i * kWorkspaceBytes,
                  .workspace_bytes = kWorkspaceBytes};
     if (i == 0) continue;
-    BATON_RETURN_IF_ERROR(CudaStatus(
-        cudaStreamCreateWithFlags(&lanes_[i].stream, cudaStreamNonBlocking), "creating a stream"));
-    BATON_RETURN_IF_ERROR(CudaStatus(cudaEventCreateWithFlags(&joined_[i], cudaEventDisableTiming),
-                                     "creating an event"));
+    Check(cudaStreamCreateWithFlags(&lanes_[i].stream, cudaStreamNonBlocking), "creating a stream");
+    Check(cudaEventCreateWithFlags(&joined_[i], cudaEventDisableTiming), "creating an event");
   }
-  BATON_RETURN_IF_ERROR(
-      CudaStatus(cudaEventCreateWithFlags(&forked_, cudaEventDisableTiming), "creating an event"));
+  Check(cudaEventCreateWithFlags(&forked_, cudaEventDisableTiming), "creating an event");
+  Check(cudaEventCreateWithFlags(&uploads_done_, cudaEventDisableTiming), "creating an event");
   BATON_ASSIGN_OR_RETURN(inputs_, device_.Allocate(kInputBytes));
-  void* pinned = nullptr;
-  BATON_RETURN_IF_ERROR(
-      CudaStatus(cudaHostAlloc(&pinned, kInputBytes, cudaHostAllocDefault), "pinned memory"));
-  pinned_ = static_cast<std::byte*>(pinned);
-  return CudaStatus(cudaEventCreateWithFlags(&uploads_done_, cudaEventDisableTiming),
-                    "creating an event");
+  BATON_ASSIGN_OR_RETURN(pinned_, device_.AllocatePinned(kInputBytes));
+  // Now, while who is short of memory can still be told so: every step needs some.
+  Scratch(kScratchBytesMin);
+  return TakeStatus();
 }
 
 CudaState::~CudaState() {
@@ -77,7 +73,6 @@ CudaState::~CudaState() {
     if (joined_[i] != nullptr) cudaEventDestroy(joined_[i]);
     if (lanes_[i].stream != nullptr) cudaStreamDestroy(lanes_[i].stream);
   }
-  if (pinned_ != nullptr) cudaFreeHost(pinned_);
   if (cublas_ != nullptr) cublasLtDestroy(cublas_);
 }
 
@@ -106,7 +101,7 @@ const void* CudaState::Place(const void* numbers, size_t bytes) {
         absl::StrCat("a step has more than ", kInputBytes, " bytes of tokens and block tables")));
     return inputs_.data();
   }
-  if (bytes > 0) std::memcpy(pinned_ + begin, numbers, bytes);  // Of nothing the address is null.
+  if (bytes > 0) std::memcpy(pinned_.data() + begin, numbers, bytes);  // Of nothing the address is null.
   used_ = begin + bytes;
   // Out of a step, as tests do, and within RunStep: at once.
   if (!in_step_) Upload();
@@ -115,7 +110,7 @@ const void* CudaState::Place(const void* numbers, size_t bytes) {
 
 void CudaState::Upload() {
   if (uploaded_ == used_) return;
-  Check(cudaMemcpyAsync(inputs_.data() + uploaded_, pinned_ + uploaded_, used_ - uploaded_,
+  Check(cudaMemcpyAsync(inputs_.data() + uploaded_, pinned_.data() + uploaded_, used_ - uploaded_,
                         cudaMemcpyHostToDevice, launch_.stream),
         "uploading a step");
   Check(cudaEventRecord(uploads_done_, launch_.stream), "uploading a step");

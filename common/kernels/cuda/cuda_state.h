@@ -128,7 +128,7 @@ class CudaState final : public KernelState {
   absl::Status status_;
 
   // What was placed, on both sides; [uploaded_, used_) has not been copied yet.
-  std::byte* pinned_ = nullptr;
+  DeviceMemory pinned_;
   DeviceMemory inputs_;
   size_t used_ = 0;
   size_t uploaded_ = 0;
