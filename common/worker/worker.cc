@@ -230,6 +230,10 @@ class Worker::Impl final : public SessionHandler, public EventPort {
       server->SetServing(false);
     }
     watch_.Break(reason);
+    // At once: whoever hears that a request has failed here must not bring it back.
+    for (const auto& [session, router] : router_of_) {
+      published_sessions_.load(std::memory_order_acquire)->Close(session, reason);
+    }
   }
 
   void Dispatch(InboxItem item) {

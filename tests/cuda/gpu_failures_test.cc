@@ -120,8 +120,9 @@ class GpuFailuresTest : public testing::Test {
     ASSERT_EQ(std::rename((file + ".new").c_str(), file.c_str()), 0);
   }
 
-  // Runs all requests at once, and `fault` when each has given a few tokens.
-  std::vector<Answer> RunAll(const std::function<void()>& fault = nullptr) {
+  // Runs all requests at once, and `fault` when `under_way_min` of them have given a token.
+  std::vector<Answer> RunAll(const std::function<void()>& fault = nullptr,
+                             size_t under_way_min = kStreams) {
     const std::vector<v1::GenerateRequest> requests = Requests();
     std::vector<Answer> answers(requests.size());
     absl::Mutex mutex;
@@ -141,8 +142,10 @@ class GpuFailuresTest : public testing::Test {
     }
     if (fault != nullptr) {
       const absl::MutexLock lock(&mutex);
-      const auto all = [&] { return under_way == requests.size(); };
-      EXPECT_TRUE(mutex.AwaitWithTimeout(absl::Condition(&all), absl::Seconds(30)));
+      const auto enough = [&] { return under_way >= under_way_min; };
+      EXPECT_TRUE(mutex.AwaitWithTimeout(absl::Condition(&enough), absl::Seconds(30)));
+    }
+    if (fault != nullptr) {
       fault();
     }
     for (std::thread& client : clients) client.join();
@@ -273,6 +276,57 @@ TEST_F(GpuFailuresTest, OneOfTwoGpusThatPrefillTogetherIsLost) {
   ExpectSaidAndEnds(cluster_->prefill(0));
 }
 
+// ---- Swap space --------------------------------------------------------------------------------
+
+double Swaps(const std::string& metrics_address, const std::string& direction) {
+  const absl::StatusOr<MetricsPage> page = ReadMetrics(metrics_address);
+  EXPECT_TRUE(page.ok()) << page.status();
+  return page.ok() ? page->at(absl::StrCat("baton_kv_swaps_total{direction=\"", direction, "\"}"))
+                   : 0.0;
+}
+
+// A stream ends with up to 8 of the 10 blocks that decode workers have.
+class SwapOnGpuTest : public GpuFailuresTest {
+ protected:
+  void StartCluster(int decode) {
+    GpuFailuresTest::StartCluster(
+        1, decode, {}, {"--kv_memory=40KiB", "--swap_memory=1MiB", "--metrics=127.0.0.1:0"});
+    for (int i = 0; i < decode; ++i) {
+      metrics_.push_back(cluster_->decode(i).WaitForLine("metrics on ", kDeadline).value());
+    }
+  }
+
+  std::vector<std::string> metrics_;  // Of the decode workers.
+};
+
+TEST_F(SwapOnGpuTest, KvThatGaveWayComesBackFromTheHost) {
+  StartCluster(1);
+
+  ExpectTrueStreams(RunAll());
+
+  ExpectRest(2);
+  EXPECT_GT(Swaps(metrics_[0], "out"), 0);
+  EXPECT_EQ(Swaps(metrics_[0], "in"), Swaps(metrics_[0], "out"));
+}
+
+// Little room elsewhere: the streams wait for it.
+TEST_F(SwapOnGpuTest, WhatALostGpuHadSwappedIsComputedElsewhere) {
+  StartCluster(2);
+
+  int lost = 0;
+  ExpectTrueStreams(RunAll([this, &lost] {
+    EXPECT_TRUE(cluster_->WaitUntil([this, &lost](const v1::GetClusterResponse&) {
+      lost = Swaps(metrics_[0], "out") > 0 ? 0 : 1;
+      return Swaps(metrics_[static_cast<size_t>(lost)], "out") > 0;
+    }));
+    LoseGpu("decode", lost);
+  }, /*under_way_min=*/1));
+  ExpectTrueStreams(RunAll());  // If those were over too soon.
+
+  ExpectRest(2);
+  ExpectSaidAndEnds(cluster_->decode(lost));
+}
+
 // ---- Memory that ends --------------------------------------------------------------------------
 
 struct Start {
@@ -333,7 +387,7 @@ constexpr uint64_t kPlenty = 1024 * kMiB;
 constexpr char kOutOfMemory[] = ": cudaErrorMemoryAllocation, out of memory; ";
 
 TEST_F(GpuMemoryTest, TooLittleForTheKernels) {
-  ExpectRefused(StartWorker(kKernelsGpu - 1, kPlenty, {}),
+  ExpectRefused(StartWorker(kKernelsGpu - 1, kPlenty, {"--kv_memory=1MiB"}),
                 {"cuda:0 emulated GPU: allocating ", " bytes: cudaErrorMemoryAllocation"});
   ExpectRefused(StartWorker(kPlenty, kKernelsPinned - 1, {}),
                 {"cuda:0 emulated GPU: pinning 33554432 bytes of the host: "
