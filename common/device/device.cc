@@ -68,8 +68,8 @@ absl::StatusOr<std::vector<std::unique_ptr<Device>>> OpenDevices(const std::stri
 absl::Status ExplainMemory(const absl::Status& status, const std::string& purpose,
                            const std::string& help) {
   if (!absl::IsResourceExhausted(status)) return status;
-  return absl::ResourceExhaustedError(absl::StrCat("no memory for ", purpose, ": ",
-                                                   std::string(status.message()), "; ", help));
+  return absl::ResourceExhaustedError(
+      absl::StrCat("no memory for ", purpose, ": ", std::string(status.message()), "; ", help));
 }
 
 }  // namespace baton

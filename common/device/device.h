@@ -115,7 +115,7 @@ absl::StatusOr<std::vector<std::unique_ptr<Device>>> OpenDevices(const std::stri
                                                                  uint32_t count,
                                                                  HostMemoryOptions host = {});
 
-// The same error; if it is that there is not so much memory, with what it was for and what may help.
+// The same error. If it is that there is not so much memory: with what it was for and what helps.
 absl::Status ExplainMemory(const absl::Status& status, const std::string& purpose,
                            const std::string& help);
 template <typename T>

@@ -150,7 +150,6 @@ bool TensorParallelModel::AwaitLayer(uint32_t layer) const {
   return !failed_.load();
 }
 
-// The others' errors are only that they were left alone.
 absl::Status TensorParallelModel::Health() const {
   if (failed_.load()) return FirstError();
   for (const std::unique_ptr<Rank>& rank : ranks_) {
@@ -159,6 +158,7 @@ absl::Status TensorParallelModel::Health() const {
   return absl::OkStatus();
 }
 
+// The others' errors are only that they were left alone.
 absl::Status TensorParallelModel::FirstError() const {
   absl::Status error;
   for (const std::unique_ptr<Rank>& rank : ranks_) {

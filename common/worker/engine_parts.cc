@@ -140,9 +140,9 @@ absl::StatusOr<EngineParts> EngineParts::Create(const EngineOptions& options,
       .dtype = options.kv_dtype.value_or(
           DefaultKvDType(devices[0]->kind(), config.stored_dtype, parts.model->activations()))};
   BATON_ASSIGN_OR_RETURN(const uint32_t block_count, BlockCount(options, layout, config));
-  BATON_ASSIGN_OR_RETURN(parts.arena,
-                         ExplainMemory(KvArena::Create(devices, layout, block_count),
-                                       "the KV cache", "a smaller --kv_memory needs less"));
+  BATON_ASSIGN_OR_RETURN(
+      parts.arena, ExplainMemory(KvArena::Create(devices, layout, block_count), "the KV cache",
+                                 "a smaller --kv_memory needs less"));
   parts.pool = std::make_unique<BlockPool>(block_count);
   parts.executor = std::make_unique<Executor>(parts.model.get(), parts.arena.get());
   return parts;

@@ -209,7 +209,7 @@ class Worker::Impl final : public SessionHandler, public EventPort {
         next_tick = now + kTick;
       }
       can_step = engine_->HasWork() && Step();
-      // After every round: copies of KV can lose a device too, and make no step.
+      // After every round: a device can also be lost in a copy of KV, and without a step.
       if (const absl::Status health = parts_.model->Health(); !health.ok()) Break(health);
       watch_.RoundEnded(Now());
     }
@@ -284,8 +284,7 @@ class Worker::Impl final : public SessionHandler, public EventPort {
   // The sender gets to know only that its bytes were not received.
   static void LogFailure(const TransferEvent& event) {
     if (const auto* failed = std::get_if<LeaseFailed>(&event)) {
-      LogInfo("receiving failed",
-              {{"lease", Raw(failed->lease)}, {"reason", failed->status.ToString()}});
+      LogInfo("receiving failed", {{"lease", Raw(failed->lease)}, {"reason", failed->status}});
     }
   }
 

@@ -118,6 +118,25 @@ BUGS = {
         "common/collective/nccl/nccl_collective.cc",
         "      nccl_.abort(rank.communicator);\n",
         "      if (rank.communicator == nullptr) nccl_.abort(rank.communicator);\n", "collective_cuda_test"),
+    "a lost GPU: a copy that was not made counts": (
+        "common/device/cuda/cuda_device.cc",
+        "  return started.ok() ? finished : started;", "  return started;", "gpu_failures_test"),
+    "a lost GPU: the worker goes on taking requests for a while": (
+        "common/worker/worker.cc",
+        "      published_sessions_.load(std::memory_order_acquire)->Close(session, reason);\n",
+        "      static_cast<void>(session);\n", "gpu_failures_test"),
+    "a lost GPU: a copy of KV does not show it": (
+        "common/worker/worker.cc",
+        "      if (const absl::Status health = parts_.model->Health(); !health.ok()) Break(health);\n",
+        "      if (const absl::Status health = parts_.model->Health(); can_step && !health.ok()) Break(health);\n",
+        "gpu_failures_test"),
+    "memory that ends: a step's scratch is not there from the start": (
+        KERNELS + "cuda_state.cc", "  Scratch(kScratchBytesMin);\n", "", "gpu_failures_test"),
+    "swapping: KV does not come back to the GPU": (
+        "common/kv_cache/swap_space.cc",
+        "                    return device.Scatter(to, host);\n",
+        "                    return to.empty() ? device.Scatter(to, host) : absl::OkStatus();\n",
+        "gpu_failures_test"),
 }
 
 

@@ -312,9 +312,8 @@ cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute
 
 cudaError_t cudaMalloc(void** data, size_t bytes) {
   const std::lock_guard lock(TheRuntime().mutex);
-  *data = IsLost(current_device)
-              ? nullptr
-              : TheRuntime().device.Add(bytes, current_device, GpuMemoryMax());
+  *data = IsLost(current_device) ? nullptr
+                                 : TheRuntime().device.Add(bytes, current_device, GpuMemoryMax());
   return Done(*data == nullptr ? cudaErrorMemoryAllocation : cudaSuccess);
 }
 
@@ -327,9 +326,8 @@ cudaError_t cudaFree(void* data) {
 
 cudaError_t cudaHostAlloc(void** data, size_t bytes, unsigned int /*flags*/) {
   const std::lock_guard lock(TheRuntime().mutex);
-  *data = IsLost(current_device)
-              ? nullptr
-              : TheRuntime().pinned.Add(bytes, /*owner=*/0, PinnedMemoryMax());
+  *data = IsLost(current_device) ? nullptr
+                                 : TheRuntime().pinned.Add(bytes, /*owner=*/0, PinnedMemoryMax());
   return Done(*data == nullptr ? cudaErrorMemoryAllocation : cudaSuccess);
 }
 

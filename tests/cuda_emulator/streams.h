@@ -4,7 +4,8 @@
 // behind it, is waited for, on the thread that waits. So what a program reads without having waited
 // is what was there before, always, and a missing wait cannot go unnoticed as it may on a GPU.
 //
-// A GPU that is lost does nothing more: what is submitted to it is over as soon as it is waited for.
+// A GPU that is lost does nothing more: what is submitted to it is over as soon as it is waited
+// for.
 //
 // Not thread-safe: the runtime holds one lock. An operation may give it up meanwhile, with
 // WaitForOthers(); its stream then waits for it.

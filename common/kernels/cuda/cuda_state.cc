@@ -56,7 +56,7 @@ absl::Status CudaState::Allocate() {
   Check(cudaEventCreateWithFlags(&uploads_done_, cudaEventDisableTiming), "creating an event");
   BATON_ASSIGN_OR_RETURN(inputs_, device_.Allocate(kInputBytes));
   BATON_ASSIGN_OR_RETURN(pinned_, device_.AllocatePinned(kInputBytes));
-  // Now, while who is short of memory can still be told so: every step needs some.
+  // Every step needs some. A worker for which there is none must not begin to work.
   Scratch(kScratchBytesMin);
   return TakeStatus();
 }
@@ -101,7 +101,8 @@ const void* CudaState::Place(const void* numbers, size_t bytes) {
         absl::StrCat("a step has more than ", kInputBytes, " bytes of tokens and block tables")));
     return inputs_.data();
   }
-  if (bytes > 0) std::memcpy(pinned_.data() + begin, numbers, bytes);  // Of nothing the address is null.
+  // Of nothing the address is null.
+  if (bytes > 0) std::memcpy(pinned_.data() + begin, numbers, bytes);
   used_ = begin + bytes;
   // Out of a step, as tests do, and within RunStep: at once.
   if (!in_step_) Upload();

@@ -5,18 +5,26 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 #include <fstream>
+#include <functional>
 #include <memory>
+#include <span>
 #include <sstream>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
+#include "common/device/device.h"
 #include "common/model/testing/tiny_model.h"
 #include "common/worker/engine_parts.h"
 #include "decode_worker/local_runner.h"
@@ -33,11 +41,11 @@ using testing::Not;
 
 constexpr int kStreams = 6;
 constexpr uint32_t kStreamTokens = 60;
-constexpr int kRoundsMax = 5;
+constexpr int kRoundsMax = 5;  // Until a worker whose GPU is to be lost has had something to do.
 constexpr Duration kDeadline = std::chrono::seconds(60);
 constexpr uint64_t kMiB = uint64_t{1} << 20;
 
-// What tokens depend on. Blocks of 4 KiB; a stream ends with at most 8 of them.
+// What tokens depend on. A block has 4 KiB.
 const std::vector<std::string>& GpuFlags() {
   static const auto* const flags =
       new std::vector<std::string>{"--device=cuda", "--weights=f32", "--kv_dtype=f32"};
@@ -67,13 +75,7 @@ class GpuFailuresTest : public testing::Test {
     model_ = new TemporaryFolder;
     ASSERT_TRUE(WriteTinyModel(model_->path(), {}).ok());
     expected_ = new std::vector<std::vector<TokenId>>;
-    EngineParts parts = EngineParts::Create({.model = model_->path(),
-                                             .device = "cuda",
-                                             .weights = "f32",
-                                             .kv_dtype = DType::kF32,
-                                             .threads = 1,
-                                             .kv_memory_bytes = 1 << 20})
-                            .value();
+    EngineParts parts = EngineHere();
     LocalRunner runner(&parts);
     for (const v1::GenerateRequest& request : Requests()) {
       std::vector<TokenId>& ids = expected_->emplace_back();
@@ -85,6 +87,16 @@ class GpuFailuresTest : public testing::Test {
   static void TearDownTestSuite() {
     delete expected_;
     delete model_;
+  }
+
+  static EngineParts EngineHere() {
+    return EngineParts::Create({.model = model_->path(),
+                                .device = "cuda",
+                                .weights = "f32",
+                                .kv_dtype = DType::kF32,
+                                .threads = 1,
+                                .kv_memory_bytes = 1 << 20})
+        .value();
   }
 
   // Every worker's GPU can be lost.
@@ -141,11 +153,11 @@ class GpuFailuresTest : public testing::Test {
       });
     }
     if (fault != nullptr) {
-      const absl::MutexLock lock(&mutex);
-      const auto enough = [&] { return under_way >= under_way_min; };
-      EXPECT_TRUE(mutex.AwaitWithTimeout(absl::Condition(&enough), absl::Seconds(30)));
-    }
-    if (fault != nullptr) {
+      {
+        const absl::MutexLock lock(&mutex);
+        const auto enough = [&] { return under_way >= under_way_min; };
+        EXPECT_TRUE(mutex.AwaitWithTimeout(absl::Condition(&enough), absl::Seconds(30)));
+      }
       fault();
     }
     for (std::thread& client : clients) client.join();
@@ -162,6 +174,21 @@ class GpuFailuresTest : public testing::Test {
     uint32_t retries = 0;
     for (const Answer& answer : answers) retries += answer.finished.retries();
     return retries;
+  }
+
+  // Of two, one that runs streams.
+  int BusyDecode() {
+    int busy = -1;
+    EXPECT_TRUE(cluster_->WaitUntil([this, &busy](const v1::GetClusterResponse& status) {
+      for (const v1::WorkerStatus& worker : status.workers()) {
+        if (worker.load().sequences_running() == 0) continue;
+        for (const int i : {0, 1}) {
+          if (worker.address() == cluster_->decode_address(i)) busy = i;
+        }
+      }
+      return busy >= 0;
+    }));
+    return std::max(busy, 0);
   }
 
   // All workers but those without a GPU are there and have nothing to do; those are out of it.
@@ -184,9 +211,10 @@ class GpuFailuresTest : public testing::Test {
   // It says why, and can still be told to end.
   static void ExpectSaidAndEnds(Process& worker) {
     const std::string log = ReadFile(worker.log());
-    EXPECT_THAT(log, ContainsRegex("the device is lost; start the worker again reason=\"UNAVAILABLE: "
-                                   ".*cuda:[01] emulated GPU: .*cudaErrorIllegalAddress, an illegal "
-                                   "memory access was encountered\""));
+    EXPECT_THAT(log,
+                ContainsRegex("the device is lost; start the worker again reason=\"UNAVAILABLE: "
+                              ".*cuda:[01] emulated GPU: .*cudaErrorIllegalAddress, an illegal "
+                              "memory access was encountered\""));
     worker.Signal(SIGTERM);
     const absl::StatusOr<int> code = worker.Wait(std::chrono::seconds(20));
     ASSERT_TRUE(code.ok()) << code.status();
@@ -199,17 +227,101 @@ class GpuFailuresTest : public testing::Test {
   std::unique_ptr<Cluster> cluster_;
 };
 
+// ---- Every operation can be the first that is not done -----------------------------------------
+
+// In a process of its own, whose GPU is lost after so many operations more. Returns what it exits
+// with, or -1.
+class LostHereTest : public GpuFailuresTest {
+ protected:
+  int RunAndLose(int operations, const std::function<int()>& body) const {
+    LoseGpu("here", 0, operations);
+    const pid_t child = fork();
+    if (child == 0) {
+      setenv("BATON_EMULATED_GPU_FAILS_WHEN", File("here", 0).c_str(), 1);
+      _exit(body());
+    }
+    int status = 0;
+    EXPECT_EQ(waitpid(child, &status, 0), child);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+  }
+};
+
+TEST_F(LostHereTest, ACopyThatWasNotMadeIsAnError) {
+  enum { kDone, kRefused };
+  const std::unique_ptr<Device> gpu = OpenDevice("cuda").value();
+  const DeviceMemory memory = gpu->Allocate(100).value();
+  const DeviceMemory pinned = gpu->AllocatePinned(100).value();
+  // Not to be copied in one go.
+  const std::vector<std::span<std::byte>> pieces = {{memory.data() + 50, 20}, {memory.data(), 10}};
+  const std::vector<std::span<const std::byte>> from(pieces.begin(), pieces.end());
+  const auto result = [](const absl::Status& status) { return status.ok() ? kDone : kRefused; };
+  const auto gather = [&] { return result(gpu->Gather(pinned.data(), from)); };
+  const auto scatter = [&] { return result(gpu->Scatter(pieces, pinned.data())); };
+  const auto to_host = [&] { return result(gpu->CopyToHost(pinned.data(), memory.data(), 100)); };
+  const auto from_host = [&] {
+    return result(gpu->CopyFromHost(memory.data(), pinned.data(), 100));
+  };
+
+  for (const int operations : {0, 1}) {
+    EXPECT_EQ(RunAndLose(operations, gather), kRefused);
+    EXPECT_EQ(RunAndLose(operations, scatter), kRefused);
+  }
+  EXPECT_EQ(RunAndLose(0, to_host), kRefused);
+  EXPECT_EQ(RunAndLose(0, from_host), kRefused);
+  EXPECT_EQ(RunAndLose(2, gather), kDone);
+  EXPECT_EQ(RunAndLose(1, to_host), kDone);
+}
+
+// A prompt, a step that runs as it is, one that is recorded, and one that is replayed.
+TEST_F(LostHereTest, NoTokenComesFromALostGpu) {
+  enum { kAll, kPart, kUnclear, kWrong };
+  EngineParts parts = EngineHere();
+  LocalRunner runner(&parts);
+  const std::vector<v1::GenerateRequest> requests = Requests();
+  const auto shortest =
+      std::min_element(requests.begin(), requests.end(), [](const auto& a, const auto& b) {
+        return a.prompt_ids().ids_size() < b.prompt_ids().ids_size();
+      });
+  v1::GenerateRequest request = *shortest;
+  request.set_max_tokens(4);
+  const std::vector<TokenId>& expected =
+      (*expected_)[static_cast<size_t>(shortest - requests.begin())];
+  const auto run = [&] {
+    const LocalResult result = runner.Run(WorkOf(request, {}, 1));
+    for (size_t i = 0; i < result.tokens.size(); ++i) {
+      if (result.tokens[i].id() != expected[i]) return kWrong;
+    }
+    if (result.status.ok()) return result.tokens.size() == request.max_tokens() ? kAll : kWrong;
+    const bool clear = absl::IsUnavailable(result.status) && !parts.model->Health().ok() &&
+                       absl::StrContains(result.status.message(), "cuda:0 emulated GPU");
+    return clear ? kPart : kUnclear;
+  };
+
+  int operations = 0;
+  for (int code = kPart; code == kPart; operations += 3) {
+    ASSERT_LT(operations, 10000);
+    code = RunAndLose(operations, run);
+    ASSERT_LT(code, kUnclear) << "after " << operations << " operations";
+    ASSERT_GE(code, 0) << "after " << operations << " operations";
+  }
+  EXPECT_GT(operations, 100) << "hardly anything was tried";
+}
+
 // ---- A GPU that is lost ------------------------------------------------------------------------
 
 TEST_F(GpuFailuresTest, AnotherDecodeWorkerGoesOnWithTheStreams) {
   StartCluster(1, 2);
 
-  const std::vector<Answer> answers = RunAll([this] { LoseGpu("decode", 0); });
+  int lost = 0;
+  const std::vector<Answer> answers = RunAll([this, &lost] {
+    lost = BusyDecode();
+    LoseGpu("decode", lost);
+  });
 
   ExpectTrueStreams(answers);
   EXPECT_GT(Retries(answers), 0u);
   ExpectRest(2);
-  ExpectSaidAndEnds(cluster_->decode(0));
+  ExpectSaidAndEnds(cluster_->decode(lost));
 }
 
 // It computes nothing before it has received something.
@@ -231,7 +343,7 @@ struct Loss {
   int operations = 0;
 };
 
-// From the first copy of somebody else's KV or of a step's inputs to the middle of the last step.
+// In a prompt's first copies, in the middle of it, and later.
 class LostGpuTest : public GpuFailuresTest, public testing::WithParamInterface<Loss> {};
 
 TEST_P(LostGpuTest, CostsNoRequest) {
@@ -240,7 +352,6 @@ TEST_P(LostGpuTest, CostsNoRequest) {
   Process& worker = role == "decode" ? cluster_->decode(0) : cluster_->prefill(0);
   LoseGpu(role, 0, operations);
 
-  // At first not all workers know the way to each other, and one may have nothing to do.
   for (int round = 0; round < kRoundsMax && !HasSaid(worker); ++round) {
     ExpectTrueStreams(RunAll());
   }
@@ -252,7 +363,7 @@ TEST_P(LostGpuTest, CostsNoRequest) {
 std::vector<Loss> Losses() {
   std::vector<Loss> losses;
   for (const char* const role : {"prefill", "decode"}) {
-    for (const int operations : {0, 1, 5, 100}) losses.push_back({role, operations});
+    for (const int operations : {1, 20, 100}) losses.push_back({role, operations});
   }
   return losses;
 }
@@ -264,8 +375,7 @@ INSTANTIATE_TEST_SUITE_P(Operations, LostGpuTest, testing::ValuesIn(Losses()),
 
 // The other one waits for it in the middle of a sum, and must come back.
 TEST_F(GpuFailuresTest, OneOfTwoGpusThatPrefillTogetherIsLost) {
-  StartCluster(2, 1, {"--tp=2", "--chunk_tokens=16"}, {"--swap_memory=1MiB"},
-               {"--mixed_numerics"});
+  StartCluster(2, 1, {"--tp=2", "--chunk_tokens=16"}, {"--swap_memory=1MiB"}, {"--mixed_numerics"});
   LoseGpu("prefill", 0, /*operations=*/100);
 
   for (int round = 0; round < kRoundsMax && !HasSaid(cluster_->prefill(0)); ++round) {
@@ -314,13 +424,15 @@ TEST_F(SwapOnGpuTest, WhatALostGpuHadSwappedIsComputedElsewhere) {
   StartCluster(2);
 
   int lost = 0;
-  ExpectTrueStreams(RunAll([this, &lost] {
-    EXPECT_TRUE(cluster_->WaitUntil([this, &lost](const v1::GetClusterResponse&) {
-      lost = Swaps(metrics_[0], "out") > 0 ? 0 : 1;
-      return Swaps(metrics_[static_cast<size_t>(lost)], "out") > 0;
-    }));
-    LoseGpu("decode", lost);
-  }, /*under_way_min=*/1));
+  ExpectTrueStreams(RunAll(
+      [this, &lost] {
+        EXPECT_TRUE(cluster_->WaitUntil([this, &lost](const v1::GetClusterResponse&) {
+          lost = Swaps(metrics_[0], "out") > 0 ? 0 : 1;
+          return Swaps(metrics_[static_cast<size_t>(lost)], "out") > 0;
+        }));
+        LoseGpu("decode", lost);
+      },
+      /*under_way_min=*/1));
   ExpectTrueStreams(RunAll());  // If those were over too soon.
 
   ExpectRest(2);
@@ -401,17 +513,15 @@ TEST_F(GpuMemoryTest, TooLittleForWeights) {
 }
 
 TEST_F(GpuMemoryTest, TooLittleForAStep) {
-  ExpectRefused(
-      StartWorker(kKernelsGpu + kMiB / 2, kPlenty, {}),
-      {"no memory for what a step computes: cuda:0 emulated GPU: allocating ", kOutOfMemory,
-       "--chunk_tokens"});
+  ExpectRefused(StartWorker(kKernelsGpu + kMiB / 2, kPlenty, {}),
+                {"no memory for what a step computes: cuda:0 emulated GPU: allocating ",
+                 kOutOfMemory, "--chunk_tokens"});
 }
 
 TEST_F(GpuMemoryTest, TooLittleForTheKvCache) {
-  ExpectRefused(
-      StartWorker(kKernelsGpu + 64 * kMiB, kPlenty, {"--kv_memory=128MiB"}),
-      {"no memory for the KV cache: cuda:0 emulated GPU: allocating 134217728 bytes", kOutOfMemory,
-       "--kv_memory"});
+  ExpectRefused(StartWorker(kKernelsGpu + 64 * kMiB, kPlenty, {"--kv_memory=128MiB"}),
+                {"no memory for the KV cache: cuda:0 emulated GPU: allocating 134217728 bytes",
+                 kOutOfMemory, "--kv_memory"});
 }
 
 TEST_F(GpuMemoryTest, TooLittlePinnedForTransfers) {
