@@ -69,42 +69,52 @@ std::string ReadFile(const std::string& path) {
   return text.str();
 }
 
-class GpuFailuresTest : public testing::Test {
- protected:
-  static void SetUpTestSuite() {
-    model_ = new TemporaryFolder;
-    ASSERT_TRUE(WriteTinyModel(model_->path(), {}).ok());
-    expected_ = new std::vector<std::vector<TokenId>>;
-    EngineParts parts = EngineHere();
+EngineParts EngineHere(const std::string& model) {
+  return EngineParts::Create({.model = model,
+                              .device = "cuda",
+                              .weights = "f32",
+                              .kv_dtype = DType::kF32,
+                              .threads = 1,
+                              .kv_memory_bytes = kMiB})
+      .value();
+}
+
+// The model, and what a GPU that works answers.
+class Undisturbed {
+ public:
+  Undisturbed() {
+    EXPECT_TRUE(WriteTinyModel(model(), {}).ok());
+    EngineParts parts = EngineHere(model());
     LocalRunner runner(&parts);
     for (const v1::GenerateRequest& request : Requests()) {
-      std::vector<TokenId>& ids = expected_->emplace_back();
+      std::vector<TokenId>& ids = streams_.emplace_back();
       for (const v1::Token& token : runner.Run(WorkOf(request, {}, 1)).tokens) {
         ids.push_back(token.id());
       }
     }
   }
-  static void TearDownTestSuite() {
-    delete expected_;
-    delete model_;
-  }
 
-  static EngineParts EngineHere() {
-    return EngineParts::Create({.model = model_->path(),
-                                .device = "cuda",
-                                .weights = "f32",
-                                .kv_dtype = DType::kF32,
-                                .threads = 1,
-                                .kv_memory_bytes = 1 << 20})
-        .value();
-  }
+  const std::string& model() const { return folder_.path(); }
+  const std::vector<std::vector<TokenId>>& streams() const { return streams_; }
 
+ private:
+  TemporaryFolder folder_;
+  std::vector<std::vector<TokenId>> streams_;
+};
+
+const Undisturbed& Truth() {
+  static const Undisturbed truth;
+  return truth;
+}
+
+class GpuFailuresTest : public testing::Test {
+ protected:
   // Every worker's GPU can be lost.
   void StartCluster(int prefill, int decode, const std::vector<std::string>& prefill_flags = {},
                     const std::vector<std::string>& decode_flags = {"--swap_memory=1MiB"},
                     const std::vector<std::string>& router_flags = {}) {
     absl::StatusOr<std::unique_ptr<Cluster>> cluster = Cluster::Start(
-        {.model = model_->path(),
+        {.model = Truth().model(),
          .prefill = prefill,
          .decode = decode,
          .worker_flags = GpuFlags(),
@@ -167,7 +177,7 @@ class GpuFailuresTest : public testing::Test {
   static void ExpectTrueStreams(const std::vector<Answer>& answers) {
     for (size_t i = 0; i < answers.size(); ++i) {
       EXPECT_TRUE(answers[i].status.ok()) << answers[i].status;
-      EXPECT_EQ(answers[i].tokens, (*expected_)[i]) << "stream " << i;
+      EXPECT_EQ(answers[i].tokens, Truth().streams()[i]) << "stream " << i;
     }
   }
   static uint32_t Retries(const std::vector<Answer>& answers) {
@@ -221,8 +231,6 @@ class GpuFailuresTest : public testing::Test {
     EXPECT_EQ(*code, 0) << worker.LogTail();
   }
 
-  inline static TemporaryFolder* model_ = nullptr;
-  inline static std::vector<std::vector<TokenId>>* expected_ = nullptr;
   TemporaryFolder files_;
   std::unique_ptr<Cluster> cluster_;
 };
@@ -275,7 +283,7 @@ TEST_F(LostHereTest, ACopyThatWasNotMadeIsAnError) {
 // A prompt, a step that runs as it is, one that is recorded, and one that is replayed.
 TEST_F(LostHereTest, NoTokenComesFromALostGpu) {
   enum { kAll, kPart, kUnclear, kWrong };
-  EngineParts parts = EngineHere();
+  EngineParts parts = EngineHere(Truth().model());
   LocalRunner runner(&parts);
   const std::vector<v1::GenerateRequest> requests = Requests();
   const auto shortest =
@@ -285,7 +293,7 @@ TEST_F(LostHereTest, NoTokenComesFromALostGpu) {
   v1::GenerateRequest request = *shortest;
   request.set_max_tokens(4);
   const std::vector<TokenId>& expected =
-      (*expected_)[static_cast<size_t>(shortest - requests.begin())];
+      Truth().streams()[static_cast<size_t>(shortest - requests.begin())];
   const auto run = [&] {
     const LocalResult result = runner.Run(WorkOf(request, {}, 1));
     for (size_t i = 0; i < result.tokens.size(); ++i) {
@@ -458,7 +466,7 @@ class GpuMemoryTest : public GpuFailuresTest {
                                         absl::StrCat("BATON_EMULATED_PINNED_MEMORY=", pinned_bytes),
                                         BinaryFolder() + "/baton_decode_worker",
                                         "--model",
-                                        model_->path(),
+                                        Truth().model(),
                                         "--listen=127.0.0.1:0",
                                         "--threads=1"};
     command.insert(command.end(), GpuFlags().begin(), GpuFlags().end());
