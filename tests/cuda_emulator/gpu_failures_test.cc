@@ -332,9 +332,13 @@ TEST_F(GpuFailuresTest, AnotherDecodeWorkerGoesOnWithTheStreams) {
   ExpectSaidAndEnds(cluster_->decode(lost));
 }
 
-// It computes nothing before it has received something.
-TEST_F(GpuFailuresTest, ADecodeWorkerThatOnlyReceivesSaysSoToo) {
-  StartCluster(1, 2, {}, {"--swap_memory=0", "--local_prefill=never"});
+// It computes nothing before it has received something. Of one GPU, or two.
+class ReceivingTest : public GpuFailuresTest, public testing::WithParamInterface<int> {};
+
+TEST_P(ReceivingTest, ADecodeWorkerThatOnlyReceivesSaysSoToo) {
+  StartCluster(1, 2, {},
+               {"--swap_memory=0", "--local_prefill=never", absl::StrCat("--tp=", GetParam())},
+               {"--mixed_numerics"});
   LoseGpu("decode", 0);
 
   for (int round = 0; round < kRoundsMax && !HasSaid(cluster_->decode(0)); ++round) {
@@ -345,6 +349,8 @@ TEST_F(GpuFailuresTest, ADecodeWorkerThatOnlyReceivesSaysSoToo) {
   EXPECT_THAT(ReadFile(cluster_->decode(0).log()), HasSubstr("finishing copies"));
   ExpectSaidAndEnds(cluster_->decode(0));
 }
+
+INSTANTIATE_TEST_SUITE_P(Gpus, ReceivingTest, testing::Values(1, 2));
 
 struct Loss {
   std::string role;
