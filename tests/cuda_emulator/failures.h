@@ -2,8 +2,7 @@
 //
 //   BATON_EMULATED_GPU_MEMORY=BYTES      each GPU has no more memory
 //   BATON_EMULATED_PINNED_MEMORY=BYTES   no more of the host's memory can be pinned
-//   BATON_EMULATED_GPU_FAILS_WHEN=FILE   once FILE is there, the GPU with the next operation is
-//   lost,
+//   BATON_EMULATED_GPU_FAILS_WHEN=FILE   once FILE is there, the GPU of the next operation is lost,
 //                                        or, if FILE holds a number, so many operations later
 //
 // One GPU of a process is lost at most, and for good: its operations do nothing from then on, and

@@ -516,6 +516,24 @@ TEST_P(CudaKernelsTest, AStepThatFailsLeavesNothingForTheNext) {
   EXPECT_EQ(Read(x.ours)[9], 4.0f);
 }
 
+// What it would have brought to the device for good may be missing.
+TEST_P(CudaKernelsTest, AStepThatHasNotSucceededIsNotRecorded) {
+  const Both x = Make(Floats(10, 1.0f), DType::kF32, {1, 10});
+  const StepShape shape = {.rows = 1};
+  for (const bool fails : {true, true, false}) {
+    ours_->BeginStep();
+    const absl::Status status = ours_->RunStep(&shape, [&] {
+      ours_->Place(std::vector<uint32_t>{1});  // Stops the process in a recording.
+      Scale(*ours_, 2.0f, x.ours);
+      return fails ? absl::InternalError("planted") : absl::OkStatus();
+    });
+    EXPECT_EQ(status.ok(), !fails) << status;
+  }
+
+  EXPECT_EQ(Read(x.ours)[9], 8.0f);
+  EXPECT_EQ(ours_->replays(), 0u);
+}
+
 INSTANTIATE_TEST_SUITE_P(Types, CudaKernelsTest,
                          testing::Values(DType::kF32, DType::kF16, DType::kBF16),
                          [](const auto& type) { return std::string(DTypeName(type.param)); });
