@@ -21,7 +21,7 @@ def copy_tree(tree):
         if not source.is_file() or (target.exists() and filecmp.cmp(source, target, shallow=False)):
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(source, target)
+        shutil.copy(source, target)  # Not with its time: it may be older than the last build here.
 
 
 def build(tree, target, *flags):
