@@ -73,11 +73,16 @@ std::optional<size_t> KvStaging::TakeRun(size_t bytes) {
 
 std::optional<StagedPiece> KvStaging::Take(std::span<const BlockId> blocks, const KvPiece& piece) {
   if (memory_ == StagingMemory::kNone) return StagedPiece{PieceSpans(arena_, blocks, piece), {}};
-  const size_t bytes = PieceBytes(arena_.layout(), piece);
-  BATON_CHECK(bytes <= piece_bytes_max());
+  std::optional<StagedPiece> staged = TakeBytes(PieceBytes(arena_.layout(), piece));
+  if (staged) staged->blocks = PieceSpans(arena_, blocks, piece);
+  return staged;
+}
+
+std::optional<StagedPiece> KvStaging::TakeBytes(size_t bytes) {
+  BATON_CHECK(bytes > 0 && bytes <= buffer_.bytes());
   const std::optional<size_t> offset = TakeRun(RunBytes(bytes));
   if (!offset) return std::nullopt;
-  return StagedPiece{{buffer().subspan(*offset, bytes)}, PieceSpans(arena_, blocks, piece)};
+  return StagedPiece{{buffer().subspan(*offset, bytes)}, {}};
 }
 
 void KvStaging::Release(const StagedPiece& piece) {

@@ -62,6 +62,9 @@ class KvStaging {
 
   // Nothing: there is no room now. REQUIRES: PieceFits; not more than piece_bytes_max.
   std::optional<StagedPiece> Take(std::span<const BlockId> blocks, const KvPiece& piece);
+  // So many bytes of no blocks: what Fetch and Store do nothing with. REQUIRES: not kNone;
+  // 0 < bytes <= piece_bytes_max.
+  std::optional<StagedPiece> TakeBytes(size_t bytes);
   // REQUIRES: taken, and not released.
   void Release(const StagedPiece& piece);
 

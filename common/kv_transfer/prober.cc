@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/base/check.h"
+#include "common/base/status_macros.h"
 #include "common/kv_transfer/kv_pieces.h"
 
 namespace baton {
@@ -11,16 +12,63 @@ namespace {
 
 MessageType TypeOf(HandoffType type) { return static_cast<MessageType>(type); }
 
-uint64_t ChecksumOfBuffer(std::vector<std::byte>& bytes) {
-  const MutableSpan span(bytes);
-  return ChecksumOf(std::span(&span, 1));
-}
-
 }  // namespace
 
-Prober::Prober(Transport& transport, const ProberOptions& options, TransferEventSink sink,
-               std::function<Instant()> clock)
-    : transport_(transport), options_(options), sink_(std::move(sink)), clock_(std::move(clock)) {
+class Prober::Buffer {
+ public:
+  Buffer(KvStaging& staging, size_t bytes) : staging_(staging) {
+    if (staging.memory() == StagingMemory::kDevice && bytes > 0 &&
+        bytes <= staging.piece_bytes_max()) {
+      staged_ = staging.TakeBytes(bytes);
+    }
+    if (!staged_) host_.resize(bytes);
+  }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  ~Buffer() {
+    if (staged_) staging_.Release(*staged_);
+  }
+
+  MutableSpan span() { return staged_ ? staged_->wire[0] : MutableSpan(host_); }
+  size_t size() const { return staged_ ? staged_->wire[0].size() : host_.size(); }
+
+  absl::Status Write(ConstSpan bytes) {
+    if (staged_) return staging_.Land(*staged_, bytes);
+    std::copy(bytes.begin(), bytes.end(), host_.begin());
+    return absl::OkStatus();
+  }
+  absl::StatusOr<uint64_t> Checksum() const {
+    if (!staged_) {
+      RunningChecksum checksum;
+      checksum.Add(host_.data(), host_.size());
+      return checksum.Get();
+    }
+    BATON_RETURN_IF_ERROR(staging_.FinishLanding());
+    return staging_.Checksum(*staged_, size());
+  }
+  // `landed` gets what became of it.
+  static Landing LandingIn(const std::shared_ptr<Buffer>& buffer,
+                           std::function<void(absl::Status)> landed) {
+    Landing landing;
+    landing.spans = {buffer->span()};
+    landing.landed = std::move(landed);
+    landing.copy = [buffer](ConstSpan payload) { return buffer->Write(payload); };
+    return landing;
+  }
+
+ private:
+  KvStaging& staging_;
+  std::optional<StagedPiece> staged_;
+  std::vector<std::byte> host_;  // Otherwise.
+};
+
+Prober::Prober(Transport& transport, const ProberOptions& options, KvStaging& staging,
+               TransferEventSink sink, std::function<Instant()> clock)
+    : transport_(transport),
+      options_(options),
+      staging_(staging),
+      sink_(std::move(sink)),
+      clock_(std::move(clock)) {
   BATON_CHECK(options_.bytes <= kBytesMax);
   transport_.OnMessage(TypeOf(HandoffType::kProbe),
                        [this](const IncomingMessage& message) { return OnProbe(message); });
@@ -43,16 +91,18 @@ void Prober::Probe(ProbeId id, const std::string& address, Instant now) {
 }
 
 void Prober::SendRound(ProbeId id, Running& probe) {
-  probe.buffer = std::make_shared<std::vector<std::byte>>(probe.round == kBandwidth ? options_.bytes
-                                                                                    : size_t{0});
-  for (size_t i = 0; i < probe.buffer->size(); ++i) {
-    (*probe.buffer)[i] = static_cast<std::byte>(i * 131 >> 3);
+  std::vector<std::byte> bytes(probe.round == kBandwidth ? options_.bytes : size_t{0});
+  for (size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<std::byte>(i * 131 >> 3);
+  const MutableSpan all(bytes);
+  probe.checksum = ChecksumOf(std::span(&all, 1));
+  probe.buffer = std::make_shared<Buffer>(staging_, bytes.size());
+  if (const absl::Status written = probe.buffer->Write(bytes); !written.ok()) {
+    return Finish(id, {id, written});
   }
-  probe.checksum = ChecksumOfBuffer(*probe.buffer);
   probe.round_began = clock_();
-  const ProbeMessage message = {Raw(id), probe.round, probe.buffer->size(), probe.checksum};
+  const ProbeMessage message = {Raw(id), probe.round, bytes.size(), probe.checksum};
   transport_.Send(probe.peer, TypeOf(HandoffType::kProbe),
-                  EncodeProbe(HandoffType::kProbe, message), {ConstSpan(*probe.buffer)},
+                  EncodeProbe(HandoffType::kProbe, message), {probe.buffer->span()},
                   [keep = probe.buffer](const absl::Status&) {});
 }
 
@@ -64,18 +114,15 @@ std::optional<Landing> Prober::OnProbe(const IncomingMessage& incoming) {
       message->payload_bytes > kBytesMax || in_use_.size() >= kAnswersMax) {
     return std::nullopt;
   }
-  const auto buffer = std::make_shared<std::vector<std::byte>>(incoming.payload_bytes);
+  const auto buffer = std::make_shared<Buffer>(staging_, incoming.payload_bytes);
   in_use_.push_back({incoming.from, buffer, clock_() + options_.deadline});
-  Landing landing;
-  landing.spans = {MutableSpan(*buffer)};
-  landing.landed = [this, buffer, from = incoming.from,
-                    message = *message](const absl::Status& status) {
-    if (!status.ok()) return;
-    transport_.Send(from, TypeOf(HandoffType::kProbeReply),
-                    EncodeProbe(HandoffType::kProbeReply, message), {ConstSpan(*buffer)},
-                    [buffer](const absl::Status&) {});
-  };
-  return landing;
+  return Buffer::LandingIn(
+      buffer, [this, buffer, from = incoming.from, message = *message](const absl::Status& status) {
+        if (!status.ok()) return;
+        transport_.Send(from, TypeOf(HandoffType::kProbeReply),
+                        EncodeProbe(HandoffType::kProbeReply, message), {buffer->span()},
+                        [buffer](const absl::Status&) {});
+      });
 }
 
 std::optional<Landing> Prober::OnReply(const IncomingMessage& incoming) {
@@ -90,24 +137,22 @@ std::optional<Landing> Prober::OnReply(const IncomingMessage& incoming) {
   Running& probe = found->second;
   probe.landing = true;
   // A buffer of its own: the transport may still be reading the one that was sent.
-  probe.buffer = std::make_shared<std::vector<std::byte>>(incoming.payload_bytes);
-  Landing landing;
-  landing.spans = {MutableSpan(*probe.buffer)};
-  landing.landed = [this, id = found->first, round = probe.round,
-                    buffer = probe.buffer](const absl::Status& status) {
-    OnReplyLanded(id, round, ChecksumOfBuffer(*buffer), status);
-  };
-  return landing;
+  probe.buffer = std::make_shared<Buffer>(staging_, incoming.payload_bytes);
+  return Buffer::LandingIn(
+      probe.buffer, [this, id = found->first, round = probe.round, buffer = probe.buffer](
+                        const absl::Status& status) { OnReplyLanded(id, round, *buffer, status); });
 }
 
-void Prober::OnReplyLanded(ProbeId id, uint32_t round, uint64_t checksum,
+void Prober::OnReplyLanded(ProbeId id, uint32_t round, const Buffer& buffer,
                            const absl::Status& status) {
   const auto found = running_.find(id);
   if (found == running_.end() || found->second.round != round) return;
   Running& probe = found->second;
   probe.landing = false;
   if (!status.ok()) return Finish(id, {id, status});
-  if (checksum != probe.checksum) {
+  const absl::StatusOr<uint64_t> checksum = buffer.Checksum();
+  if (!checksum.ok()) return Finish(id, {id, checksum.status()});
+  if (*checksum != probe.checksum) {
     return Finish(id, {id, absl::DataLossError("the probe's bytes came back damaged")});
   }
   const Duration took = clock_() - probe.round_began;

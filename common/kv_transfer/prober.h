@@ -1,4 +1,5 @@
-// Measures a pair of workers with real messages of KV size, and answers others who measure.
+// Measures a pair of workers with real messages of KV size, and answers others who measure. Where
+// KV passes through memory of a GPU, so do these messages, while there is room for them.
 //
 // A probe is three rounds: an empty one that brings the connection up, an empty one that is timed,
 // and one that carries bytes both ways and is timed. Single-threaded, without a clock.
@@ -16,6 +17,7 @@
 
 #include "common/base/clock.h"
 #include "common/kv_transfer/handoff_codec.h"
+#include "common/kv_transfer/kv_staging.h"
 #include "common/kv_transfer/transfer_event.h"
 #include "common/transport/transport.h"
 
@@ -38,8 +40,9 @@ class Prober {
 
   // `clock` is read when an answer arrives. All references outlive the prober; the transport is
   // closed before it, or never polled again.
-  Prober(Transport& transport, const ProberOptions& options, TransferEventSink sink,
-         std::function<Instant()> clock);
+  // `staging` is that of receives: whoever waits for room there is asked again.
+  Prober(Transport& transport, const ProberOptions& options, KvStaging& staging,
+         TransferEventSink sink, std::function<Instant()> clock);
   Prober(const Prober&) = delete;
   Prober& operator=(const Prober&) = delete;
 
@@ -53,12 +56,13 @@ class Prober {
   Instant next_deadline() const;
 
  private:
-  using Buffer = std::shared_ptr<std::vector<std::byte>>;
+  // Bytes that the transport reads or writes.
+  class Buffer;
   enum Round : uint32_t { kConnect = 0, kLatency = 1, kBandwidth = 2 };
   struct Running {
     PeerId peer{};
     uint32_t round = kConnect;
-    Buffer buffer;  // What goes out, then what comes back.
+    std::shared_ptr<Buffer> buffer;  // What goes out, then what comes back.
     uint64_t checksum = 0;
     Instant round_began;
     Instant deadline;
@@ -68,18 +72,19 @@ class Prober {
   // A buffer that the transport reads or writes: shared by sends and receives under way.
   struct InUse {
     PeerId peer{};
-    std::weak_ptr<std::vector<std::byte>> buffer;
+    std::weak_ptr<Buffer> buffer;
     Instant force_close_at;
   };
 
   void SendRound(ProbeId id, Running& probe);
   std::optional<Landing> OnProbe(const IncomingMessage& incoming);
   std::optional<Landing> OnReply(const IncomingMessage& incoming);
-  void OnReplyLanded(ProbeId id, uint32_t round, uint64_t checksum, const absl::Status& status);
+  void OnReplyLanded(ProbeId id, uint32_t round, const Buffer& buffer, const absl::Status& status);
   void Finish(ProbeId id, ProbeFinished result);
 
   Transport& transport_;
   const ProberOptions options_;
+  KvStaging& staging_;
   const TransferEventSink sink_;
   const std::function<Instant()> clock_;
   std::map<ProbeId, Running> running_;

@@ -17,7 +17,7 @@ TransferCore::TransferCore(std::unique_ptr<Transport> transport, const TransferC
       receiver_(*transport_, *staging_.receives, options.receiver, sink,
                 [this] { TakeLeaseCommands(); }),
       sender_(*transport_, *staging_.sends, options.sender, sink),
-      prober_(*transport_, options.prober, sink, clock_) {
+      prober_(*transport_, options.prober, *staging_.receives, sink, clock_) {
   transport_->OnPeerLost([this](PeerId peer, const absl::Status& status) {
     ++peers_lost_;
     sender_.OnPeerLost(peer, status);
