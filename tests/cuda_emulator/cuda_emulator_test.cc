@@ -512,6 +512,8 @@ TEST_F(LostGpuDeathTest, LeavesARecordingHalfDone) {
     ASSERT_CUDA(cudaGraphLaunch(executable, first_));
     EXPECT_EQ(cudaStreamSynchronize(first_), cudaErrorIllegalAddress);
     EXPECT_EQ(pinned_[1], 0u);
+    EXPECT_EQ(cudaGraphExecDestroy(executable), cudaErrorIllegalAddress);
+    EXPECT_EQ(cudaGraphDestroy(graph), cudaErrorIllegalAddress);
   });
 }
 

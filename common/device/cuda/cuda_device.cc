@@ -100,7 +100,8 @@ CudaDevice::CudaDevice(int index, const cudaDeviceProp& properties, const Kernel
       collectives_(collectives) {}
 
 CudaDevice::~CudaDevice() {
-  if (!Select().ok()) return;
+  // Also of a device that is lost the host holds something.
+  static_cast<void>(Select());
   if (stream_ != nullptr) static_cast<void>(cudaStreamDestroy(stream_));
   if (copies_ != nullptr) static_cast<void>(cudaStreamDestroy(copies_));
 }
@@ -196,7 +197,8 @@ absl::Status CudaDevice::FinishCopies(const absl::Status& started) const {
 
 void CudaDevice::Free(std::byte* data, size_t /*bytes*/, bool pinned) {
   // Nothing can be done about memory that cannot be given back.
-  if (Select().ok()) static_cast<void>(pinned ? cudaFreeHost(data) : cudaFree(data));
+  static_cast<void>(Select());
+  static_cast<void>(pinned ? cudaFreeHost(data) : cudaFree(data));
 }
 
 }  // namespace baton
