@@ -70,7 +70,10 @@ class Worker::Impl final : public SessionHandler, public EventPort {
         ExplainMemory(TransferAgent::Create(
                           options_.transfers, *parts_.arena,
                           [this](TransferEvent event) { OnTransferEvent(std::move(event)); }),
-                      "KV transfers", "the host needs more that is free and may be pinned"));
+                      "KV transfers",
+                      options_.transfers.staging_memory == StagingMemory::kDevice
+                          ? "a smaller --kv_memory leaves more"
+                          : "the host needs more that is free and may be pinned"));
     LogInfo("kv handoff", {{"device", parts_.arena->device().name()},
                            {"staging", agent->staging()},
                            {"staging_bytes", agent->staging_bytes()},

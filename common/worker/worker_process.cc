@@ -47,7 +47,7 @@ absl::StatusOr<std::optional<StagingMemory>> StagingFromFlags() {
   if (name == "auto") return std::nullopt;
   if (name == "pinned") return StagingMemory::kPinned;
   if (name == "device") return StagingMemory::kDevice;
-  return absl::InvalidArgumentError("--kv_staging '" + name + "': choose auto, pinned or device");
+  return absl::InvalidArgumentError("--kv_staging '" + name + "': choose pinned, device or auto");
 }
 
 // Says every few seconds how far the weights are.

@@ -4,7 +4,9 @@
 #include <gtest/gtest.h>
 
 #include <cstdlib>
+#include <fstream>
 #include <iostream>
+#include <iterator>
 #include <string>
 #include <vector>
 
@@ -15,6 +17,7 @@
 #include "decode_worker/local_runner.h"
 #include "tests/support/cluster.h"
 #include "tests/support/recall.h"
+#include "tests/support/ucx_with_cuda.h"
 #include "tests/support/workload.h"
 
 namespace baton {
@@ -28,18 +31,6 @@ constexpr size_t kAnswersThatMayBeLost = 3;
 size_t QuestionCount() {
   const char* const count = std::getenv("BATON_CUDA_TEST_QUESTIONS");
   return count == nullptr ? 200 : static_cast<size_t>(std::atoi(count));
-}
-
-// BATON_UCX_WITH_CUDA: the workers' UCX moves memory of GPUs. If it is the name of a library, it
-// does when that is loaded ahead of it.
-const char* UcxWithCuda() { return std::getenv("BATON_UCX_WITH_CUDA"); }
-
-void LoadUcxWithCuda(std::vector<std::string>* command) {
-  if (UcxWithCuda() == nullptr || UcxWithCuda()[0] != '/') return;
-  const char* const asan = std::getenv("ASAN_OPTIONS");
-  command->insert(command->begin(), {"/usr/bin/env", absl::StrCat("LD_PRELOAD=", UcxWithCuda()),
-                                     absl::StrCat("ASAN_OPTIONS=", asan == nullptr ? "" : asan,
-                                                  ":verify_asan_link_order=0")});
 }
 
 // Rounded down: of few questions none.
@@ -90,6 +81,12 @@ class ClusterCudaTest : public testing::Test {
     return oracle;
   }
 
+  static void ExpectStaging(const Process& worker, const std::string& staging) {
+    std::ifstream file(worker.log());
+    const std::string log(std::istreambuf_iterator<char>(file), {});
+    EXPECT_NE(log.find(" staging=" + staging + " "), std::string::npos) << log;
+  }
+
   // What differs between the two workers.
   struct Pair {
     int prefill_gpus = 1;  // That the prefill worker computes on together.
@@ -128,6 +125,8 @@ class ClusterCudaTest : public testing::Test {
       score.same += answers[q].tokens == cpu.answers[q] ? 1 : 0;
     }
     EXPECT_TRUE((*cluster)->WaitUntil(Cluster::AtRest)) << "a block is lost";
+    ExpectStaging((*cluster)->prefill(0), pair.prefill_staging);
+    ExpectStaging((*cluster)->decode(0), pair.decode_staging);
     std::cout << "recall: " << cpu.right << " of " << answers.size() << " on the CPU, "
               << score.right << " on the GPU; " << score.same << " streams are equal\n";
     return score;
@@ -150,7 +149,7 @@ TEST_F(ClusterCudaTest, TwoGpusPrefillForOne) {
 
 // From one GPU to the other without the host; and where only one side can do that.
 TEST_F(ClusterCudaTest, KvPassesThroughMemoryOfTheGpu) {
-  if (UcxWithCuda() == nullptr) GTEST_SKIP() << "BATON_UCX_WITH_CUDA is not set";
+  if (!HasUcxWithCuda()) GTEST_SKIP() << "BATON_UCX_WITH_CUDA is not set";
   for (const Pair& pair : {Pair{.prefill_staging = "device", .decode_staging = "device"},
                            Pair{.prefill_staging = "device", .decode_staging = "pinned"},
                            Pair{.prefill_staging = "pinned", .decode_staging = "device"}}) {

@@ -17,19 +17,19 @@
 #include <span>
 #include <sstream>
 #include <string>
-#include <thread>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
-#include "absl/synchronization/mutex.h"
 #include "common/device/device.h"
 #include "common/model/testing/tiny_model.h"
 #include "common/worker/engine_parts.h"
 #include "decode_worker/local_runner.h"
 #include "tests/support/cluster.h"
+#include "tests/support/faults.h"
 #include "tests/support/metrics_page.h"
+#include "tests/support/ucx_with_cuda.h"
 #include "tests/support/workload.h"
 
 namespace baton {
@@ -142,36 +142,11 @@ class GpuFailuresTest : public testing::Test {
     ASSERT_EQ(std::rename((file + ".new").c_str(), file.c_str()), 0);
   }
 
-  // Runs all requests at once, and `fault` when `under_way_min` of them have given a token.
-  std::vector<Answer> RunAll(const std::function<void()>& fault = nullptr,
-                             size_t under_way_min = kStreams) {
-    const std::vector<v1::GenerateRequest> requests = Requests();
-    std::vector<Answer> answers(requests.size());
-    absl::Mutex mutex;
-    size_t under_way = 0;
-    std::vector<std::thread> clients;
-    for (size_t i = 0; i < requests.size(); ++i) {
-      clients.emplace_back([&, i] {
-        bool counted = false;
-        answers[i] = cluster_->Generate(requests[i], kDeadline, [&](const v1::Delta&) {
-          if (!std::exchange(counted, true)) {
-            const absl::MutexLock lock(&mutex);
-            ++under_way;
-          }
-          return true;
-        });
-      });
-    }
-    if (fault != nullptr) {
-      {
-        const absl::MutexLock lock(&mutex);
-        const auto enough = [&] { return under_way >= under_way_min; };
-        EXPECT_TRUE(mutex.AwaitWithTimeout(absl::Condition(&enough), absl::Seconds(30)));
-      }
-      fault();
-    }
-    for (std::thread& client : clients) client.join();
-    return answers;
+  // Runs all requests at once, and `happens` when `streams` of them have given a token.
+  std::vector<Answer> RunAll(const std::function<void()>& happens = nullptr,
+                             size_t streams = kStreams) {
+    return RunThrough(*cluster_, Requests(), kDeadline,
+                      {.happens = happens, .streams = streams, .tokens = 1});
   }
 
   static void ExpectTrueStreams(const std::vector<Answer>& answers) {
@@ -180,27 +155,6 @@ class GpuFailuresTest : public testing::Test {
       EXPECT_EQ(answers[i].tokens, Truth().streams()[i]) << "stream " << i;
     }
   }
-  static uint32_t Retries(const std::vector<Answer>& answers) {
-    uint32_t retries = 0;
-    for (const Answer& answer : answers) retries += answer.finished.retries();
-    return retries;
-  }
-
-  // Of two, one that runs streams.
-  int BusyDecode() {
-    int busy = -1;
-    EXPECT_TRUE(cluster_->WaitUntil([this, &busy](const v1::GetClusterResponse& status) {
-      for (const v1::WorkerStatus& worker : status.workers()) {
-        if (worker.load().sequences_running() == 0) continue;
-        for (const int i : {0, 1}) {
-          if (worker.address() == cluster_->decode_address(i)) busy = i;
-        }
-      }
-      return busy >= 0;
-    }));
-    return std::max(busy, 0);
-  }
-
   // All workers but those without a GPU are there and have nothing to do; those are out of it.
   void ExpectRest(int ready) {
     EXPECT_TRUE(cluster_->WaitUntil([ready](const v1::GetClusterResponse& status) {
@@ -322,7 +276,7 @@ TEST_F(GpuFailuresTest, AnotherDecodeWorkerGoesOnWithTheStreams) {
 
   int lost = 0;
   const std::vector<Answer> answers = RunAll([this, &lost] {
-    lost = BusyDecode();
+    lost = BusyDecode(*cluster_);
     LoseGpu("decode", lost);
   });
 
@@ -446,7 +400,7 @@ TEST_F(SwapOnGpuTest, WhatALostGpuHadSwappedIsComputedElsewhere) {
         }));
         LoseGpu("decode", lost);
       },
-      /*under_way_min=*/1));
+      /*streams=*/1));
   ExpectTrueStreams(RunAll());  // If those were over too soon.
 
   ExpectRest(2);
@@ -477,6 +431,7 @@ class GpuMemoryTest : public GpuFailuresTest {
                                         "--threads=1"};
     command.insert(command.end(), GpuFlags().begin(), GpuFlags().end());
     command.insert(command.end(), flags.begin(), flags.end());
+    LoadUcxWithCuda(&command);
     Start start;
     start.process =
         Process::Start(command, absl::StrCat(files_.path(), "/worker", starts_++, ".log")).value();
@@ -542,6 +497,31 @@ TEST_F(GpuMemoryTest, TooLittlePinnedForTransfers) {
   ExpectRefused(
       StartWorker(kPlenty, kKernelsPinned + kTransfersPinned - 1, {}),
       {"no memory for KV transfers: cuda:0 emulated GPU: pinning 67108864 bytes", kOutOfMemory});
+}
+
+// More than a cache of 64 MiB leaves.
+TEST_F(GpuMemoryTest, TooLittleForTransfersThroughTheGpu) {
+  const std::vector<std::string> flags = {"--kv_memory=64MiB", "--swap_memory=0"};
+  const uint64_t gpu_bytes = kKernelsGpu + 160 * kMiB;
+  const auto with = [&flags](const std::string& staging) {
+    std::vector<std::string> all = flags;
+    all.push_back("--kv_staging=" + staging);
+    return all;
+  };
+  ExpectRefused(StartWorker(gpu_bytes, kPlenty, with("device")),
+                {"no memory for KV transfers: cuda:0 emulated GPU: allocating 67108864 bytes",
+                 kOutOfMemory, "a smaller --kv_memory leaves more"});
+
+  const Start automatic = StartWorker(gpu_bytes, kPlenty, with("auto"));
+  EXPECT_TRUE(automatic.listens) << automatic.log;
+  EXPECT_THAT(automatic.log, HasSubstr("staging=pinned"));
+  EXPECT_THAT(automatic.log, HasSubstr("allocating 67108864 bytes"));
+  EXPECT_THAT(StartWorker(kPlenty, kPlenty, with("auto")).log, HasSubstr("staging=device"));
+}
+
+TEST_F(GpuMemoryTest, AnUnknownStagingIsRefused) {
+  ExpectRefused(StartWorker(kPlenty, kPlenty, {"--kv_staging=gpu"}),
+                {"--kv_staging 'gpu'", "pinned, device or auto"});
 }
 
 TEST_F(GpuMemoryTest, TooLittlePinnedForTheSwapSpaceThatWasAskedFor) {

@@ -10,15 +10,14 @@
 #include <memory>
 #include <stdexcept>
 #include <string>
-#include <thread>
 #include <utility>
 #include <vector>
 
-#include "absl/synchronization/mutex.h"
 #include "common/model/testing/tiny_model.h"
 #include "common/worker/engine_parts.h"
 #include "decode_worker/local_runner.h"
 #include "tests/support/cluster.h"
+#include "tests/support/faults.h"
 #include "tests/support/workload.h"
 
 namespace baton {
@@ -90,51 +89,12 @@ class ClusterStreamsTest : public testing::Test {
     cluster_ = *std::move(cluster);
   }
 
-  // Of two, one that runs streams: if the path to the other was not probed yet, all went there.
-  int BusyDecode() {
-    int busy = -1;
-    EXPECT_TRUE(cluster_->WaitUntil([this, &busy](const v1::GetClusterResponse& status) {
-      for (const v1::WorkerStatus& worker : status.workers()) {
-        if (worker.load().sequences_running() == 0) continue;
-        for (const int i : {0, 1}) {
-          if (worker.address() == cluster_->decode_address(i)) busy = i;
-        }
-      }
-      return busy >= 0;
-    }));
-    return std::max(busy, 0);
-  }
+  int BusyDecode() { return baton::BusyDecode(*cluster_); }
 
-  // Runs all requests at once and calls `fault` once every stream has given a few tokens.
-  std::vector<Answer> RunWithFault(const std::function<void()>& fault) {
-    const std::vector<v1::GenerateRequest> requests = LongRequests();
-    std::vector<Answer> answers(requests.size());
-    absl::Mutex mutex;
-    int under_way = 0;
-    std::vector<std::thread> clients;
-    for (size_t i = 0; i < requests.size(); ++i) {
-      clients.emplace_back([&, i] {
-        size_t tokens = 0;
-        bool counted = false;
-        answers[i] = cluster_->Generate(requests[i], kDeadline, [&](const v1::Delta& delta) {
-          tokens += static_cast<size_t>(delta.tokens_size());
-          if (tokens >= 5 && !counted) {
-            counted = true;
-            absl::MutexLock lock(&mutex);
-            ++under_way;
-          }
-          return true;
-        });
-      });
-    }
-    {
-      absl::MutexLock lock(&mutex);
-      const auto all = [&under_way] { return under_way == kStreams; };
-      EXPECT_TRUE(mutex.AwaitWithTimeout(absl::Condition(&all), absl::Seconds(30)));
-    }
-    fault();
-    for (std::thread& client : clients) client.join();
-    return answers;
+  // Runs all requests at once and calls `happens` once every stream has given a few tokens.
+  std::vector<Answer> RunWithFault(const std::function<void()>& happens) {
+    return RunThrough(*cluster_, LongRequests(), kDeadline,
+                      {.happens = happens, .streams = kStreams, .tokens = 5});
   }
 
   // A stream that ended well is the oracle's; one that did not is a prefix of it with a clear
@@ -158,12 +118,6 @@ class ClusterStreamsTest : public testing::Test {
     size_t count = 0;
     for (const Answer& answer : answers) count += answer.status.ok() ? 1 : 0;
     return count;
-  }
-
-  static uint32_t Retries(const std::vector<Answer>& answers) {
-    uint32_t retries = 0;
-    for (const Answer& answer : answers) retries += answer.finished.retries();
-    return retries;
   }
 
   void ExpectServesAndRests() {
