@@ -4,9 +4,6 @@
 // played by the test.
 #include <gmock/gmock.h>
 #include <grpcpp/client_context.h>
-#include <grpcpp/generic/generic_stub.h>
-#include <grpcpp/support/byte_buffer.h>
-#include <grpcpp/support/slice.h>
 #include <gtest/gtest.h>
 #include <unistd.h>
 
@@ -16,9 +13,9 @@
 #include <string>
 #include <utility>
 
-#include "absl/synchronization/notification.h"
 #include "common/model/testing/tiny_model.h"
 #include "common/rpc/channel.h"
+#include "common/rpc/testing/unary_call.h"
 #include "common/worker/worker.h"
 #include "decode_worker/decode_engine.h"
 #include "proto/worker.grpc.pb.h"
@@ -29,7 +26,6 @@ namespace {
 using testing::HasSubstr;
 
 constexpr uint32_t kContextTokens = 1u << 16;
-constexpr char kNotServing[] = "\x08\x02";  // HealthCheckResponse of grpc.health.v1.
 
 // Another model until it is told to be lost, which shows, as with a GPU, in the next step.
 class LosableModel final : public Model {
@@ -79,21 +75,7 @@ class DeviceLostTest : public testing::Test {
   }
 
   std::string Health() const {
-    grpc::GenericStub stub(CreateChannel(worker_->address()));
-    grpc::ClientContext context;
-    const grpc::Slice nothing("");
-    const grpc::ByteBuffer request(&nothing, 1);
-    grpc::ByteBuffer answer;
-    absl::Notification done;
-    stub.UnaryCall(&context, "/grpc.health.v1.Health/Check", grpc::StubOptions(), &request, &answer,
-                   [&](const grpc::Status& status) {
-                     EXPECT_TRUE(status.ok()) << status.error_message();
-                     done.Notify();
-                   });
-    done.WaitForNotification();
-    grpc::Slice flat;
-    EXPECT_TRUE(answer.DumpToSingleSlice(&flat).ok());
-    return std::string(reinterpret_cast<const char*>(flat.begin()), flat.size());
+    return UnaryCall(CreateChannel(worker_->address()), kHealthCheck, "").value();
   }
 
   const std::string folder_ = testing::TempDir() + std::to_string(getpid()) + "device_lost_test";

@@ -1,17 +1,16 @@
 // The whole router over real gRPC: which calls it lets in.
 #include <gmock/gmock.h>
 #include <google/protobuf/descriptor.h>
-#include <grpcpp/generic/generic_stub.h>
 #include <gtest/gtest.h>
 
 #include <chrono>
 #include <map>
 
 #include "absl/strings/str_cat.h"
-#include "absl/synchronization/mutex.h"
 #include "common/rpc/channel.h"
 #include "common/rpc/status_codec.h"
 #include "common/rpc/testing/certificates.h"
+#include "common/rpc/testing/unary_call.h"
 #include "router/fake_worker.h"
 #include "router/router.h"
 
@@ -49,27 +48,9 @@ class RouterSecurityTest : public testing::Test {
   // One call with an empty request by the method's name: how it ends. What streams is read to its
   // end and dropped.
   absl::Status Call(const std::string& method, const Metadata& metadata) {
-    grpc::GenericStub stub(channel);
     grpc::ClientContext context;
-    context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(60));
     for (const auto& [name, value] : metadata) context.AddMetadata(name, value);
-    const grpc::Slice empty(std::string{});
-    const grpc::ByteBuffer request(&empty, 1);
-    grpc::ByteBuffer response;
-    grpc::Status status;
-    absl::Mutex mutex;
-    bool done = false;
-    mutex.Lock();  // Shows the thread sanitizer that the callback comes later.
-    mutex.Unlock();
-    stub.UnaryCall(&context, method, grpc::StubOptions(), &request, &response,
-                   [&](grpc::Status answer) {
-                     absl::MutexLock lock(&mutex);
-                     status = answer;
-                     done = true;
-                   });
-    absl::MutexLock lock(&mutex);
-    mutex.Await(absl::Condition(&done));
-    return FromGrpcStatus(status);
+    return UnaryCall(channel, method, "", context).status();
   }
   static Metadata Bearer(const std::string& key) { return {{"authorization", "Bearer " + key}}; }
   static std::vector<std::string> Methods() {

@@ -2,7 +2,6 @@
 #include "router/router_service.h"
 
 #include <gmock/gmock.h>
-#include <grpcpp/generic/generic_stub.h>
 #include <gtest/gtest.h>
 
 #include <chrono>
@@ -10,7 +9,7 @@
 
 #include "absl/synchronization/notification.h"
 #include "common/rpc/channel.h"
-#include "common/rpc/status_codec.h"
+#include "common/rpc/testing/unary_call.h"
 #include "router/fake_worker.h"
 #include "router/router.h"
 
@@ -118,32 +117,7 @@ class RouterServiceTest : public testing::Test {
   }
 
   // What grpc.health.v1 says.
-  bool Serving() {
-    grpc::GenericStub health(channel);
-    grpc::ClientContext context;
-    const grpc::Slice empty(std::string{});  // HealthCheckRequest for the whole server.
-    grpc::ByteBuffer request(&empty, 1);
-    grpc::ByteBuffer response;
-    absl::Mutex mutex;
-    grpc::Status status;
-    absl::Notification done;
-    mutex.Lock();  // Shows the thread sanitizer that the callback comes later.
-    mutex.Unlock();
-    health.UnaryCall(&context, "/grpc.health.v1.Health/Check", grpc::StubOptions(), &request,
-                     &response, [&](grpc::Status answer) {
-                       {
-                         absl::MutexLock lock(&mutex);
-                         status = answer;
-                       }
-                       done.Notify();
-                     });
-    done.WaitForNotification();
-    EXPECT_TRUE(status.ok()) << status.error_message();
-    grpc::Slice flat;
-    EXPECT_TRUE(response.DumpToSingleSlice(&flat).ok());
-    // HealthCheckResponse{status: SERVING = 1} on the wire.
-    return flat.size() == 2 && flat.begin()[1] == 1;
-  }
+  bool Serving() { return UnaryCall(channel, kHealthCheck, "").value() == kServing; }
 
   static const std::vector<TokenId> kPrompt;
   uint32_t streams_max = 8192;
@@ -234,28 +208,9 @@ TEST_F(RouterServiceTest, BadInputNeverReachesAWorker) {
 
 TEST_F(RouterServiceTest, TextThatIsNotUtf8IsRefusedByName) {
   StartRouter({"127.0.0.1:1"});
+  // A call that is refused has no messages, so that a streaming method looks like a unary one.
   const auto refusal = [this](const std::string& method, const std::string& bytes) {
-    grpc::GenericStub raw(channel);
-    grpc::ClientContext context;
-    const grpc::Slice slice(bytes);
-    grpc::ByteBuffer request(&slice, 1);
-    grpc::ByteBuffer response;
-    absl::Mutex mutex;
-    grpc::Status status;
-    absl::Notification done;
-    mutex.Lock();  // Shows the thread sanitizer that the callback comes later.
-    mutex.Unlock();
-    // A call that is refused has no messages, so that a streaming method looks like a unary one.
-    raw.UnaryCall(&context, "/baton.v1.Inference/" + method, grpc::StubOptions(), &request,
-                  &response, [&](grpc::Status answer) {
-                    {
-                      absl::MutexLock lock(&mutex);
-                      status = answer;
-                    }
-                    done.Notify();
-                  });
-    done.WaitForNotification();
-    return FromGrpcStatus(status).ToString();
+    return UnaryCall(channel, "/baton.v1.Inference/" + method, bytes).status().ToString();
   };
 
   EXPECT_THAT(refusal("Generate", "\x0a\x03hi\xff"), HasSubstr("INVALID_ARGUMENT: prompt: "));

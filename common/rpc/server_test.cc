@@ -2,9 +2,6 @@
 
 #include <gmock/gmock.h>
 #include <grpcpp/client_context.h>
-#include <grpcpp/generic/generic_stub.h>
-#include <grpcpp/support/byte_buffer.h>
-#include <grpcpp/support/slice.h>
 #include <gtest/gtest.h>
 #include <netinet/in.h>
 #include <poll.h>
@@ -15,43 +12,15 @@
 #include <cstdint>
 #include <string>
 
-#include "absl/synchronization/notification.h"
 #include "common/base/clock.h"
 #include "common/rpc/channel.h"
-#include "common/rpc/status_codec.h"
+#include "common/rpc/testing/unary_call.h"
 #include "proto/worker.grpc.pb.h"
 
 namespace baton {
 namespace {
 
 using testing::HasSubstr;
-
-// A unary call by name, without generated code.
-absl::StatusOr<std::string> Call(const std::string& address, const std::string& method,
-                                 const std::string& request) {
-  grpc::GenericStub stub(CreateChannel(address));
-  grpc::ClientContext context;
-  context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(30));
-  const grpc::Slice slice(request);
-  const grpc::ByteBuffer out(&slice, 1);
-  grpc::ByteBuffer in;
-  grpc::Status status;
-  absl::Notification done;
-  stub.UnaryCall(&context, method, grpc::StubOptions(), &out, &in, [&](grpc::Status answer) {
-    status = answer;
-    done.Notify();
-  });
-  done.WaitForNotification();
-  if (!status.ok()) return FromGrpcStatus(status);
-  grpc::Slice flat;
-  if (!in.DumpToSingleSlice(&flat).ok()) return absl::InternalError("no answer");
-  return std::string(reinterpret_cast<const char*>(flat.begin()), flat.size());
-}
-
-// grpc.health.v1: HealthCheckResponse{status: SERVING = 1, NOT_SERVING = 2} as it is on the wire.
-constexpr char kHealthCheck[] = "/grpc.health.v1.Health/Check";
-constexpr char kServing[] = "\x08\x01";
-constexpr char kNotServing[] = "\x08\x02";
 
 // A client of HTTP/2 that says hello and then reads, but answers nothing.
 class SilentClient {
@@ -115,19 +84,21 @@ TEST(RpcServerTest, HealthFollowsServingAndDraining) {
   auto server = RpcServer::Start({}, {});
   ASSERT_TRUE(server.ok()) << server.status();
   const std::string& address = (*server)->address();
-  EXPECT_EQ(*Call(address, kHealthCheck, ""), kNotServing);
+  EXPECT_EQ(*UnaryCall(CreateChannel(address), kHealthCheck, ""), kNotServing);
 
   (*server)->SetServing(true);
-  EXPECT_EQ(*Call(address, kHealthCheck, ""), kServing);
+  EXPECT_EQ(*UnaryCall(CreateChannel(address), kHealthCheck, ""), kServing);
 
   (*server)->BeginDrain();
-  EXPECT_EQ(*Call(address, kHealthCheck, ""), kNotServing);
+  EXPECT_EQ(*UnaryCall(CreateChannel(address), kHealthCheck, ""), kNotServing);
   (*server)->SetServing(true);
-  EXPECT_EQ(*Call(address, kHealthCheck, ""), kNotServing) << "a drain is for good";
+  EXPECT_EQ(*UnaryCall(CreateChannel(address), kHealthCheck, ""), kNotServing)
+      << "a drain is for good";
   EXPECT_TRUE((*server)->draining());
 
   (*server)->Shutdown(Duration::zero());
-  EXPECT_EQ(Call(address, kHealthCheck, "").status().code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(UnaryCall(CreateChannel(address), kHealthCheck, "").status().code(),
+            absl::StatusCode::kUnavailable);
 }
 
 TEST(RpcServerTest, UsedPortIsOneClearError) {
@@ -159,8 +130,8 @@ TEST(RpcServerTest, ReflectionIsThere) {
   // The method streams; a unary call of it with one list_services request (field 7) is answered
   // once.
   const auto answer =
-      Call((*server)->address(), "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
-           "\x3a\x01*");
+      UnaryCall(CreateChannel((*server)->address()),
+                "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", "\x3a\x01*");
 
   ASSERT_TRUE(answer.ok()) << answer.status();
   EXPECT_THAT(*answer, HasSubstr("grpc.reflection.v1alpha.ServerReflection"));
@@ -204,7 +175,7 @@ TEST(RpcServerTest, MessageOverTheLimitIsRefused) {
 
   const std::string request = "\x0a\x7f" + std::string(127, 'x');  // HealthCheckRequest.service
 
-  EXPECT_EQ(Call((*server)->address(), kHealthCheck, request).status().code(),
+  EXPECT_EQ(UnaryCall(CreateChannel((*server)->address()), kHealthCheck, request).status().code(),
             absl::StatusCode::kResourceExhausted);
 }
 

@@ -1,20 +1,16 @@
 // Servers and channels over real connections on loopback: who may talk to whom.
 #include <gmock/gmock.h>
 #include <grpcpp/client_context.h>
-#include <grpcpp/generic/generic_stub.h>
 #include <grpcpp/security/auth_context.h>
-#include <grpcpp/support/byte_buffer.h>
-#include <grpcpp/support/slice.h>
 #include <gtest/gtest.h>
 
 #include <string>
 
 #include "absl/strings/str_cat.h"
-#include "absl/synchronization/mutex.h"
 #include "common/rpc/channel.h"
 #include "common/rpc/server.h"
-#include "common/rpc/status_codec.h"
 #include "common/rpc/testing/certificates.h"
+#include "common/rpc/testing/unary_call.h"
 #include "proto/worker.grpc.pb.h"
 
 namespace baton {
@@ -47,26 +43,10 @@ class Side {
 
 // A health check over a new connection: its status, or the name that the server's certificate has.
 absl::StatusOr<std::string> Call(const std::string& address, const ChannelOptions& options) {
-  grpc::GenericStub stub(CreateChannel(address, options));
   grpc::ClientContext context;
-  context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(60));
-  const grpc::Slice empty(std::string{});  // HealthCheckRequest for the whole server.
-  const grpc::ByteBuffer request(&empty, 1);
-  grpc::ByteBuffer response;
-  grpc::Status status;
-  absl::Mutex mutex;
-  bool done = false;
-  mutex.Lock();  // Shows the thread sanitizer that the callback comes later.
-  mutex.Unlock();
-  stub.UnaryCall(&context, "/grpc.health.v1.Health/Check", grpc::StubOptions(), &request, &response,
-                 [&](grpc::Status answer) {
-                   absl::MutexLock lock(&mutex);
-                   status = answer;
-                   done = true;
-                 });
-  absl::MutexLock lock(&mutex);
-  mutex.Await(absl::Condition(&done));
-  if (!status.ok()) return FromGrpcStatus(status);
+  const absl::StatusOr<std::string> answer =
+      UnaryCall(CreateChannel(address, options), kHealthCheck, "", context);
+  if (!answer.ok()) return answer.status();
   const auto names = context.auth_context()->FindPropertyValues("x509_common_name");
   if (names.empty()) return "";
   return std::string(names[0].data(), names[0].size());
