@@ -129,7 +129,12 @@ absl::Status ArgumentParser::ParseOne(const std::vector<std::string>& arguments,
     if (negated != nullptr && negated->IsOfType<bool>()) return Set(negated, name, "false");
     return absl::InvalidArgumentError(absl::StrCat("unknown flag --", name));
   }
-  if (!value && flag != nullptr && flag->IsOfType<bool>()) value = "true";
+  if (!value && flag != nullptr && flag->IsOfType<bool>()) {
+    // Numbers may be arguments, as the ids of tokens are.
+    const bool has_word = *position + 1 < arguments.size() && (arguments[*position + 1] == "true" ||
+                                                               arguments[*position + 1] == "false");
+    value = has_word ? arguments[++*position] : "true";
+  }
   if (!value) {
     if (*position + 1 >= arguments.size()) {
       return absl::InvalidArgumentError(absl::StrCat("flag --", name, " needs a value"));
@@ -200,9 +205,11 @@ absl::Status ArgumentParser::ReadFlagFile(const std::string& path, int depth) {
       arguments = {line.substr(0, space),
                    std::string(absl::StripAsciiWhitespace(line.substr(space)))};
     }
-    absl::Status status = line[0] == '-' && line != "--"
-                              ? Parse(arguments, depth)
-                              : absl::InvalidArgumentError(absl::StrCat("'", line, "' is no flag"));
+    const size_t positional = result_.positional.size();
+    absl::Status status = line != "--" ? Parse(arguments, depth) : absl::OkStatus();
+    if (status.ok() && (line == "--" || result_.positional.size() > positional)) {
+      status = absl::InvalidArgumentError(absl::StrCat("'", line, "' is no flag"));
+    }
     if (!status.ok()) {
       return absl::InvalidArgumentError(absl::StrCat("flag file ", path, " line ", line_number,
                                                      ": ", std::string(status.message())));
@@ -406,8 +413,9 @@ std::string HelpText(const ProgramInfo& info) {
                   "  --help\n      Prints this.\n", "  --version\n      Prints the version.\n\n");
   absl::StrAppend(
       &out,
-      "--name=value and --name value are the same; --name and --noname set a switch. A\n"
-      "flag may also be given by the environment as BATON_<NAME> (BATON_FLAGFILE too).\n"
+      "--name=value and --name value are the same; --name, --noname and --name=false set a\n"
+      "switch. A flag may also be given by the environment as BATON_<NAME> (BATON_FLAGFILE\n"
+      "too).\n"
       "The command line wins over flag files, and these over the environment.\n");
   return out;
 }
@@ -434,6 +442,12 @@ std::vector<std::string> ParseCommandLine(int argc, char** argv, const ProgramIn
   if (command_line->version) {
     std::printf("%s %s\n", info.name.c_str(), info.version.c_str());
     std::exit(0);
+  }
+  if (!info.takes_arguments && !command_line->positional.empty()) {
+    std::fprintf(stderr,
+                 "%s: '%s' is no flag, and nothing else is expected (--help lists all flags)\n",
+                 info.name.c_str(), command_line->positional.front().c_str());
+    std::exit(1);
   }
   return std::move(command_line->positional);
 }

@@ -24,6 +24,7 @@ struct ProgramInfo {
   std::string summary;  // One line.
   std::string usage;    // Free text after the summary in --help; may be empty.
   std::string version;
+  bool takes_arguments = false;  // Besides flags. Otherwise one that is no flag is a mistake.
 };
 
 // Sets the flags and returns the positional arguments (everything after "--" is one). --help and

@@ -65,6 +65,18 @@ TEST_F(CommandLineTest, AllFormsOfAFlagSetIt) {
   EXPECT_FALSE(absl::GetFlag(FLAGS_test_switch));
 }
 
+TEST_F(CommandLineTest, WordAfterASwitchSetsItAndNumbersDoNot) {
+  const auto line = Set({"--test_switch", "false", "--test_count=1", "rest"});
+  ASSERT_TRUE(line.ok()) << line.status();
+  EXPECT_FALSE(absl::GetFlag(FLAGS_test_switch));
+  EXPECT_THAT(line->positional, ElementsAre("rest"));
+
+  const auto number = Set({"--test_switch", "0"});
+  ASSERT_TRUE(number.ok()) << number.status();
+  EXPECT_TRUE(absl::GetFlag(FLAGS_test_switch));
+  EXPECT_THAT(number->positional, ElementsAre("0"));
+}
+
 TEST_F(CommandLineTest, ValueMayLookLikeAFlag) {
   ASSERT_TRUE(Set({"--test_name", "--test_count"}).ok());
 

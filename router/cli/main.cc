@@ -59,5 +59,6 @@ int main(int argc, char** argv) {
            "       baton status\n"
            "       baton drain      HOST:PORT of a worker; returns when it has left\n"
            "Tokens stream to standard output as they come. Ctrl-C cancels.",
-       .version = baton::Version()}));
+       .version = baton::Version(),
+       .takes_arguments = true}));
 }
