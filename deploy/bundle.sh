@@ -9,6 +9,7 @@
 #   --build DIR     where they were built (default build/release, else build/dev)
 #   --out DIR       the folder, which is made anew (default build/bundle)
 #   --tests NAME…   what follows are names in the build's folder of tests, or paths
+#   --no_ucx        without UCX: the other machine provides it, one with CUDA for example
 #
 # The folder holds bin/, lib/ and tests/. Programs find lib/ by a path relative to their own, so
 # nothing has to be set. The other machine provides glibc, no older than this machine's, and what
@@ -22,6 +23,8 @@ readonly CUDA_MODULE=libbaton_cuda.so
 # What the other machine provides.
 readonly GLIBC='^(linux-vdso|ld-linux.*|lib(c|m|pthread|dl|rt|resolv|util|mvec))\.so'
 readonly HARDWARE='^lib(cuda|cudart|cublas|cublasLt|nv.*|nccl|ibverbs|rdmacm|mlx[0-9]+|nl-.*)\.so'
+readonly UCX='^libuc[mpst]\.so'
+readonly MARK=.baton_bundle  # In a folder that this script has made, and may make anew.
 
 fail() {
   echo "bundle.sh: $*" >&2
@@ -35,6 +38,7 @@ out=$root/build/bundle
 programs=()
 tests=()
 into=programs
+provided="$GLIBC|$HARDWARE"
 while (($# > 0)); do
   case "$1" in
     -h | --help)
@@ -47,6 +51,7 @@ while (($# > 0)); do
       shift
       ;;
     --tests) into=tests ;;
+    --no_ucx) provided+="|$UCX" ;;
     -*) fail "unknown option '$1' (see --help)" ;;
     *) declare -n list=$into && list+=("$1") ;;
   esac
@@ -83,7 +88,7 @@ copy_named() {  # FOLDER INTO NAME…
 needed_libraries() {  # FILE…
   local name path
   ldd "$@" | sed -nE 's/^\s+(\S+) => (not found|\S+).*/\1 \2/p' | sort -u | while read -r name path; do
-    if [[ $name =~ $GLIBC || $name =~ $HARDWARE ]]; then continue; fi
+    if [[ $name =~ $provided ]]; then continue; fi
     [[ $path == /* ]] || fail "$name is needed, and is not on this machine"
     echo "$name $path"
   done
@@ -138,19 +143,18 @@ PYTHON
 check_file() {  # FILE
   local name path
   while read -r name path; do
-    if [[ $name =~ $GLIBC || $name =~ $HARDWARE || $(readlink -f "$path") == "$out"/* ]]; then continue; fi
+    if [[ $name =~ $provided || $(readlink -f "$path") == "$out"/* ]]; then continue; fi
     fail "$1 would load $name from '$path', not from $out/lib: was it linked with '\$ORIGIN/../bin'?"
   done < <(env -i PATH="$PATH" ldd "$1" | sed -nE 's/^\s+(\S+) => (not found|\S+).*/\1 \2/p')
 }
 
 # ---- Bundle --------------------------------------------------------------------------------------
 
-case $out in
-  / | "$root" | "$HOME" | "$PWD") fail "--out $out: not a folder to make anew" ;;
-esac
-[[ ! -e $out || -z $(ls -A "$out") || -d $out/lib ]] || fail "--out $out: holds something else"
-rm -rf "$out"
-mkdir -p "$out/lib"
+[[ ! -e $out || -z $(ls -A "$out") || -f $out/$MARK ]] || fail "--out $out: holds something else"
+mkdir -p "$out"
+touch "$out/$MARK"
+rm -rf "${out:?}"/{bin,lib,tests}
+mkdir "$out/lib"
 out=$(readlink -f "$out")
 readonly out
 
@@ -166,7 +170,7 @@ while read -r name path; do
   if [[ $name == libucs.so.0 ]]; then copy_ucx_modules "$path"; fi
 done <<< "$libraries"
 
-mapfile -t files < <(find "$out" -type f)
+mapfile -t files < <(find "$out" -type f ! -name "$MARK")
 point_to_lib "${files[@]}"
 for file in "${files[@]}"; do
   # Libraries find others by the paths of whoever loads them.

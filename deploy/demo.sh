@@ -89,7 +89,7 @@ if [[ -z $bin ]]; then
   cd "$root"
   run cmake --preset "$preset" -Wno-dev --log-level=WARNING
   run cmake --build --preset "$preset" --target baton baton_router baton_prefill_worker \
-    baton_decode_worker
+    baton_decode_worker baton_run
   bin=$root/build/$preset/bin
 fi
 

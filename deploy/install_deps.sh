@@ -21,7 +21,7 @@ packages=(
   libpcre2-dev libutf8proc-dev libssl-dev libxxhash-dev nlohmann-json3-dev libspdlog-dev prometheus-cpp-dev
   libgtest-dev libgmock-dev libbenchmark-dev
 )
-test_packages=(python3-grpcio python3-protobuf libboost-context-dev)
+test_packages=(python3-grpcio python3-protobuf libboost-context-dev openssl iproute2)
 dev_packages=(clang libclang-rt-14-dev clang-format clang-tidy shellcheck git)
 
 check_only=false

@@ -3,6 +3,7 @@
 
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import tempfile
@@ -21,8 +22,8 @@ class BundleTest(unittest.TestCase):
         self.folder = pathlib.Path(folder.name).resolve()
         self.build = pathlib.Path(os.environ["BATON_BIN_DIR"]).parent
 
-    def bundle(self, out, *names):
-        return subprocess.run([BUNDLE, "--build", self.build, "--out", out, *names],
+    def bundle(self, out, *arguments):
+        return subprocess.run([BUNDLE, "--build", self.build, "--out", out, *arguments],
                               capture_output=True, text=True, check=False)
 
     def test_programs_run_from_any_place_with_the_folders_libraries(self):
@@ -40,16 +41,51 @@ class BundleTest(unittest.TestCase):
                 if not line.strip().startswith(GLIBC):
                     self.assertIn(f"=> {moved}/", line)
 
+    def test_a_worker_finds_ucx_and_its_transports_there(self):
+        made = self.bundle(self.folder / "out", "baton_decode_worker")
+        self.assertEqual(made.returncode, 0, made.stderr)
+        worker = [self.folder / "out/bin/baton_decode_worker", "--model", ROOT / "deploy/demo_model/model",
+                  "--listen", "127.0.0.1:0", "--kv_memory", "16MiB"]
+
+        with subprocess.Popen(worker, env={}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+            address = running.stdout.readline()
+            maps = pathlib.Path(f"/proc/{running.pid}/maps").read_text()
+            running.terminate()
+            self.assertRegex(address, r"127\.0\.0\.1:\d+", running.stderr.read())
+
+        loaded = {line.split()[-1] for line in maps.splitlines() if re.search(r"/libuc\w+\.so", line)}
+        self.assertTrue(any("/lib/ucx/" in path for path in loaded), loaded)
+        for path in loaded:
+            self.assertTrue(path.startswith(f"{self.folder}/out/lib/"), path)
+
+    def test_ucx_may_come_from_elsewhere(self):
+        made = self.bundle(self.folder / "out", "baton_decode_worker", "--no_ucx")
+        self.assertEqual(made.returncode, 0, made.stderr)
+        self.assertEqual(list((self.folder / "out/lib").glob("libuc*")), [])
+
+        said = subprocess.run([self.folder / "out/bin/baton_decode_worker", "--version"],
+                              env={"LD_LIBRARY_PATH": "/nowhere:/usr/lib/x86_64-linux-gnu"}, capture_output=True,
+                              text=True, check=False)
+
+        self.assertEqual(said.returncode, 0, said.stderr)
+
     def test_what_is_not_a_bundle_is_left_alone(self):
         other = self.folder / "other"
-        other.mkdir()
-        (other / "letter").write_text("dear")
+        (other / "lib").mkdir(parents=True)
+        (other / "lib/letter").write_text("dear")
 
         refused = self.bundle(other, "baton")
 
         self.assertEqual(refused.returncode, 1)
         self.assertIn("holds something else", refused.stderr)
-        self.assertEqual((other / "letter").read_text(), "dear")
+        self.assertEqual((other / "lib/letter").read_text(), "dear")
+
+    def test_a_bundle_is_made_anew(self):
+        for name in ("baton_decode_worker", "baton"):
+            made = self.bundle(self.folder / "out", name)
+            self.assertEqual(made.returncode, 0, made.stderr)
+
+        self.assertEqual([path.name for path in (self.folder / "out/bin").iterdir()], ["baton"])
 
     def test_a_program_that_was_not_built_is_named(self):
         refused = self.bundle(self.folder / "out", "baton", "no_such_program")
