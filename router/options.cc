@@ -23,6 +23,9 @@ ABSL_FLAG(std::string, prefill, "",
 ABSL_FLAG(std::string, decode, "", "Decode workers, as --prefill. At least one is required.");
 ABSL_FLAG(uint32_t, drain_seconds, 30,
           "After SIGTERM, how long running streams may take to finish before they are ended.");
+ABSL_FLAG(uint32_t, connection_seconds, 0,
+          "After so long a client is told to connect anew for its next calls, so that clients come "
+          "to routers that were added; running streams stay. 0: never.");
 ABSL_FLAG(uint32_t, resolve_seconds, 5, "How often DNS names of workers are resolved.");
 ABSL_FLAG(uint32_t, queue_requests, 1024, "Most requests that wait for a worker.");
 ABSL_FLAG(uint64_t, queue_tokens, 1 << 20, "Most tokens of requests that wait for a worker.");
@@ -126,6 +129,7 @@ absl::StatusOr<RouterOptions> RouterOptionsFromFlags() {
   BATON_ASSIGN_OR_RETURN(options.loop.session.channel.tls, WorkerTls());
   options.loop.session.channel.tls_server_name = absl::GetFlag(FLAGS_worker_tls_server_name);
   BATON_ASSIGN_OR_RETURN(options.rpc, RpcServerOptionsFromFlags());
+  options.rpc.connection_age_max = std::chrono::seconds(absl::GetFlag(FLAGS_connection_seconds));
   if (const std::string keys = absl::GetFlag(FLAGS_api_keys); !keys.empty()) {
     BATON_ASSIGN_OR_RETURN(options.keys, ApiKeys::Load(keys));
   }

@@ -77,7 +77,7 @@ void Router::ReloadFiles() {
 }
 
 void Router::DrainAndStop(Duration grace) {
-  if (server_ != nullptr) server_->BeginDrain();
+  if (server_ != nullptr) server_->StopListening();
   loop_->Stop(grace);
   if (server_ != nullptr) server_->Shutdown(kFlushGrace);
   // Last: it may be waiting for a name server, and no client should wait with it.

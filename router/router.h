@@ -46,8 +46,8 @@ class Router {
   // Looks whether certificates or API keys have changed. Any thread.
   void ReloadFiles();
 
-  // Health says NOT_SERVING and new requests are refused at once; streams have `grace` to finish,
-  // then they end with UNAVAILABLE. Idempotent; one thread.
+  // Health says NOT_SERVING at once, and clients are told to go to other routers with their next
+  // calls; streams have `grace` to finish, then they end with UNAVAILABLE. Idempotent; one thread.
   void DrainAndStop(Duration grace);
 
  private:

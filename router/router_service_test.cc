@@ -19,6 +19,7 @@ namespace {
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 using ::testing::AllOf;
+using ::testing::AnyOf;
 using ::testing::ElementsAreArray;
 using ::testing::HasSubstr;
 using ::testing::StartsWith;
@@ -117,7 +118,10 @@ class RouterServiceTest : public testing::Test {
   }
 
   // What grpc.health.v1 says.
-  bool Serving() { return UnaryCall(channel, kHealthCheck, "").value() == kServing; }
+  bool Serving() {
+    const auto answer = UnaryCall(channel, kHealthCheck, "");
+    return answer.ok() && *answer == kServing;
+  }
 
   static const std::vector<TokenId> kPrompt;
   uint32_t streams_max = 8192;
@@ -392,7 +396,8 @@ TEST_F(RouterServiceTest, DrainFinishesStreamsAndRefusesNewOnes) {
   const grpc::Status status = reader->Finish();
   drain.join();
 
-  EXPECT_EQ(refused.status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_THAT(refused.status.error_code(),
+              AnyOf(grpc::StatusCode::UNAVAILABLE, grpc::StatusCode::CANCELLED));
   EXPECT_TRUE(status.ok()) << status.error_message();
   EXPECT_THAT(reply.ids, ElementsAreArray(Expected()));
 }

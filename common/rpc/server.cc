@@ -1,6 +1,6 @@
 #include "common/rpc/server.h"
 
-#include <grpc/impl/codegen/grpc_types.h>
+#include <grpc/grpc.h>
 #include <grpcpp/health_check_service_interface.h>
 #include <grpcpp/resource_quota.h>
 #include <grpcpp/security/server_credentials.h>
@@ -16,6 +16,7 @@
 
 #include "absl/flags/flag.h"
 #include "absl/strings/str_cat.h"
+#include "absl/time/time.h"
 #include "common/base/check.h"
 #include "common/base/command_line.h"
 #include "common/base/status_macros.h"
@@ -68,6 +69,10 @@ void Configure(const RpcServerOptions& options, grpc::ServerBuilder* builder) {
                               Milliseconds(options.keepalive_timeout));
   builder->AddChannelArgument(GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS,
                               Milliseconds(options.handshake_timeout));
+  if (options.connection_age_max > Duration::zero()) {
+    builder->AddChannelArgument(GRPC_ARG_MAX_CONNECTION_AGE_MS,
+                                Milliseconds(options.connection_age_max));
+  }
   // Clients may ping as often as we do; faster is abuse.
   builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
   builder->AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 1000);
@@ -155,12 +160,23 @@ bool RpcServer::draining() const {
   return draining_;
 }
 
-void RpcServer::Shutdown(Duration grace) {
-  if (shut_down_) return;
-  shut_down_ = true;
+void RpcServer::StopListening() {
   BeginDrain();
-  server_->Shutdown(std::chrono::system_clock::now() + grace);
-  server_->Wait();
+  if (closing_.joinable() || closed_.HasBeenNotified()) return;
+  closing_ = std::thread([this] {
+    server_->Shutdown();
+    server_->Wait();
+    closed_.Notify();
+  });
+}
+
+void RpcServer::Shutdown(Duration grace) {
+  StopListening();
+  if (!closing_.joinable()) return;
+  if (!closed_.WaitForNotificationWithTimeout(absl::FromChrono(grace))) {
+    grpc_server_cancel_all_calls(server_->c_server());
+  }
+  closing_.join();
 }
 
 }  // namespace baton

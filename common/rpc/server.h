@@ -1,19 +1,22 @@
 // A process's gRPC server: services over the callback API, grpc.health.v1 and reflection.
 //
 // Life: Start (health NOT_SERVING) -> SetServing(true) -> BeginDrain (NOT_SERVING for good) ->
-// Shutdown. Services outlive the server; the owner ends its streams between BeginDrain and
-// Shutdown. Thread-safe, except that Shutdown and destruction come from one thread.
+// perhaps StopListening -> Shutdown. Services outlive the server; the owner ends its streams
+// between BeginDrain and Shutdown. Thread-safe, except that StopListening, Shutdown and destruction
+// come from one thread.
 #ifndef BATON_COMMON_RPC_SERVER_H_
 #define BATON_COMMON_RPC_SERVER_H_
 
 #include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
+#include "absl/synchronization/notification.h"
 #include "common/base/clock.h"
 #include "common/rpc/tls_files.h"
 
@@ -35,6 +38,9 @@ struct RpcServerOptions {
   // Idle clients that have no thread of their own for it look at their connections every 5 s, so
   // that may be how long they take to answer a ping.
   Duration keepalive_timeout = std::chrono::seconds(20);
+  // After so long a client is told to connect anew for its next calls, so that clients come to
+  // servers that were added; those that run go on. Zero: never.
+  Duration connection_age_max = Duration::zero();
   // How long a new connection may take to say who it is.
   Duration handshake_timeout = std::chrono::seconds(20);
   // Null: plaintext. With authorities, clients must show a certificate of theirs.
@@ -67,6 +73,10 @@ class RpcServer {
   void BeginDrain();
   bool draining() const;
 
+  // Also tells clients to take their next calls elsewhere (GOAWAY, RFC 9113, 6.8), and accepts no
+  // more connections. A call that comes before its client has heard that is cancelled. Idempotent.
+  void StopListening();
+
   // Accepts no more calls, waits up to `grace` for those running, cancels the rest, and returns
   // when all have ended. Idempotent.
   void Shutdown(Duration grace);
@@ -81,7 +91,8 @@ class RpcServer {
   const int port_;
   mutable absl::Mutex mutex_;
   bool draining_ ABSL_GUARDED_BY(mutex_) = false;
-  bool shut_down_ = false;
+  std::thread closing_;  // Since StopListening: waits until all calls have ended.
+  absl::Notification closed_;
 };
 
 }  // namespace baton

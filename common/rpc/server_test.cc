@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <string>
 
+#include "absl/strings/str_cat.h"
 #include "common/base/clock.h"
 #include "common/rpc/channel.h"
 #include "common/rpc/testing/unary_call.h"
@@ -59,6 +60,10 @@ class SilentClient {
   bool was_pinged() const {
     return received_.find(std::string("\0\0\10\6\0\0\0\0\0", 9)) != std::string::npos;
   }
+  // A frame of type 7, without flags, of the connection.
+  bool was_told_to_leave() const {
+    return received_.find(std::string("\7\0\0\0\0\0", 6)) != std::string::npos;
+  }
 
  private:
   const int fd_;
@@ -72,8 +77,7 @@ TEST(RpcServerTest, GivesIdleClientsTimeToAnswerItsPings) {
   options.keepalive_interval = std::chrono::seconds(1);
   auto server = RpcServer::Start(options, {});
   ASSERT_TRUE(server.ok()) << server.status();
-  const std::string& address = (*server)->address();
-  SilentClient client(static_cast<uint16_t>(std::stoi(address.substr(address.rfind(':') + 1))));
+  SilentClient client(static_cast<uint16_t>((*server)->port()));
 
   EXPECT_TRUE(client.StaysOpenFor(std::chrono::seconds(10)));
 
@@ -165,6 +169,52 @@ TEST(RpcServerTest, ShutdownCancelsWhatDoesNotEndInTime) {
   v1::Event event;
   EXPECT_FALSE(stream->Read(&event));
   EXPECT_FALSE(stream->Finish().ok());
+}
+
+// Goal: clients of a server that drains go to another one with their next calls, and those that run
+// go on.
+TEST(RpcServerTest, ClientsTakeTheirNextCallsElsewhere) {
+  EndlessWorker worker;
+  auto first = RpcServer::Start({}, {&worker});
+  auto second = RpcServer::Start({}, {});
+  ASSERT_TRUE(first.ok() && second.ok());
+  const auto channel =
+      CreateChannel(absl::StrCat("ipv4:", (*first)->address(), ",", (*second)->address()));
+  // Empty: it was cancelled, because it came before the client knew.
+  const auto peer_of_a_call = [&] {
+    grpc::ClientContext context;
+    const auto answer = UnaryCall(channel, kHealthCheck, "", context);
+    EXPECT_TRUE(answer.ok() || absl::IsCancelled(answer.status())) << answer.status();
+    return answer.ok() ? context.peer() : "";
+  };
+  const auto stub = v1::Worker::NewStub(channel);
+  grpc::ClientContext context;
+  const auto stream = stub->Session(&context);
+  stream->WaitForInitialMetadata();
+  EXPECT_EQ(peer_of_a_call(), "ipv4:" + (*first)->address());
+
+  (*first)->StopListening();
+
+  const Instant end = Now() + std::chrono::seconds(20);
+  while (peer_of_a_call() != "ipv4:" + (*second)->address()) ASSERT_LT(Now(), end);
+  EXPECT_TRUE(stream->Write(v1::Command()));
+  (*first)->Shutdown(std::chrono::milliseconds(10));
+  v1::Event event;
+  EXPECT_FALSE(stream->Read(&event));
+  EXPECT_FALSE(stream->Finish().ok());
+}
+
+TEST(RpcServerTest, OldConnectionsAreGivenUp) {
+  RpcServerOptions options;
+  options.connection_age_max = std::chrono::milliseconds(100);
+  auto server = RpcServer::Start(options, {});
+  ASSERT_TRUE(server.ok()) << server.status();
+  SilentClient client(static_cast<uint16_t>((*server)->port()));
+
+  for (const Instant end = Now() + std::chrono::seconds(20); !client.was_told_to_leave();) {
+    ASSERT_LT(Now(), end);
+    static_cast<void>(client.StaysOpenFor(std::chrono::milliseconds(10)));
+  }
 }
 
 TEST(RpcServerTest, MessageOverTheLimitIsRefused) {
