@@ -30,12 +30,15 @@ class EngineWatch {
     if (broken_.ok()) broken_ = reason;
   }
 
+  // Why it will compute nothing more, if that is so.
+  absl::Status broken() const {
+    absl::MutexLock lock(&mutex_);
+    return broken_;
+  }
+
   // kUnavailable: the engine hangs or is broken.
   absl::Status Check(Instant now) const {
-    {
-      absl::MutexLock lock(&mutex_);
-      if (!broken_.ok()) return broken_;
-    }
+    if (absl::Status broken = this->broken(); !broken.ok()) return broken;
     const Duration age = now - last_round_.load(std::memory_order_relaxed);
     if (stall_max_ == Duration::zero() || age <= stall_max_) return absl::OkStatus();
     return absl::UnavailableError(absl::StrCat("the engine hangs: no step has ended for ",

@@ -101,7 +101,14 @@ class Worker::Impl final : public SessionHandler, public EventPort {
     BATON_ASSIGN_OR_RETURN(server_, RpcServer::Start(options_.rpc, {sessions_.get()}));
     published_server_.store(server_.get(), std::memory_order_release);
     server_->SetServing(true);
+    // A device that was lost before the server was published.
+    if (!watch_.broken().ok()) server_->SetServing(false);
     return absl::OkStatus();
+  }
+
+  absl::Status CheckEngine() {
+    server_->SetServing(watch_.Check(Now()).ok());
+    return watch_.broken();
   }
 
   const std::string& address() const { return server_->address(); }
@@ -225,14 +232,14 @@ class Worker::Impl final : public SessionHandler, public EventPort {
     return true;
   }
 
-  // Routers go to other workers, and whoever watches the health of processes starts this one again.
+  // Routers go to other workers, and the owner is told when it asks.
   void Break(const absl::Status& reason) {
     if (std::exchange(broken_, true)) return;
-    LogError("the device is lost; start the worker again", {{"reason", reason.ToString()}});
+    LogError("the device is lost", {{"reason", reason.ToString()}});
+    watch_.Break(reason);
     if (RpcServer* server = published_server_.load(std::memory_order_acquire)) {
       server->SetServing(false);
     }
-    watch_.Break(reason);
     // At once: whoever hears that a request has failed here must not bring it back.
     for (const auto& [session, router] : router_of_) {
       published_sessions_.load(std::memory_order_acquire)->Close(session, reason);
@@ -374,6 +381,8 @@ absl::StatusOr<std::unique_ptr<Worker>> Worker::Start(const WorkerOptions& optio
 }
 
 const std::string& Worker::address() const { return impl_->address(); }
+
+absl::Status Worker::CheckEngine() { return impl_->CheckEngine(); }
 
 void Worker::DrainAndStop(Duration grace) { impl_->Drain(grace); }
 

@@ -62,6 +62,10 @@ class Worker {
   // host:port of the sessions.
   const std::string& address() const;
 
+  // Looks whether the engine comes back from its steps, and has health say so: to be called again
+  // and again. kUnavailable: the device is lost, and only a new process may find it again.
+  absl::Status CheckEngine();
+
   // Health says NOT_SERVING at once, new work is refused, and what runs may finish for up to
   // `grace`; the rest ends with UNAVAILABLE. Then everything stops.
   void DrainAndStop(Duration grace);

@@ -1,11 +1,14 @@
 // The main() of prefill and decode workers.
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 #include <optional>
 #include <string>
+#include <thread>
 #include <utility>
 
 #include "absl/flags/flag.h"
+#include "absl/synchronization/notification.h"
 #include "absl/time/time.h"
 #include "common/base/command_line.h"
 #include "common/base/status_macros.h"
@@ -42,6 +45,9 @@ ABSL_FLAG(
 namespace baton {
 namespace {
 
+// What ends after a drain ends by then.
+constexpr Duration kStopTimeMax = std::chrono::seconds(10);
+
 absl::StatusOr<std::optional<StagingMemory>> StagingFromFlags() {
   const std::string name = absl::GetFlag(FLAGS_kv_staging);
   if (name == "auto") return std::nullopt;
@@ -63,6 +69,27 @@ class LoadProgress {
  private:
   static constexpr Duration kInterval = std::chrono::seconds(2);
   Instant next_;
+};
+
+// Ends the process if its owner does not stop in time: an engine that hangs cannot be waited for.
+class LastResort {
+ public:
+  explicit LastResort(Duration limit)
+      : thread_([this, limit] {
+          if (stopped_.WaitForNotificationWithTimeout(absl::FromChrono(limit))) return;
+          LogError("the engine hangs; the process ends without it");
+          std::_Exit(1);
+        }) {}
+  ~LastResort() {
+    stopped_.Notify();
+    thread_.join();
+  }
+  LastResort(const LastResort&) = delete;
+  LastResort& operator=(const LastResort&) = delete;
+
+ private:
+  absl::Notification stopped_;
+  std::thread thread_;
 };
 
 absl::Status Serve(const v1::WorkerHello& hello, const EngineFactory& make_engine) {
@@ -103,12 +130,17 @@ absl::Status Serve(const v1::WorkerHello& hello, const EngineFactory& make_engin
   std::printf("listening on %s\n", worker->address().c_str());
   if (metrics_server != nullptr) std::printf("metrics on %s\n", metrics_server->address().c_str());
   std::fflush(stdout);
-  while (!termination.WaitFor(kReloadInterval)) {
+  absl::Status lost;
+  while (lost.ok() && !termination.WaitFor(kReloadInterval)) {
     if (options.rpc.tls != nullptr) options.rpc.tls->Reload();
+    lost = worker->CheckEngine();
   }
-  worker->DrainAndStop(std::chrono::seconds(absl::GetFlag(FLAGS_drain_seconds)));
+  const Duration grace = lost.ok() ? std::chrono::seconds(absl::GetFlag(FLAGS_drain_seconds))
+                                   : std::chrono::seconds(0);
+  const LastResort last_resort(grace + kStopTimeMax);
+  worker->DrainAndStop(grace);
   LogInfo("stopped");
-  return absl::OkStatus();
+  return lost;
 }
 
 }  // namespace

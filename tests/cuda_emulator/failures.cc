@@ -1,5 +1,8 @@
 #include "tests/cuda_emulator/failures.h"
 
+#include <poll.h>
+#include <unistd.h>
+
 #include <atomic>
 #include <cstdint>
 #include <cstdlib>
@@ -24,6 +27,11 @@ size_t BytesFrom(const char* variable) {
                           : static_cast<size_t>(std::strtoull(bytes, nullptr, 10));
 }
 
+void HangWhileToldTo() {
+  const char* const path = std::getenv("BATON_EMULATED_GPU_HANGS_WHILE");
+  while (path != nullptr && access(path, F_OK) == 0) poll(nullptr, 0, /*timeout=*/10);
+}
+
 }  // namespace
 
 size_t GpuMemoryMax() { return BytesFrom("BATON_EMULATED_GPU_MEMORY"); }
@@ -32,6 +40,7 @@ size_t PinnedMemoryMax() { return BytesFrom("BATON_EMULATED_PINNED_MEMORY"); }
 bool IsLost(int device) { return lost_device.load() == device; }
 
 bool DoesNext(int device) {
+  HangWhileToldTo();
   if (lost_device.load() != kNone) return !IsLost(device);
   const char* const path = std::getenv("BATON_EMULATED_GPU_FAILS_WHEN");
   if (path == nullptr) return true;

@@ -4,6 +4,7 @@
 //   BATON_EMULATED_PINNED_MEMORY=BYTES   no more of the host's memory can be pinned
 //   BATON_EMULATED_GPU_FAILS_WHEN=FILE   once FILE is there, the GPU of the next operation is lost,
 //                                        or, if FILE holds a number, so many operations later
+//   BATON_EMULATED_GPU_HANGS_WHILE=FILE  while FILE is there, no operation ends
 //
 // One GPU of a process is lost at most, and for good: its operations do nothing from then on, and
 // all calls that need it return kLostError, as after a kernel that wrote where it must not.
@@ -23,7 +24,8 @@ size_t PinnedMemoryMax();
 
 // Any thread.
 bool IsLost(int device);
-// Whether this GPU does its next operation. REQUIRES: the runtime's mutex is held.
+// Whether this GPU does its next operation, which may take its time. REQUIRES: the runtime's mutex
+// is held.
 bool DoesNext(int device);
 
 }  // namespace baton::emulation

@@ -24,6 +24,8 @@
 #include "absl/strings/str_cat.h"
 #include "common/device/device.h"
 #include "common/model/testing/tiny_model.h"
+#include "common/rpc/channel.h"
+#include "common/rpc/testing/unary_call.h"
 #include "common/worker/engine_parts.h"
 #include "decode_worker/local_runner.h"
 #include "tests/support/cluster.h"
@@ -122,9 +124,10 @@ class GpuFailuresTest : public testing::Test {
          .router_flags = router_flags,
          .place = [this, prefill_flags](const std::string& role, int index,
                                         std::vector<std::string>* command) {
-           const std::string when =
-               absl::StrCat("BATON_EMULATED_GPU_FAILS_WHEN=", File(role, index));
-           command->insert(command->begin(), {"env", when});
+           const std::string file = File(role, index);
+           command->insert(command->begin(),
+                           {"env", absl::StrCat("BATON_EMULATED_GPU_FAILS_WHEN=", file),
+                            absl::StrCat("BATON_EMULATED_GPU_HANGS_WHILE=", file, ".hangs")});
            if (role == "decode") return;
            command->insert(command->end(), prefill_flags.begin(), prefill_flags.end());
          }});
@@ -140,6 +143,13 @@ class GpuFailuresTest : public testing::Test {
     const std::string file = File(role, index);
     std::ofstream(file + ".new") << operations;
     ASSERT_EQ(std::rename((file + ".new").c_str(), file.c_str()), 0);
+  }
+
+  void LetGpuHang(const std::string& role, int index) const {
+    std::ofstream(File(role, index) + ".hangs") << "";
+  }
+  void LetGpuGoOn(const std::string& role, int index) const {
+    ASSERT_EQ(std::remove((File(role, index) + ".hangs").c_str()), 0);
   }
 
   // Runs all requests at once, and `happens` when `streams` of them have given a token.
@@ -168,21 +178,21 @@ class GpuFailuresTest : public testing::Test {
   }
 
   static bool HasSaid(const Process& worker) {
-    return ReadFile(worker.log()).find("the device is lost; start the worker again") !=
-           std::string::npos;
+    return ReadFile(worker.log()).find("the device is lost") != std::string::npos;
   }
 
-  // It says why, and can still be told to end.
+  // It says why and ends, so that whoever watches over it starts it again.
   static void ExpectSaidAndEnds(Process& worker) {
-    const std::string log = ReadFile(worker.log());
-    EXPECT_THAT(log,
-                ContainsRegex("the device is lost; start the worker again reason=\"UNAVAILABLE: "
-                              ".*cuda:[01] emulated GPU: .*cudaErrorIllegalAddress, an illegal "
-                              "memory access was encountered\""));
-    worker.Signal(SIGTERM);
     const absl::StatusOr<int> code = worker.Wait(std::chrono::seconds(20));
     ASSERT_TRUE(code.ok()) << code.status();
-    EXPECT_EQ(*code, 0) << worker.LogTail();
+    EXPECT_EQ(*code, 1) << worker.LogTail();
+    constexpr char kReason[] =
+        "cuda:[01] emulated GPU: .*cudaErrorIllegalAddress, an illegal memory access was "
+        "encountered";
+    const std::string log = ReadFile(worker.log());
+    EXPECT_THAT(
+        log, ContainsRegex(absl::StrCat("the device is lost reason=\"UNAVAILABLE: .*", kReason)));
+    EXPECT_THAT(log, ContainsRegex(absl::StrCat("error: .*", kReason)));
   }
 
   TemporaryFolder files_;
@@ -352,6 +362,55 @@ TEST_F(GpuFailuresTest, OneOfTwoGpusThatPrefillTogetherIsLost) {
 
   ExpectRest(2);
   ExpectSaidAndEnds(cluster_->prefill(0));
+}
+
+// ---- A GPU that hangs --------------------------------------------------------------------------
+
+TEST_F(GpuFailuresTest, StreamsLeaveAGpuThatHangsAndComeToItAgain) {
+  StartCluster(1, 2, {}, {"--engine_stall_seconds=1", "--swap_memory=1MiB"});
+  // Health follows within a second.
+  const auto expect_health = [this](int index, const std::string& health) {
+    const auto channel = CreateChannel(cluster_->decode_address(index));
+    EXPECT_TRUE(cluster_->WaitUntil([&](const v1::GetClusterResponse&) {
+      return UnaryCall(channel, kHealthCheck, "").value() == health;
+    }));
+  };
+
+  int hanging = 0;
+  const std::vector<Answer> answers = RunAll([this, &hanging] {
+    hanging = BusyDecode(*cluster_);
+    LetGpuHang("decode", hanging);
+  });
+
+  ExpectTrueStreams(answers);
+  EXPECT_GT(Retries(answers), 0u);
+  ExpectRest(2);
+  expect_health(hanging, kNotServing);
+
+  LetGpuGoOn("decode", hanging);
+
+  ExpectRest(3);
+  expect_health(hanging, kServing);
+  ExpectTrueStreams(RunAll());
+}
+
+TEST_F(GpuFailuresTest, AWorkerWhoseGpuHangsCanBeToldToEnd) {
+  StartCluster(1, 1, {}, {"--drain_seconds=1", "--swap_memory=1MiB"});
+  Process& worker = cluster_->decode(0);
+
+  RunThrough(*cluster_, Requests(), std::chrono::seconds(5),
+             {.happens =
+                  [&] {
+                    LetGpuHang("decode", 0);
+                    worker.Signal(SIGTERM);
+                  },
+              .streams = kStreams,
+              .tokens = 1});
+
+  const absl::StatusOr<int> code = worker.Wait(std::chrono::seconds(40));
+  ASSERT_TRUE(code.ok()) << code.status();
+  EXPECT_EQ(*code, 1);
+  EXPECT_THAT(ReadFile(worker.log()), HasSubstr("the engine hangs"));
 }
 
 // ---- Swap space --------------------------------------------------------------------------------
