@@ -39,8 +39,8 @@ BUGS = {
         "  if (state.landed_cells == state.coverage.cells()) {\n"),
     "checksums are not compared": (
         "common/kv_transfer/kv_receiver.cc",
-        "  if (ChecksumOf(staged.host) != message.checksum) {",
-        "  if (false && ChecksumOf(staged.host) != message.checksum) {"),
+        "  if (*checksum != message.checksum) {",
+        "  if (false && *checksum != message.checksum) {"),
     "the prefill worker unpins blocks that are still being sent": (
         "prefill_worker/prefill_engine.cc",
         "  closing_[transfer] = std::move(job);\n",
