@@ -2,13 +2,13 @@
 
 #include <algorithm>
 #include <filesystem>
-#include <thread>
 #include <utility>
 
 #include "absl/flags/flag.h"
 #include "absl/strings/str_cat.h"
 #include "common/base/command_line.h"
 #include "common/base/status_macros.h"
+#include "common/worker/thread_count.h"
 
 ABSL_FLAG(std::string, model, "", "Folder of the model, as Hugging Face lays it out. Required.");
 ABSL_FLAG(std::string, device, "cpu", "Where to compute: cpu, cuda or cuda:INDEX.");
@@ -28,7 +28,8 @@ ABSL_FLAG(
     "computes prompts up to twice as fast, or 16, nearly exact. With bf16 weights: 16, up to twice "
     "as fast on processors of AMD with AVX-512 BF16, or 32, as they are. 0: the most that the "
     "weights have.");
-ABSL_FLAG(uint32_t, threads, 0, "Threads that compute; 0: one per core.");
+ABSL_FLAG(uint32_t, threads, 0, "Threads that compute; 0: one for each processor that the process may use (taskset, "
+          "cpuset), and no more than its share of their time (cgroups).");
 ABSL_FLAG(bool, pin_threads, false,
           "Bind each of these threads to one processor: whole cores first, NUMA node by node. "
           "Workers that share a machine need a set of processors each (taskset, numactl, cpuset).");
@@ -95,7 +96,7 @@ absl::StatusOr<EngineOptions> EngineOptionsFromFlags() {
   options.pin_threads = absl::GetFlag(FLAGS_pin_threads);
   options.huge_pages = absl::GetFlag(FLAGS_huge_pages);
   options.threads = absl::GetFlag(FLAGS_threads);
-  if (options.threads == 0) options.threads = std::max(1u, std::thread::hardware_concurrency());
+  if (options.threads == 0) options.threads = UsableThreads();
   options.kv_memory_bytes = absl::GetFlag(FLAGS_kv_memory).bytes;
   options.block_tokens = absl::GetFlag(FLAGS_block_tokens);
   options.chunk_tokens = absl::GetFlag(FLAGS_chunk_tokens);

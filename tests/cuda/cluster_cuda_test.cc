@@ -12,6 +12,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/device/device.h"
+#include "common/device/testing/required_gpus.h"
 #include "common/tokenizer/tokenizer.h"
 #include "common/worker/engine_parts.h"
 #include "decode_worker/local_runner.h"
@@ -68,13 +69,7 @@ Oracle AskTheCpu() {
 
 class ClusterCudaTest : public testing::Test {
  protected:
-  void SetUp() override {
-    const absl::StatusOr<std::unique_ptr<Device>> device = OpenDevice("cuda");
-    if (!device.ok()) {
-      ASSERT_EQ(std::getenv("BATON_REQUIRE_GPU"), nullptr) << device.status();
-      GTEST_SKIP() << device.status();
-    }
-  }
+  void SetUp() override { SKIP_WITHOUT_GPUS(1, OpenDevice("cuda").status()); }
 
   static const Oracle& Cpu() {
     static const Oracle oracle = AskTheCpu();
@@ -141,7 +136,7 @@ TEST_F(ClusterCudaTest, InFloat32TokensAreTheCpus) {
 
 // Each of them sends the KV heads that it has to one.
 TEST_F(ClusterCudaTest, TwoGpusPrefillForOne) {
-  if (const auto two = OpenDevices("cuda", 2); !two.ok()) GTEST_SKIP() << two.status();
+  SKIP_WITHOUT_GPUS(2, OpenDevices("cuda", 2).status());
   const Score score = AskTheGpu({"--weights=f32", "--kv_dtype=f32"}, {.prefill_gpus = 2});
 
   EXPECT_GE(score.same + Share(kStreamsThatMayDiffer), static_cast<int>(Cpu().questions.size()));

@@ -12,6 +12,7 @@
 
 #include "common/collective/collective.h"
 #include "common/device/device.h"
+#include "common/device/testing/required_gpus.h"
 
 namespace baton {
 namespace {
@@ -20,7 +21,7 @@ class CollectiveCudaTest : public testing::TestWithParam<uint32_t> {
  protected:
   void SetUp() override {
     auto devices = OpenDevices("cuda", GetParam());
-    if (!devices.ok()) GTEST_SKIP() << devices.status();
+    SKIP_WITHOUT_GPUS(GetParam(), devices.status());
     devices_ = *std::move(devices);
     std::vector<Device*> pointers;
     for (const auto& device : devices_) pointers.push_back(device.get());

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "common/device/device.h"
+#include "common/device/testing/required_gpus.h"
 #include "common/kv_cache/kv_arena.h"
 #include "common/model/decoder.h"
 #include "common/model/model.h"
@@ -48,7 +49,7 @@ class MixtureCudaTest : public testing::TestWithParam<Case> {
 
   void SetUp() override {
     absl::StatusOr<std::vector<std::unique_ptr<Device>>> devices = OpenDevices("cuda", 1);
-    if (!devices.ok()) GTEST_SKIP() << devices.status();
+    SKIP_WITHOUT_GPUS(1, devices.status());
     gpu_ = std::move(devices->front());
     ASSERT_TRUE(WriteTinyModel(folder_, {.architecture = GetParam().architecture,
                                          .layers = 2,
@@ -182,7 +183,7 @@ TEST_P(MixtureCudaTest, StepsThatAreReplayedEqualThoseThatAreNot) {
 // Each computes half of every expert.
 TEST_P(MixtureCudaTest, TwoGpusAgreeWithOne) {
   const auto two = OpenDevices("cuda", 2);
-  if (!two.ok()) GTEST_SKIP() << two.status();
+  SKIP_WITHOUT_GPUS(2, two.status());
   Load({gpu_.get()});
   const std::vector<Floats> one = Steps(4);
   Load({(*two)[0].get(), (*two)[1].get()});

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "common/device/device.h"
+#include "common/device/testing/required_gpus.h"
 #include "common/kv_cache/kv_arena.h"
 #include "common/model/model.h"
 #include "common/model/shard.h"
@@ -65,10 +66,7 @@ class ModelCudaTest : public testing::TestWithParam<const char*> {
  protected:
   ModelCudaTest() : golden_(GetParam()) {}
 
-  void SetUp() override {
-    const absl::Status status = Open(1);
-    if (!status.ok()) GTEST_SKIP() << status;
-  }
+  void SetUp() override { SKIP_WITHOUT_GPUS(1, Open(1)); }
   // The model is then loaded on so many GPUs together.
   absl::Status Open(uint32_t count) {
     absl::StatusOr<std::vector<std::unique_ptr<Device>>> devices = OpenDevices("cuda", count);
@@ -157,7 +155,7 @@ TEST_P(ModelCudaTest, LogitsAgreeInFloat32) {
 
 // The first half at once; the others one by one, in steps that are recorded and replayed.
 TEST_P(ModelCudaTest, LogitsOfTwoGpusAgreeInFloat32) {
-  if (const absl::Status status = Open(2); !status.ok()) GTEST_SKIP() << status;
+  SKIP_WITHOUT_GPUS(2, Open(2));
   const ModelConfig config = ModelConfig::Load(golden_.folder).value();
   if (const absl::Status status = ConfigOfShard(config, 2).status(); !status.ok()) {
     GTEST_SKIP() << status;

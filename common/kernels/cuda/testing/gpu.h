@@ -5,12 +5,12 @@
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
 #include <optional>
 #include <vector>
 
 #include "common/base/check.h"
+#include "common/device/testing/required_gpus.h"
 #include "common/kernels/cuda/launch.h"
 #include "common/tensor/dtype.h"
 #include "common/tensor/number_formats.h"
@@ -19,12 +19,9 @@ namespace baton::cuda {
 
 #define ASSERT_CUDA(call) ASSERT_EQ((call), cudaSuccess) << cudaGetErrorString(cudaGetLastError())
 // First line of every test.
-// With BATON_REQUIRE_GPU in the environment a missing GPU is a failure.
-#define SKIP_WITHOUT_GPU()                                                        \
-  if (!::baton::cuda::Gpu().has_value()) {                                        \
-    ASSERT_EQ(std::getenv("BATON_REQUIRE_GPU"), nullptr) << "no GPU can be used"; \
-    GTEST_SKIP() << "no GPU can be used here";                                    \
-  }
+#define SKIP_WITHOUT_GPU()                                     \
+  SKIP_WITHOUT_GPUS(1, ::baton::cuda::Gpu() ? absl::OkStatus() \
+                                            : absl::UnavailableError("no GPU can be used here"))
 
 // The first GPU, on its default stream; nothing if there is none.
 inline std::optional<Launch> Gpu() {
