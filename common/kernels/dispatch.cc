@@ -175,6 +175,10 @@ absl::Status KernelContext::RunStep(const StepShape* shape,
   return state_ == nullptr ? body() : state_->RunStep(shape, body);
 }
 
+absl::Status KernelContext::Reserve(const StepBounds& bounds) {
+  return state_ == nullptr ? absl::OkStatus() : state_->Reserve(bounds);
+}
+
 absl::Status KernelContext::Finish() {
   return state_ == nullptr ? absl::OkStatus() : state_->Finish();
 }

@@ -46,11 +46,14 @@ struct KernelOptions {
   bool pin_threads = false;  // See KernelThreads.
   // Of what operations hand to each other. The CPU has kF32 only.
   DType activations = DType::kF32;
+  // Memory of a GPU for what single operations need, until Reserve says how much that is.
+  size_t scratch_bytes = size_t{64} << 20;
 };
 
 struct KernelTable;
 struct CpuOps;
 struct SequenceRows;
+struct StepBounds;
 
 // Numbers that the host knows and an operation needs.
 template <typename T>
@@ -90,6 +93,7 @@ struct StepShape {
 class KernelState {
  public:
   virtual ~KernelState() = default;
+  virtual absl::Status Reserve(const StepBounds& bounds) = 0;
   virtual void BeginStep() = 0;
   // Copies to memory of the device, at the same address in all steps of one shape.
   virtual const void* Place(const void* numbers, size_t bytes) = 0;
@@ -117,6 +121,10 @@ class KernelContext {
   DType activations() const { return options_.activations; }
   // Version of the numerics, e.g. "cpu-1". Raised when any kernel's bits change.
   const char* numerics() const;
+
+  // Sets aside what steps within these bounds need, so that none has to ask for memory while others
+  // have taken it. After all weights are packed. kResourceExhausted: there is not so much.
+  absl::Status Reserve(const StepBounds& bounds);
 
   // A step begins: what was placed before is gone. Then what the step needs to know is placed, so
   // that all operations find it, and then it runs. On the CPU nothing has to be brought anywhere.
@@ -193,6 +201,17 @@ struct KvPages {
             position % block_tokens) *
                row_bytes;
   }
+};
+
+// What steps have at most.
+struct StepBounds {
+  uint32_t tokens = 0;
+  uint32_t sequences = 0;
+  uint32_t sequence_tokens = 0;  // Of a sequence, those in the cache included.
+  uint32_t heads = 0;
+  KvPages pages;
+  uint32_t logit_rows = 0;  // From which tokens are chosen at once.
+  uint32_t vocab_size = 0;
 };
 
 // Consecutive tokens of one sequence within a batch.

@@ -32,6 +32,25 @@ KvPages LayerPages(const KvArena& cache, uint32_t shard, uint32_t layer) {
           .block_tokens = layout.block_tokens};
 }
 
+// Those that the samples make, which refer to these then.
+std::span<const LogitEdit> TakeEdits(std::span<const LogitEdit> edits,
+                                     std::span<SampleRow> samples) {
+  uint32_t begin = static_cast<uint32_t>(edits.size());
+  uint32_t end = 0;
+  for (const SampleRow& sample : samples) {
+    if (sample.edits_begin == sample.edits_end) continue;
+    begin = std::min(begin, sample.edits_begin);
+    end = std::max(end, sample.edits_end);
+  }
+  if (begin >= end) begin = end = 0;
+  for (SampleRow& sample : samples) {
+    const uint32_t count = sample.edits_end - sample.edits_begin;
+    sample.edits_begin = count == 0 ? 0 : sample.edits_begin - begin;
+    sample.edits_end = sample.edits_begin + count;
+  }
+  return edits.subspan(begin, end - begin);
+}
+
 bool HasLocalRotation(const ModelConfig& config) {
   return std::any_of(config.layer_attention.begin(), config.layer_attention.end(),
                      [](const LayerAttention& layer) { return layer.local_rope; });
@@ -163,6 +182,19 @@ absl::Status Decoder::AllocateScratch() {
   return allocate(DType::kF32, rows, part, &logit_parts_);
 }
 
+absl::Status Decoder::Reserve(const KvArena& cache, uint32_t sequences_max) {
+  const uint64_t cache_tokens = uint64_t{cache.block_count()} * cache.layout().block_tokens;
+  const StepBounds bounds = {.tokens = batch_tokens_max_,
+                             .sequences = std::min(sequences_max, batch_tokens_max_),
+                             .sequence_tokens = static_cast<uint32_t>(
+                                 std::min<uint64_t>(config_.context_tokens, cache_tokens)),
+                             .heads = config_.heads,
+                             .pages = LayerPages(cache, rank(), 0),
+                             .logit_rows = static_cast<uint32_t>(logits_.dim(0)),
+                             .vocab_size = config_.vocab_size};
+  return context_->Reserve(bounds);
+}
+
 absl::Status Decoder::CheckRow(const BatchRow& row, const KvArena& cache) const {
   if (row.tokens.empty()) return BatchError("a row has no tokens");
   if (row.logit_count > row.tokens.size()) return BatchError("a row wants more logits than tokens");
@@ -214,19 +246,22 @@ absl::Status Decoder::CheckCall(std::span<const BatchRow> rows, const KvArena& c
   return absl::OkStatus();
 }
 
-Decoder::Batch Decoder::PrepareBatch(std::span<const BatchRow> rows) const {
+Decoder::Batch Decoder::PrepareBatch(std::span<const BatchRow> rows, uint32_t block_tokens) {
   Batch batch;
   for (const BatchRow& row : rows) {
     const uint32_t count = static_cast<uint32_t>(row.tokens.size());
     const uint32_t first = static_cast<uint32_t>(batch.tokens.size());
+    // Of a prompt that is read in chunks all blocks are there already.
+    const uint32_t block_count = (row.start + count + block_tokens - 1) / block_tokens;
+    const std::span<const BlockId> blocks = row.blocks.first(block_count);
     batch.sequences.push_back(
-        {.row = first, .count = count, .position = row.start, .blocks = row.blocks});
+        {.row = first, .count = count, .position = row.start, .blocks = blocks});
     batch.tokens.insert(batch.tokens.end(), row.tokens.begin(), row.tokens.end());
     if (row.logit_count == 0) continue;
     batch.logit_sequences.push_back({.row = static_cast<uint32_t>(batch.logit_rows.size()),
                                      .count = row.logit_count,
                                      .position = row.start + count - row.logit_count,
-                                     .blocks = row.blocks});
+                                     .blocks = blocks});
     for (uint32_t i = count - row.logit_count; i < count; ++i) {
       batch.logit_rows.push_back(first + i);
     }
@@ -335,8 +370,12 @@ absl::Status Decoder::ForwardAndSample(std::span<const BatchRow> rows, KvArena& 
   return Run(rows, cache, layer_done, [&](size_t begin, size_t count) {
     // Edits overwrite them.
     BATON_RETURN_IF_ERROR(TakeRawLogits(choice, begin, count));
-    return SampleTokens(*context_, logits_.Rows(0, count), choice.samples.subspan(begin, count),
-                        choice.edits, choice.tokens.subspan(begin, count));
+    // Each edit is uploaded once.
+    std::vector<SampleRow> samples(choice.samples.begin() + begin,
+                                   choice.samples.begin() + begin + count);
+    const std::span<const LogitEdit> edits = TakeEdits(choice.edits, samples);
+    return SampleTokens(*context_, logits_.Rows(0, count), samples, edits,
+                        choice.tokens.subspan(begin, count));
   });
 }
 
@@ -361,7 +400,7 @@ absl::Status Decoder::RunBeside(std::span<const BatchRow> rows, KvArena& cache,
 
 absl::Status Decoder::Run(std::span<const BatchRow> rows, KvArena& cache,
                           const LayerDone& layer_done, TakeLogits take) {
-  Batch batch = PrepareBatch(rows);
+  Batch batch = PrepareBatch(rows, cache.layout().block_tokens);
   if (batch.tokens.empty()) return absl::OkStatus();
   const size_t wanted = batch.logit_rows.size();
   const std::optional<StepShape> shape = ShapeOf(rows, cache, layer_done);

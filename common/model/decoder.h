@@ -35,13 +35,13 @@ class Decoder final : public Model {
                                                          Collective* collective = nullptr);
 
   // Of the shard, if it is one.
-
   const ModelConfig& config() const override { return config_; }
   const std::string& fingerprint() const override { return fingerprint_; }
   const std::string& numerics() const override { return numerics_; }
   uint64_t parameter_count() const override { return weights_->parameter_count(); }
   DType activations() const override { return context_->activations(); }
 
+  absl::Status Reserve(const KvArena& cache, uint32_t sequences_max) override;
   absl::Status Forward(std::span<const BatchRow> rows, KvArena& cache, std::span<float> logits,
                        const LayerDone& layer_done) override;
   absl::Status Health() const override { return context_->Health(); }
@@ -108,7 +108,7 @@ class Decoder final : public Model {
   Shard ShardOf(uint32_t rank) const { return {rank, collective_->size()}; }
   absl::Status AllocateScratch();
   absl::Status CheckRow(const BatchRow& row, const KvArena& cache) const;
-  Batch PrepareBatch(std::span<const BatchRow> rows) const;
+  static Batch PrepareBatch(std::span<const BatchRow> rows, uint32_t block_tokens);
   // With a shape the batch is filled up to its rows.
   Step PlaceBatch(Batch& batch, const StepShape* shape);
   // The shape of a step of one token for each sequence, which a device may record.

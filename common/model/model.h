@@ -59,6 +59,12 @@ class Model {
   // The type of what layers hand to each other.
   virtual DType activations() const { return DType::kF32; }
 
+  // Sets aside what steps of at most so many sequences with this cache need beside it, so that none
+  // fails for want of memory. kResourceExhausted: there is not so much.
+  virtual absl::Status Reserve(const KvArena& /*cache*/, uint32_t /*sequences_max*/) {
+    return absl::OkStatus();
+  }
+
   // Runs the rows and writes K and V of every token to `cache`. `logits` gets, row after row, those
   // that were asked for: [sum of logit_count, vocab_size], host memory. REQUIRES: at most
   // batch_tokens_max tokens; blocks cover each row; logits.size() fits exactly.

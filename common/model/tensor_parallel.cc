@@ -76,6 +76,13 @@ absl::Status TensorParallelModel::LoadRanks(std::span<Device* const> devices,
   return FirstError();
 }
 
+absl::Status TensorParallelModel::Reserve(const KvArena& cache, uint32_t sequences_max) {
+  for (const std::unique_ptr<Rank>& rank : ranks_) {
+    BATON_RETURN_IF_ERROR(rank->decoder->Reserve(cache, sequences_max));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status TensorParallelModel::Forward(std::span<const BatchRow> rows, KvArena& cache,
                                           std::span<float> logits, const LayerDone& layer_done) {
   const size_t vocab = config_.vocab_size;

@@ -37,6 +37,7 @@ class TensorParallelModel final : public Model {
   uint64_t parameter_count() const override { return first().parameter_count(); }
   DType activations() const override { return first().activations(); }
 
+  absl::Status Reserve(const KvArena& cache, uint32_t sequences_max) override;
   // The cache has a shard per rank. `layer_done` is called when all ranks have the layer.
   absl::Status Forward(std::span<const BatchRow> rows, KvArena& cache, std::span<float> logits,
                        const LayerDone& layer_done) override;

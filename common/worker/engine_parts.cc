@@ -28,7 +28,8 @@ ABSL_FLAG(
     "computes prompts up to twice as fast, or 16, nearly exact. With bf16 weights: 16, up to twice "
     "as fast on processors of AMD with AVX-512 BF16, or 32, as they are. 0: the most that the "
     "weights have.");
-ABSL_FLAG(uint32_t, threads, 0, "Threads that compute; 0: one for each processor that the process may use (taskset, "
+ABSL_FLAG(uint32_t, threads, 0,
+          "Threads that compute; 0: one for each processor that the process may use (taskset, "
           "cpuset), and no more than its share of their time (cgroups).");
 ABSL_FLAG(bool, pin_threads, false,
           "Bind each of these threads to one processor: whole cores first, NUMA node by node. "
@@ -144,6 +145,9 @@ absl::StatusOr<EngineParts> EngineParts::Create(const EngineOptions& options,
   BATON_ASSIGN_OR_RETURN(
       parts.arena, ExplainMemory(KvArena::Create(devices, layout, block_count), "the KV cache",
                                  "a smaller --kv_memory needs less"));
+  BATON_RETURN_IF_ERROR(
+      ExplainMemory(parts.model->Reserve(*parts.arena, options.sequences_max), "what a step needs",
+                    "a smaller --kv_memory leaves more; --sequences_max of fewer needs less"));
   parts.pool = std::make_unique<BlockPool>(block_count);
   parts.executor = std::make_unique<Executor>(parts.model.get(), parts.arena.get());
   return parts;

@@ -24,6 +24,7 @@ namespace baton {
 namespace {
 
 constexpr uint32_t kTokensMax = 128;  // The context of every golden model.
+constexpr uint32_t kRowsMax = 600;
 constexpr uint32_t kBlockTokens = 16;
 // Rounding to bfloat16 after every operation: 2^-8 each, over some dozens of roundings.
 constexpr float kBfloat16Error = 0.15f;
@@ -83,8 +84,7 @@ class ModelCudaTest : public testing::TestWithParam<const char*> {
   }
   void Load(const std::string& weights, DType kv_type, const std::vector<Device*>& devices) {
     absl::StatusOr<std::unique_ptr<Model>> model = Model::Load(
-        devices,
-        {.directory = golden_.folder, .weights = weights, .batch_tokens_max = 4 * kTokensMax});
+        devices, {.directory = golden_.folder, .weights = weights, .batch_tokens_max = kRowsMax});
     ASSERT_TRUE(model.ok()) << model.status();
     model_ = *std::move(model);
     const ModelConfig& config = model_->config();
@@ -250,6 +250,47 @@ TEST_P(ModelCudaTest, GreedyTokensThatTheGpuChoosesAreEqual) {
                 testing::ElementsAreArray(golden_.greedy));
   }
 }
+
+// More rows than logits are computed of at a time.
+class ManyRowsTest : public ModelCudaTest {};
+
+TEST_P(ManyRowsTest, EachHasItsOwnEdits) {
+  Load("f32", DType::kF32);
+  const std::vector<BatchRow> rows(kRowsMax, {.tokens = std::span(golden_.prompt).first(1),
+                                              .start = 0,
+                                              .blocks = BlocksOf(0),
+                                              .logit_count = 1});
+  const uint32_t vocab = model_->config().vocab_size;
+  std::vector<SampleRow> samples(kRowsMax);
+  std::vector<LogitEdit> edits;
+  std::vector<TokenId> expected;
+  for (uint32_t i = 0; i < kRowsMax; ++i) {
+    samples[i].edits_begin = static_cast<uint32_t>(edits.size());
+    // Some have none, and are all the same then.
+    if (i % 3 > 0) {
+      expected.push_back(static_cast<TokenId>(i % vocab));
+      edits.push_back({.id = expected.back(), .bias = 1e6f, .flags = kBiased});
+    }
+    samples[i].edits_end = static_cast<uint32_t>(edits.size());
+  }
+  std::vector<TokenId> chosen(kRowsMax);
+
+  const absl::Status status = model_->ForwardAndSample(
+      rows, *cache_, {.samples = samples, .edits = edits, .tokens = chosen}, nullptr);
+
+  ASSERT_TRUE(status.ok()) << status;
+  std::vector<TokenId> edited;
+  for (uint32_t i = 0; i < kRowsMax; ++i) {
+    if (i % 3 > 0) {
+      edited.push_back(chosen[i]);
+    } else {
+      EXPECT_EQ(chosen[i], chosen[0]) << "row " << i;
+    }
+  }
+  EXPECT_EQ(edited, expected);
+}
+
+INSTANTIATE_TEST_SUITE_P(Llama, ManyRowsTest, testing::Values("llama"));
 
 INSTANTIATE_TEST_SUITE_P(Models, ModelCudaTest,
                          testing::Values("gemma", "gemma2", "gemma2_bf16", "gemma3", "gpt2",

@@ -552,6 +552,13 @@ TEST_F(GpuMemoryTest, TooLittleForTheKvCache) {
                  kOutOfMemory, "--kv_memory"});
 }
 
+TEST_F(GpuMemoryTest, TooLittleForTheTablesOfManySequences) {
+  ExpectRefused(
+      StartWorker(kPlenty, kKernelsPinned + kMiB, {"--kv_memory=1MiB", "--sequences_max=65535"}),
+      {"no memory for what a step needs: cuda:0 emulated GPU: pinning ", kOutOfMemory,
+       "--sequences_max"});
+}
+
 TEST_F(GpuMemoryTest, TooLittlePinnedForTransfers) {
   ExpectRefused(
       StartWorker(kPlenty, kKernelsPinned + kTransfersPinned - 1, {}),

@@ -11,6 +11,7 @@
 #include "common/kernels/cuda/cuda_packing.h"
 #include "common/kernels/cuda/cuda_state.h"
 #include "common/kernels/cuda/launch.h"
+#include "common/kernels/cuda/step_memory.h"
 
 namespace baton::cuda {
 namespace {
@@ -113,16 +114,37 @@ void RunSingles(CudaState& state, AttentionArgs args) {
   state.Check(DecodeAttention(state.launch(), args), "attention of single tokens");
 }
 
-void RunChunks(CudaState& state, AttentionArgs args) {
+void RunChunks(CudaState& state, const AttentionArgs& args) {
   const Launch& launch = state.launch();
-  if (args.pages.dtype != args.type) {
-    void* const scratch = state.Scratch(WidePagesBytes(args));
-    if (scratch == nullptr) return;
-    state.Check(WidenPages(launch, &args, scratch), "widening the cache");
-  }
   state.Check(PrefillAttentionSm90Fits(launch, args) ? PrefillAttentionSm90(launch, args)
                                                      : PrefillAttention(launch, args),
               "attention of chunks");
+}
+
+// As many sequences at a time as have room when their KV is widened, and one at least.
+void RunWidenedChunks(CudaState& state, const AttentionArgs& args,
+                      std::span<const uint32_t> blocks) {
+  for (uint32_t begin = 0; begin < args.table.count;) {
+    AttentionArgs part = args;
+    const auto take = [&](uint32_t count) {
+      part.table.count = count;
+      part.table.blocks_end = blocks[begin + count];
+    };
+    part.table.sequences += begin;
+    part.table.blocks_begin = blocks[begin];
+    take(1);
+    while (begin + part.table.count < args.table.count) {
+      take(part.table.count + 1);
+      if (WidePagesBytes(part) <= state.scratch_bytes()) continue;
+      take(part.table.count - 1);
+      break;
+    }
+    begin += part.table.count;
+    void* const scratch = state.Scratch(WidePagesBytes(part));
+    if (scratch == nullptr) return;
+    state.Check(WidenPages(state.launch(), &part, scratch), "widening the cache");
+    RunChunks(state, part);
+  }
 }
 
 // Sequences of one token are bound by memory, longer chunks by arithmetic: each has its kernel.
@@ -152,7 +174,12 @@ void AttentionCuda(KernelContext& context, const ConstTensorView& q, const KvPag
     return;
   }
   if (singles.table.count > 0) RunSingles(state, singles);
-  if (chunks.table.count > 0) RunChunks(state, chunks);
+  if (chunks.table.count == 0) return;
+  if (chunks.pages.dtype == chunks.type) {
+    RunChunks(state, chunks);
+  } else {
+    RunWidenedChunks(state, chunks, table->chunk_blocks);
+  }
 }
 
 void SiluMulCuda(KernelContext& context, const ConstTensorView& gate, const ConstTensorView& up,
@@ -255,7 +282,7 @@ absl::Status SampleTokensCuda(KernelContext& context, const TensorView& logits,
       static_cast<const LogitEdit*>(state.Place(edits.data(), edits.size_bytes()));
   if (!state.ok()) return state.TakeStatus();
   // The tokens first, then what the kernels need.
-  const size_t token_bytes = (rows * sizeof(int32_t) + 255) / 256 * 256;
+  const size_t token_bytes = SampledTokensBytes(rows);
   auto* const scratch =
       static_cast<std::byte*>(state.Scratch(token_bytes + SampleScratchBytes(rows, vocab)));
   if (scratch == nullptr) return state.TakeStatus();

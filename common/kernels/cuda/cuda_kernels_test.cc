@@ -98,7 +98,9 @@ class CudaKernelsTest : public testing::TestWithParam<DType> {
   void SetUp() override {
     SKIP_WITHOUT_GPU();
     gpu_ = CudaDevice::Open("cuda", &CudaKernels()).value();
-    ours_ = KernelContext::Create({.device = gpu_.get(), .activations = type()}).value();
+    // Operations have to ask for more scratch memory, or to do with what there is.
+    ours_ = KernelContext::Create({.device = gpu_.get(), .activations = type(), .scratch_bytes = 1})
+                .value();
     twin_ = KernelContext::Create({}).value();
   }
 
@@ -426,8 +428,6 @@ TEST_P(CudaKernelsTest, LinearOfFewAndManyRows) {
     }
   }
 }
-
-;
 
 // The GPU rounds weights of the softmax to the type of activations (a relative error of each term,
 // so of the sum at most as much, as all have one sign but V), and the result.

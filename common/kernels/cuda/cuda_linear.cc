@@ -207,14 +207,18 @@ void RunProduct(CudaState& state, const Product& product, const Lane& lane) {
       product.outputs, ", ", product.inputs, "]: ", cublasLtGetStatusString(status))));
 }
 
+// Rows of a weight that are widened at a time.
+uint32_t PieceRows(size_t outputs, size_t row_bytes) {
+  const size_t rows = std::max(kWidenedBytesMax / row_bytes / kPieceRows, size_t{1}) * kPieceRows;
+  return static_cast<uint32_t>(std::min(rows, outputs));
+}
+
 // Numbers of 8 bits become those of activations, piece by piece.
 void RunWidened(CudaState& state, const LinearOutput& output, Product product) {
   const PackedWeight& weight = *output.weight;
-  const size_t row_bytes = weight.inputs() * DTypeBytes(product.type);
-  const auto piece = static_cast<uint32_t>(
-      std::min(std::max(kWidenedBytesMax / row_bytes / kPieceRows, size_t{1}) * kPieceRows,
-               weight.outputs()));
-  auto* const widened = static_cast<std::byte*>(state.Scratch(piece * row_bytes));
+  const uint32_t piece = PieceRows(weight.outputs(), weight.inputs() * DTypeBytes(product.type));
+  auto* const widened = static_cast<std::byte*>(
+      state.Scratch(WidenedWeightBytes(weight.outputs(), weight.inputs(), product.type)));
   if (widened == nullptr) return;
   const DType weight_type = StoredAs(weight.format().form, product.type);
   const auto* scales = reinterpret_cast<const float*>(
@@ -316,6 +320,11 @@ void RunGroup(CudaState& state, const ConstTensorView& x, std::span<const Linear
 }
 
 }  // namespace
+
+size_t WidenedWeightBytes(size_t outputs, size_t inputs, DType activations) {
+  const size_t row_bytes = inputs * DTypeBytes(activations);
+  return PieceRows(outputs, row_bytes) * row_bytes;
+}
 
 void GroupedLinearCuda(KernelContext& context, const ConstTensorView& x,
                        std::span<const LinearGroup> groups) {

@@ -8,6 +8,9 @@
 
 namespace baton::cuda {
 
+// What products of many rows need to widen a weight of 8 bits, piece by piece.
+size_t WidenedWeightBytes(size_t outputs, size_t inputs, DType activations);
+
 void GroupedLinearCuda(KernelContext& context, const ConstTensorView& x,
                        std::span<const LinearGroup> groups);
 

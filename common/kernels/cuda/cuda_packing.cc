@@ -9,6 +9,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
+#include "common/kernels/cuda/cuda_linear.h"
+#include "common/kernels/cuda/cuda_state.h"
 #include "common/tensor/number_formats.h"
 
 namespace baton::cuda {
@@ -113,6 +115,10 @@ absl::StatusOr<PackedWeight> PackWeightCuda(KernelContext& context, Device& devi
   const size_t outputs = matrix.dim(0);
   const size_t inputs = matrix.dim(1);
   const DType stored = StoredAs(format.form, context.activations());
+  if (HasScales(stored)) {
+    auto& state = static_cast<CudaState&>(*context.state());
+    state.ExpectScratch(WidenedWeightBytes(outputs, inputs, context.activations()));
+  }
   if (matrix.dtype() == stored) {
     return Bring(device, matrix, format, matrix.data(), matrix.bytes());
   }

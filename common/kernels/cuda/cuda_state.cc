@@ -1,21 +1,21 @@
 #include "common/kernels/cuda/cuda_state.h"
 
 #include <algorithm>
-#include <bit>
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
 #include "common/base/check.h"
 #include "common/base/status_macros.h"
+#include "common/kernels/cuda/step_memory.h"
 #include "common/telemetry/log.h"
 
 namespace baton::cuda {
 namespace {
 
 // Block tables of 256 sequences of 128k tokens in blocks of 16 take 8 MiB.
-constexpr size_t kInputBytes = size_t{32} << 20;
+constexpr size_t kInputBytesMin = size_t{32} << 20;
 constexpr size_t kWorkspaceBytes = size_t{32} << 20;
-constexpr size_t kScratchBytesMin = size_t{64} << 20;
+constexpr size_t kScratchStep = size_t{2} << 20;
 constexpr size_t kInputAlignment = 256;
 
 size_t RoundUp(size_t bytes, size_t to) { return (bytes + to - 1) / to * to; }
@@ -29,7 +29,7 @@ absl::StatusOr<std::unique_ptr<KernelState>> CudaState::Create(const KernelOptio
   const Launch launch = {.stream = device.stream(),
                          .multiprocessors = properties.multiProcessorCount,
                          .compute_capability = properties.major * 10 + properties.minor};
-  std::unique_ptr<CudaState> state(new CudaState(device, launch));
+  std::unique_ptr<CudaState> state(new CudaState(device, launch, options));
   BATON_RETURN_IF_ERROR(
       CudaStatus(FindCode(),
                  absl::StrCat(device.name(), ": this build has no code for it (compute capability ",
@@ -54,10 +54,26 @@ absl::Status CudaState::Allocate() {
   }
   Check(cudaEventCreateWithFlags(&forked_, cudaEventDisableTiming), "creating an event");
   Check(cudaEventCreateWithFlags(&uploads_done_, cudaEventDisableTiming), "creating an event");
-  BATON_ASSIGN_OR_RETURN(inputs_, device_.Allocate(kInputBytes));
-  BATON_ASSIGN_OR_RETURN(pinned_, device_.AllocatePinned(kInputBytes));
-  // Every step needs some. A worker for which there is none must not begin to work.
-  Scratch(kScratchBytesMin);
+  BATON_RETURN_IF_ERROR(AllocateInputs(kInputBytesMin));
+  Scratch(scratch_expected_);
+  return TakeStatus();
+}
+
+absl::Status CudaState::AllocateInputs(size_t bytes) {
+  if (inputs_.bytes() >= bytes) return absl::OkStatus();
+  DropRecordings();  // They know the old addresses.
+  inputs_ = {};
+  pinned_ = {};
+  BATON_ASSIGN_OR_RETURN(inputs_, device_.Allocate(bytes));
+  BATON_ASSIGN_OR_RETURN(pinned_, device_.AllocatePinned(bytes));
+  return absl::OkStatus();
+}
+
+absl::Status CudaState::Reserve(const StepBounds& bounds) {
+  BATON_RETURN_IF_ERROR(device_.Select());
+  BATON_RETURN_IF_ERROR(AllocateInputs(InputBytesFor(bounds)));
+  ExpectScratch(ScratchBytesFor(launch_, activations_, bounds));
+  Scratch(scratch_expected_);
   return TakeStatus();
 }
 
@@ -97,9 +113,9 @@ void CudaState::BeginStep() {
 const void* CudaState::Place(const void* numbers, size_t bytes) {
   BATON_CHECK_MSG(!recording_, "a recorded step must have placed all that it needs");
   const size_t begin = RoundUp(used_, kInputAlignment);
-  if (begin + bytes > kInputBytes) {
-    Check(absl::ResourceExhaustedError(
-        absl::StrCat("a step has more than ", kInputBytes, " bytes of tokens and block tables")));
+  if (begin + bytes > inputs_.bytes()) {
+    Check(absl::ResourceExhaustedError(absl::StrCat("a step has more than ", inputs_.bytes(),
+                                                    " bytes of tokens and block tables")));
     return inputs_.data();
   }
   // Of nothing the address is null.
@@ -163,6 +179,10 @@ std::shared_ptr<const void> CudaState::Place(std::span<const SequenceRows> seque
   table->singles.blocks_end =
       table->chunks.count > 0 ? placed[table->singles.count].blocks : all.blocks_end;
   table->chunks.blocks_begin = table->singles.blocks_end;
+  for (size_t i = table->singles.count; i < placed.size(); ++i) {
+    table->chunk_blocks.push_back(placed[i].blocks);
+  }
+  table->chunk_blocks.push_back(all.blocks_end);
   return table;
 }
 
@@ -320,8 +340,7 @@ void* CudaState::Scratch(size_t bytes) {
   Check(cudaStreamSynchronize(launch_.stream), "waiting for scratch memory");
   DropRecordings();  // They know the old address.
   scratch_ = {};
-  absl::StatusOr<DeviceMemory> memory =
-      device_.Allocate(std::max(std::bit_ceil(bytes), kScratchBytesMin));
+  absl::StatusOr<DeviceMemory> memory = device_.Allocate(RoundUp(bytes, kScratchStep));
   if (!memory.ok()) {
     Check(memory.status());
     return nullptr;

@@ -10,6 +10,7 @@
 #include <cublasLt.h>
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
 #include <functional>
 #include <map>
 #include <memory>
@@ -32,6 +33,8 @@ struct PlacedTable {
   SequenceTable all;
   SequenceTable singles;
   SequenceTable chunks;
+  // Where the blocks of each of `chunks` begin in the block table, and where the last ones end.
+  std::vector<uint32_t> chunk_blocks;
 };
 
 // Where a product of cuBLASLt runs.
@@ -46,6 +49,7 @@ class CudaState final : public KernelState {
   static absl::StatusOr<std::unique_ptr<KernelState>> Create(const KernelOptions& options);
   ~CudaState() override;
 
+  absl::Status Reserve(const StepBounds& bounds) override;
   void BeginStep() override;
   const void* Place(const void* numbers, size_t bytes) override;
   std::shared_ptr<const void> Place(std::span<const SequenceRows> sequences,
@@ -75,6 +79,9 @@ class CudaState final : public KernelState {
   // Memory of the device for one operation, at least so long. Null, and an error is kept, if there
   // is none.
   void* Scratch(size_t bytes);
+  size_t scratch_bytes() const { return scratch_.bytes(); }
+  // Some operation will need so much: Reserve has it then.
+  void ExpectScratch(size_t bytes) { scratch_expected_ = std::max(scratch_expected_, bytes); }
   // A table in device memory that never changes, written by `fill` at the first call with this key.
   // Null, and an error is kept, if there is no memory. REQUIRES: no first call while a step is
   // recorded.
@@ -106,8 +113,13 @@ class CudaState final : public KernelState {
     }
   };
 
-  CudaState(CudaDevice& device, const Launch& launch) : device_(device), launch_(launch) {}
+  CudaState(CudaDevice& device, const Launch& launch, const KernelOptions& options)
+      : device_(device),
+        launch_(launch),
+        activations_(options.activations),
+        scratch_expected_(options.scratch_bytes) {}
   absl::Status Allocate();
+  absl::Status AllocateInputs(size_t bytes);
   void Upload();
   absl::Status RunShape(const StepShape& shape, absl::FunctionRef<absl::Status()> body);
   absl::Status RunNow(absl::FunctionRef<absl::Status()> body);
@@ -118,12 +130,14 @@ class CudaState final : public KernelState {
 
   CudaDevice& device_;
   const Launch launch_;
+  const DType activations_;
   cublasLtHandle_t cublas_ = nullptr;
   DeviceMemory workspaces_;
   Lane lanes_[kLanes];
   cudaEvent_t forked_ = nullptr;
   cudaEvent_t joined_[kLanes] = {};  // Of lane 0: none.
   DeviceMemory scratch_;
+  size_t scratch_expected_ = 0;
   std::map<const void*, DeviceMemory> kept_;
   absl::Status status_;
 
