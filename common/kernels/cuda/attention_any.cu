@@ -23,7 +23,7 @@ __global__ void __launch_bounds__(kWarps* kWarp)
   const uint32_t row = blockIdx.x;
   const uint32_t head = blockIdx.y;
   const uint32_t index = args.table.row_sequence[row];
-  if (index == kNoSequence) return;
+  if (index >= args.table.count) return;  // Also kNoSequence.
   const DeviceSequence sequence = args.table.sequences[index];
   if (sequence.count == 0) return;
   const DevicePages& pages = args.pages;

@@ -168,12 +168,16 @@ void AttentionCuda(KernelContext& context, const ConstTensorView& q, const KvPag
   chunks.table = table->chunks;
   AttentionArgs wide = chunks;
   wide.pages.dtype = args.type;
-  if ((singles.table.count > 0 && !DecodeAttentionFits(singles)) ||
-      (chunks.table.count > 0 && !ChunksFit(state.launch(), wide))) {
+  if (chunks.table.count > 0 && !ChunksFit(state.launch(), wide)) {
     state.Check(AttentionAny(state.launch(), args), "attention");
     return;
   }
-  if (singles.table.count > 0) RunSingles(state, singles);
+  if (singles.table.count > 0 && DecodeAttentionFits(singles)) {
+    RunSingles(state, singles);
+  } else if (singles.table.count > 0) {
+    args.table.count = singles.table.count;  // They come first in it.
+    state.Check(AttentionAny(state.launch(), args), "attention of single tokens");
+  }
   if (chunks.table.count == 0) return;
   if (chunks.pages.dtype == chunks.type) {
     RunChunks(state, chunks);

@@ -437,7 +437,8 @@ TEST_P(CudaKernelsTest, AttentionOfSingleTokensAndChunks) {
       {.heads = 8, .kv_heads = 8, .head_dim = 64},
       {.heads = 8, .kv_heads = 1, .head_dim = 128, .block_tokens = 64},
       {.heads = 32, .kv_heads = 2, .head_dim = 64, .block_tokens = 32},
-      {.heads = 6, .kv_heads = 3, .head_dim = 40},  // Only AttentionAny takes it.
+      {.heads = 6, .kv_heads = 3, .head_dim = 40},  // Only AttentionAny takes it,
+      {.heads = 4, .kv_heads = 2, .head_dim = 96},  // or its single tokens.
       {.heads = 4, .kv_heads = 2, .head_dim = 256, .block_tokens = 4},
       {.options = {.window = 100}},
       {.head_dim = 64, .options = {.soft_cap = 5.0f}},

@@ -212,6 +212,7 @@ struct AttentionArgs {
 };
 
 // attention_any.cu: every type, head size, window and cap, on every GPU; exact in float32, slow.
+// With a smaller table.count only the first so many sequences.
 cudaError_t AttentionAny(const Launch& launch, const AttentionArgs& args);
 
 // widen_pages.cu: copies what the sequences see to `scratch`, of WidePagesBytes, in the type of q,
