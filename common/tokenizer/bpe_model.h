@@ -58,7 +58,6 @@ class BpeModel {
 
   std::optional<TokenId> Find(const std::string& token) const;
   void ForEachToken(const std::function<void(TokenId, const std::string&)>& visit) const;
-  size_t vocabulary_size() const { return vocabulary_.size(); }
 
  private:
   struct Merge {

@@ -16,6 +16,17 @@ constexpr size_t kTemplateIdsMax = 64;
 
 }  // namespace
 
+// A class of transformers that puts its own template in the place of tokenizer.json's: BOS and EOS,
+// as add_bos_token and add_eos_token say. The rule is that of transformers 4, with which published
+// checkpoints were made; version 5 goes by tokenizer.json alone, and loses the BOS of some of them.
+struct Tokenizer::OwnTemplate {
+  std::string_view class_name;  // Without the "Fast" that it may end in.
+  // Where the configuration does not say.
+  const char* bos;
+  const char* eos;
+  bool adds_bos;
+};
+
 // Working memory of one Encode call.
 struct Tokenizer::Words {
   std::deque<std::string> storage;
@@ -54,10 +65,13 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Create(const Json& tokeniz
     result->decoder_.SetToken(id, token, /*is_special=*/false);
   });
   BATON_RETURN_IF_ERROR(result->LoadAddedTokens(tokenizer));
-  if (const Json* spec = FindField(tokenizer, "post_processor")) {
+  BATON_RETURN_IF_ERROR(result->LoadConfig(config));
+  BATON_ASSIGN_OR_RETURN(const OwnTemplate* own, FindOwnTemplate(config));
+  if (own != nullptr) {
+    BATON_RETURN_IF_ERROR(result->ApplyOwnTemplate(*own, config));
+  } else if (const Json* spec = FindField(tokenizer, "post_processor")) {
     BATON_RETURN_IF_ERROR(result->LoadPostProcessor(*spec, "post_processor", 0));
   }
-  BATON_RETURN_IF_ERROR(result->LoadConfig(config));
   return result;
 }
 
@@ -150,12 +164,54 @@ absl::Status Tokenizer::LoadTemplate(const Json& spec, const std::string& where)
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::optional<TokenId>> Tokenizer::NamedToken(const Json& config,
-                                                             const char* key) const {
-  const Json* field = FindField(config, key);
-  if (field == nullptr) return std::nullopt;
+absl::StatusOr<const Tokenizer::OwnTemplate*> Tokenizer::FindOwnTemplate(const Json& config) {
+  static constexpr OwnTemplate kTemplates[] = {
+      {"LlamaTokenizer", "<s>", "</s>", true},
+      {"CodeLlamaTokenizer", "<s>", "</s>", true},
+      {"GemmaTokenizer", "<bos>", "<eos>", true},
+      {"CohereTokenizer", "<BOS_TOKEN>", "<|END_OF_TURN_TOKEN|>", true},
+      {"GPTNeoXTokenizer", "<|endoftext|>", "<|endoftext|>", false},
+  };
+  if (FindField(config, "tokenizer_class") == nullptr) return nullptr;
+  BATON_ASSIGN_OR_RETURN(const std::string text,
+                         StringField(config, "tokenizer_class", "tokenizer_config.json"));
+  std::string_view name = text;
+  if (name.ends_with("Fast")) name.remove_suffix(4);
+  for (const OwnTemplate& own : kTemplates) {
+    if (own.class_name == name) return &own;
+  }
+  return nullptr;
+}
+
+absl::Status Tokenizer::ApplyOwnTemplate(const OwnTemplate& own, const Json& config) {
+  const auto add = [&](const char* flag, bool adds, const char* key, const char* name,
+                       std::vector<TokenId>* side) -> absl::Status {
+    // Null counts as false, other than a flag that is not there.
+    if (config.contains(flag)) {
+      BATON_ASSIGN_OR_RETURN(adds, BoolField(config, flag, false, "tokenizer_config.json"));
+    }
+    if (!adds) return absl::OkStatus();
+    BATON_ASSIGN_OR_RETURN(const std::optional<TokenId> id, NamedToken(config, key, name));
+    if (!id.has_value()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("tokenizer_config.json: ", flag, " asks for ", key, ", which is null"));
+    }
+    side->push_back(*id);
+    return absl::OkStatus();
+  };
+  BATON_RETURN_IF_ERROR(add("add_bos_token", own.adds_bos, "bos_token", own.bos, &prefix_));
+  return add("add_eos_token", false, "eos_token", own.eos, &suffix_);
+}
+
+// Empty for null; `absent` is the name where there is none, and may be null, too.
+absl::StatusOr<std::optional<TokenId>> Tokenizer::NamedToken(const Json& config, const char* key,
+                                                             const char* absent) const {
   std::string content;
-  if (field->is_string()) {
+  const Json* field = FindField(config, key);
+  if (field == nullptr) {
+    if (absent == nullptr || config.contains(key)) return std::nullopt;
+    content = absent;
+  } else if (field->is_string()) {
     content = field->get<std::string>();
   } else {
     BATON_ASSIGN_OR_RETURN(
@@ -170,8 +226,9 @@ absl::StatusOr<std::optional<TokenId>> Tokenizer::NamedToken(const Json& config,
 }
 
 absl::Status Tokenizer::LoadConfig(const Json& config) {
-  BATON_ASSIGN_OR_RETURN(bos_id_, NamedToken(config, "bos_token"));
-  BATON_ASSIGN_OR_RETURN(eos_id_, NamedToken(config, "eos_token"));
+  for (const char* key : {"bos_token", "eos_token"}) {
+    BATON_RETURN_IF_ERROR(NamedToken(config, key, nullptr).status());
+  }
   BATON_ASSIGN_OR_RETURN(cleans_up_spaces_, BoolField(config, "clean_up_tokenization_spaces", false,
                                                       "tokenizer_config.json"));
   return absl::OkStatus();

@@ -42,7 +42,8 @@ class Tokenizer {
   static absl::StatusOr<std::unique_ptr<Tokenizer>> Create(const Json& tokenizer,
                                                            const Json& config);
 
-  // With `add_special_tokens` the ids that the post-processor puts around a text (BOS) are added.
+  // With `add_special_tokens` the ids that the post-processor puts around a text (BOS) are added:
+  // tokenizer.json's, unless tokenizer_config.json names a class that makes one of its own.
   // Special tokens that stand in the text are recognised either way; so a rendered chat, which
   // spells its own BOS, is encoded without adding any. kInvalidArgument when `text` is not UTF-8,
   // longer than kTextBytesMax, or has a character that the vocabulary cannot express.
@@ -62,11 +63,6 @@ class Tokenizer {
   // The id of an added token or of a vocabulary entry, spelled as in tokenizer.json.
   std::optional<TokenId> Find(const std::string& token) const;
 
-  // As tokenizer_config.json names them; empty where it does not. The ids that end a generation are
-  // in generation_config.json, and may be more.
-  std::optional<TokenId> bos_id() const { return bos_id_; }
-  std::optional<TokenId> eos_id() const { return eos_id_; }
-
   // For IncrementalDecoder.
   const TokenDecoder& decoder() const { return decoder_; }
   bool cleans_up_spaces() const { return cleans_up_spaces_; }
@@ -78,7 +74,12 @@ class Tokenizer {
   absl::Status LoadPostProcessor(const Json& spec, const std::string& where, int depth);
   absl::Status LoadTemplate(const Json& spec, const std::string& where);
   absl::Status LoadConfig(const Json& config);
-  absl::StatusOr<std::optional<TokenId>> NamedToken(const Json& config, const char* key) const;
+  struct OwnTemplate;
+  // nullptr where the configuration names no such class.
+  static absl::StatusOr<const OwnTemplate*> FindOwnTemplate(const Json& config);
+  absl::Status ApplyOwnTemplate(const OwnTemplate& own, const Json& config);
+  absl::StatusOr<std::optional<TokenId>> NamedToken(const Json& config, const char* key,
+                                                    const char* absent) const;
 
   struct Words;
   absl::Status EncodeText(std::string_view text, bool is_at_start, Words* words,
@@ -93,8 +94,6 @@ class Tokenizer {
   AddedTokenMatcher normalized_tokens_;  // Sought in normalized text.
   std::vector<TokenId> prefix_;          // Put around a text by the post-processor.
   std::vector<TokenId> suffix_;
-  std::optional<TokenId> bos_id_;
-  std::optional<TokenId> eos_id_;
   bool cleans_up_spaces_ = false;
 };
 

@@ -206,15 +206,47 @@ TEST(TokenizerTest, KnowsItsTokens) {
   EXPECT_EQ(tokenizer->Find("no such token"), std::nullopt);
 }
 
-TEST(TokenizerTest, TakesBosAndEosFromTheConfig) {
-  const Json config = {{"bos_token", "<s>"}, {"eos_token", {{"content", "</s>"}}}};
-  const auto tokenizer = Tokenizer::Create(ReadGolden("llama2.json"), config);
-  ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
-  EXPECT_EQ((*tokenizer)->bos_id(), 1);
-  EXPECT_EQ((*tokenizer)->eos_id(), 2);
+// Goal: what stands around a prompt is what transformers puts there. Method: its ids for many
+// tokenizer_config.json (tests/goldens/tokenizers/generate_configs.py).
+TEST(TokenizerTest, PutsAroundATextWhatTheConfiguredClassDoes) {
+  const Json vectors = ReadGolden("config_vectors.json");
+  for (const Json& vector : vectors["cases"]) {
+    SCOPED_TRACE(vector["config"].dump());
+    const Json spec = ReadGolden(absl::StrCat(vector["base"].get<std::string>(), ".json"));
+    const auto tokenizer = Tokenizer::Create(spec, vector["config"]);
+    if (vector["ids"].is_null()) {
+      EXPECT_TRUE(absl::IsInvalidArgument(tokenizer.status()));
+      EXPECT_THAT(std::string(tokenizer.status().message()), HasSubstr("os_token, which is null"));
+      continue;
+    }
+    ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
 
+    const auto ids = (*tokenizer)->Encode(vectors["text"], /*add_special_tokens=*/true);
+
+    ASSERT_TRUE(ids.ok()) << ids.status();
+    EXPECT_EQ(*ids, vector["ids"].get<std::vector<TokenId>>());
+  }
+}
+
+TEST(TokenizerTest, RefusesAConfigThatNamesUnknownTokens) {
   const auto wrong = Tokenizer::Create(ReadGolden("llama2.json"), {{"eos_token", "<nowhere>"}});
+  const auto absent =
+      Tokenizer::Create(ReadGolden("llama2.json"), {{"tokenizer_class", "GemmaTokenizer"}});
+  const auto malformed = Tokenizer::Create(ReadGolden("llama2.json"), {{"add_bos_token", "yes"}});
+
   EXPECT_THAT(std::string(wrong.status().message()), HasSubstr("eos_token \"<nowhere>\""));
+  EXPECT_THAT(std::string(absent.status().message()), HasSubstr("bos_token \"<bos>\""));
+  EXPECT_TRUE(malformed.ok());  // No class asks for it.
+}
+
+// The class makes a post-processor of its own, so what the file has does not matter.
+TEST(TokenizerTest, APostProcessorThatTheClassReplacesIsNotRead) {
+  Json spec = ReadGolden("llama2.json");
+  spec["post_processor"] = {{"type", "BertProcessing"}};
+  const Json config = {{"tokenizer_class", "LlamaTokenizer"}};
+
+  EXPECT_TRUE(Tokenizer::Create(spec, config).ok());
+  EXPECT_TRUE(absl::IsUnimplemented(Tokenizer::Create(spec, Json()).status()));
 }
 
 TEST(TokenizerTest, CleansUpSpacesWhereTheConfigSaysSo) {
