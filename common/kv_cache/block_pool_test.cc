@@ -208,6 +208,34 @@ TEST(PrefixIndexTest, HashDependsOnEverythingBefore) {
   EXPECT_FALSE(a[1] == b[1]);
 }
 
+// Goal: nobody can write a prompt that is taken for another one's beginning. Method: two blocks
+// that were made to have the same XXH3 (128 bits), from its source and without a search: where half
+// of a number equals a constant of XXH3, the other half is multiplied by zero. A hash that is quick
+// to compute and no more would not do.
+TEST(PrefixIndexTest, BlocksThatAreMadeToCollideAreToldApart) {
+  std::vector<TokenId> first(16);
+  first[8] = 1950746808;
+  first[9] = -1910225929;
+  first[12] = -378678050;
+  first[13] = -610824061;
+  std::vector<TokenId> second = first;
+  second[10] = 7;
+  second[14] = -27;
+  second[15] = -1;
+
+  EXPECT_FALSE(ChainHashes(first, 16)[0] == ChainHashes(second, 16)[0]);
+}
+
+TEST(PrefixIndexTest, BlocksHashedOneByOneGiveTheSameChain) {
+  const std::vector<TokenId> tokens = {1, 2, 3, 4};
+
+  const auto chain = ChainHashes(tokens, 2);
+
+  const PrefixHash first = ChainHash({}, std::vector<TokenId>{1, 2});
+  EXPECT_TRUE(chain[0] == first);
+  EXPECT_TRUE(chain[1] == ChainHash(first, std::vector<TokenId>{3, 4}));
+}
+
 TEST(PrefixIndexTest, OnlyFullBlocksAreHashed) {
   EXPECT_THAT(ChainHashes(std::vector<TokenId>{1, 2, 3}, 2), SizeIs(1));
 }

@@ -1,25 +1,52 @@
 #include "common/kv_cache/prefix_index.h"
 
-#include <xxhash.h>
+#include <openssl/evp.h>
 
 #include <cstddef>
-#include <cstring>
+#include <memory>
+
+#include "common/base/check.h"
 
 namespace baton {
+namespace {
+
+// SHA-256 of one block after another.
+class BlockHasher {
+ public:
+  BlockHasher() : context_(EVP_MD_CTX_new(), &EVP_MD_CTX_free) {
+    BATON_CHECK(context_ != nullptr);
+    BATON_CHECK(EVP_DigestInit_ex(context_.get(), EVP_sha256(), nullptr) == 1);
+  }
+
+  PrefixHash Hash(const PrefixHash& parent, std::span<const TokenId> tokens) {
+    PrefixHash hash;
+    // Without a type the context keeps its own and begins anew, which is much the quicker way.
+    BATON_CHECK(EVP_DigestInit_ex(context_.get(), nullptr, nullptr) == 1);
+    BATON_CHECK(EVP_DigestUpdate(context_.get(), parent.words.data(), sizeof(parent.words)) == 1);
+    BATON_CHECK(EVP_DigestUpdate(context_.get(), tokens.data(), tokens.size_bytes()) == 1);
+    BATON_CHECK(EVP_DigestFinal_ex(context_.get(),
+                                   reinterpret_cast<unsigned char*>(hash.words.data()),
+                                   nullptr) == 1);
+    return hash;
+  }
+
+ private:
+  std::unique_ptr<EVP_MD_CTX, decltype(&EVP_MD_CTX_free)> context_;
+};
+
+}  // namespace
 
 PrefixHash ChainHash(const PrefixHash& parent, std::span<const TokenId> tokens) {
-  std::vector<std::byte> bytes(sizeof(parent) + tokens.size_bytes());
-  std::memcpy(bytes.data(), &parent, sizeof(parent));
-  std::memcpy(bytes.data() + sizeof(parent), tokens.data(), tokens.size_bytes());
-  const XXH128_hash_t hash = XXH3_128bits(bytes.data(), bytes.size());
-  return {.high = hash.high64, .low = hash.low64};
+  return BlockHasher().Hash(parent, tokens);
 }
 
 std::vector<PrefixHash> ChainHashes(std::span<const TokenId> tokens, uint32_t block_tokens) {
   std::vector<PrefixHash> hashes;
+  hashes.reserve(tokens.size() / block_tokens);
+  BlockHasher hasher;
   PrefixHash parent;
   for (size_t start = 0; start + block_tokens <= tokens.size(); start += block_tokens) {
-    parent = ChainHash(parent, tokens.subspan(start, block_tokens));
+    parent = hasher.Hash(parent, tokens.subspan(start, block_tokens));
     hashes.push_back(parent);
   }
   return hashes;

@@ -1,11 +1,13 @@
 // Which full blocks hold which prefixes: a map from the hash of a block's tokens and of all tokens
 // before it to the block.
 //
-// The hash is 128 bits of XXH3 chained block by block, so that equal hashes mean equal prefixes for
-// all practical purposes; no text is compared. Thread-compatible; the block pool owns one.
+// The hash is SHA-256 chained block by block, so that equal hashes mean equal prefixes, also where
+// somebody would have it otherwise; no text is compared. See "Whose prefix it is" in
+// DESIGN_NOTES.md. Thread-compatible; the block pool owns one.
 #ifndef BATON_COMMON_KV_CACHE_PREFIX_INDEX_H_
 #define BATON_COMMON_KV_CACHE_PREFIX_INDEX_H_
 
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <span>
@@ -19,13 +21,12 @@ namespace baton {
 
 // Identifies the tokens of a block together with everything before it.
 struct PrefixHash {
-  uint64_t high = 0;
-  uint64_t low = 0;
+  std::array<uint64_t, 4> words{};
 
   friend bool operator==(const PrefixHash&, const PrefixHash&) = default;
   template <typename H>
   friend H AbslHashValue(H h, const PrefixHash& hash) {
-    return H::combine(std::move(h), hash.high, hash.low);
+    return H::combine(std::move(h), hash.words);
   }
 };
 
