@@ -11,6 +11,7 @@
 #include <random>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "common/base/deterministic_math.h"
 #include "common/kernels/testing/kernel_fixture.h"
 
@@ -392,6 +393,49 @@ TEST(LinearTest, ARowOfZerosGivesZeros) {
     EXPECT_EQ(Product(*context, x, 1, Pack(*context, *device, View(weight, {8, 64}), format)),
               Floats(8));
   }
+}
+
+// A row whose largest number is below this one would be multiplied with an infinity.
+TEST(LinearTest, ARowAsGoodAsZeroGivesZeros) {
+  auto device = MakeHostDevice();
+  auto context = MakeContext();
+  Floats x = Random(64, 15);
+  Floats least(64, 1e-38f);
+  least[3] = 0.0f;
+  Floats weight = Random(8 * 64, 15);
+  for (const WeightFormat& format : kFormats) {
+    if (!format.integers() && format.form != WeightForm::kFp8) continue;
+    SCOPED_TRACE(format.name());
+    const Floats of_weights =
+        Product(*context, x, 1, Pack(*context, *device, View(least, {1, 64}), format));
+    const Floats of_activations =
+        Product(*context, least, 1, Pack(*context, *device, View(weight, {8, 64}), format));
+
+    // A scale for each 32 inputs is rounded first, and keeps such numbers.
+    if (format.form != WeightForm::kInt4) {
+      EXPECT_EQ(of_weights, Floats(1));
+    }
+    if (format.integers()) {
+      EXPECT_EQ(of_activations, Floats(8));
+    }
+  }
+}
+
+// Goal: integer sums do not overflow. Method: the largest numbers in the longest row that is taken.
+TEST(PackWeightTest, TakesAsManyInputsAsIntegerSumsHaveRoomFor) {
+  auto device = MakeHostDevice();
+  auto context = MakeContext();
+  Floats row(kInt8InputsMax + 1, 1.0f);
+
+  for (const WeightFormat format : {WeightFormat{WeightForm::kInt8, 1}, {WeightForm::kInt8, 2}}) {
+    const PackedWeight longest = Pack(*context, *device, View(row, {1, kInt8InputsMax}), format);
+    EXPECT_NEAR(Product(*context, row, 1, longest)[0], kInt8InputsMax, 1.0);
+    const auto longer = PackWeight(*context, *device, View(row, {1, row.size()}), format);
+    EXPECT_TRUE(absl::IsInvalidArgument(longer.status()));
+    EXPECT_EQ(longer.status().message(),
+              "has 131072 inputs; int8 sums of a CPU have room for 131071");
+  }
+  EXPECT_TRUE(PackWeight(*context, *device, View(row, {1, row.size()}), {WeightForm::kInt4}).ok());
 }
 
 TEST(PackWeightTest, NamesTheNumberThatDoesNotFit) {

@@ -18,6 +18,10 @@ namespace baton {
 // number of 4 bits, and a scale for each 32 inputs of an output.
 enum class WeightForm { kF32, kBF16, kF16, kInt8, kInt4, kFp8 };
 
+// Inputs that a CPU's integer sums for kInt8 have room for in 32 bits: a term, the offset of the
+// weights taken into account, is at most 2^14.
+inline constexpr size_t kInt8InputsMax = (size_t{1} << 17) - 1;
+
 // "f32", "bf16", "f16", "int8", "fp8", "int4": as flags and messages spell them.
 const char* WeightFormName(WeightForm form);
 // kInvalidArgument names the choices.

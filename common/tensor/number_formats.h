@@ -47,10 +47,10 @@ inline uint16_t F32ToF16(float value) {
 
 inline constexpr float kE4m3Highest = 448.0f;
 
-// What a row is multiplied with so that its largest number, `highest`, becomes 448. A row that is
-// as good as zero becomes zero: its factor would not be finite.
-constexpr float E4m3Factor(float highest) {
-  return highest > 0x1p-100f ? kE4m3Highest / highest : 0.0f;
+// What a row is multiplied with so that its largest number, `highest`, becomes `most`, at most
+// 2^15. A row that is as good as zero becomes zero: its factor would not be finite.
+constexpr float RowFactor(float highest, float most) {
+  return highest > 0x1p-100f ? most / highest : 0.0f;
 }
 
 // E4M3 (Open Compute Project, "8-bit Floating Point Specification", 2023), which has no

@@ -4,11 +4,13 @@
 #include <atomic>
 #include <cmath>
 #include <cstring>
+#include <optional>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "common/base/check.h"
 #include "common/base/status_macros.h"
+#include "common/kernels/byte_row.h"
 #include "common/tensor/number_formats.h"
 
 namespace baton {
@@ -105,48 +107,38 @@ class PanelPacker {
     return true;
   }
 
-  static bool IsFinite(const float* row, size_t count, float* misfit) {
-    for (size_t i = 0; i < count; ++i) {
-      if (std::isfinite(row[i])) continue;
-      *misfit = row[i];
-      return false;
-    }
-    return true;
+  bool IsFinite(const float* row, float* misfit) const {
+    const std::optional<float> found = FindMisfit({row, layout_.padded_inputs});
+    if (found.has_value()) *misfit = *found;
+    return !found.has_value();
   }
 
   bool PackFp8(const float* row, size_t column, size_t output, std::byte* to, float* misfit) const {
-    if (!IsFinite(row, layout_.padded_inputs, misfit)) return false;
-    float highest = 0.0f;
-    for (size_t i = 0; i < layout_.padded_inputs; ++i)
-      highest = std::max(highest, std::abs(row[i]));
-    const float scale = highest / kE4m3Highest;
-    const float factor = E4m3Factor(highest);
-    for (size_t i = 0; i < layout_.padded_inputs; ++i) {
-      to[i * kPanelColumns + column] = static_cast<std::byte>(F32ToE4m3(row[i] * factor));
-    }
-    std::memcpy(data_ + layout_.scales_offset + output * sizeof(float), &scale, sizeof(scale));
+    if (!IsFinite(row, misfit)) return false;
+    const auto store = [&](size_t i, int8_t number) {
+      to[i * kPanelColumns + column] = static_cast<std::byte>(number);
+    };
+    StoreScale(output, RoundToBytes({row, layout_.padded_inputs}, format_.form, store));
     return true;
   }
 
   bool PackInt8(const float* row, size_t column, size_t output, std::byte* to,
                 float* misfit) const {
-    if (!IsFinite(row, layout_.padded_inputs, misfit)) return false;
-    float highest = 0.0f;
-    for (size_t i = 0; i < layout_.padded_inputs; ++i)
-      highest = std::max(highest, std::abs(row[i]));
-    const float scale = highest / 127.0f;
-    const float factor = highest > 0.0f ? 127.0f / highest : 0.0f;
-    for (size_t i = 0; i < layout_.padded_inputs; ++i) {
-      const int32_t number = static_cast<int32_t>(std::nearbyint(row[i] * factor));
+    if (!IsFinite(row, misfit)) return false;
+    const auto store = [&](size_t i, int8_t number) {
       to[(i / 4 * kPanelColumns + column) * 4 + i % 4] =
-          static_cast<std::byte>(std::clamp(number, -127, 127) + kInt8Offset);
-    }
-    std::memcpy(data_ + layout_.scales_offset + output * sizeof(float), &scale, sizeof(scale));
+          static_cast<std::byte>(number + kInt8Offset);
+    };
+    StoreScale(output, RoundToBytes({row, layout_.padded_inputs}, format_.form, store));
     return true;
   }
 
+  void StoreScale(size_t output, float scale) const {
+    std::memcpy(data_ + layout_.scales_offset + output * sizeof(float), &scale, sizeof(scale));
+  }
+
   bool PackInt4(const float* row, size_t column, std::byte* to, float* misfit) const {
-    if (!IsFinite(row, layout_.padded_inputs, misfit)) return false;
+    if (!IsFinite(row, misfit)) return false;
     for (size_t group = 0; group * kInt4Group < layout_.padded_inputs; ++group) {
       PackInt4Group(row + group * kInt4Group, column, to + group * kInt4GroupBytes);
     }
@@ -217,6 +209,10 @@ PanelLayout PanelLayoutOf(const WeightFormat& format, size_t outputs, size_t inp
 absl::StatusOr<PackedWeight> PackWeightCpu(KernelContext& context, Device& device,
                                            const ConstTensorView& matrix, WeightFormat format) {
   BATON_RETURN_IF_ERROR(format.Check());
+  if (format.form == WeightForm::kInt8 && matrix.dim(1) > kInt8InputsMax) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "has ", matrix.dim(1), " inputs; int8 sums of a CPU have room for ", kInt8InputsMax));
+  }
   const PanelLayout layout = PanelLayoutOf(format, matrix.dim(0), matrix.dim(1));
   BATON_ASSIGN_OR_RETURN(DeviceMemory memory, device.Allocate(layout.bytes));
   const PanelPacker packer(matrix, format, memory.data());

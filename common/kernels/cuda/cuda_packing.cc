@@ -4,11 +4,13 @@
 #include <atomic>
 #include <cmath>
 #include <cstring>
+#include <optional>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
+#include "common/kernels/byte_row.h"
 #include "common/kernels/cuda/cuda_linear.h"
 #include "common/kernels/cuda/cuda_state.h"
 #include "common/tensor/number_formats.h"
@@ -65,27 +67,16 @@ class RowPacker {
     return true;
   }
 
-  // As on the CPU.
   bool PackBytes(size_t output, const float* row, float* misfit) const {
     const size_t inputs = matrix_.dim(1);
-    float highest = 0.0f;
-    for (size_t i = 0; i < inputs; ++i) {
-      if (!std::isfinite(row[i])) {
-        *misfit = row[i];
-        return false;
-      }
-      highest = std::max(highest, std::abs(row[i]));
+    if (const std::optional<float> found = FindMisfit({row, inputs})) {
+      *misfit = *found;
+      return false;
     }
-    const bool fp8 = form_ == WeightForm::kFp8;
-    const float most = fp8 ? kE4m3Highest : 127.0f;
-    const float scale = highest / most;
-    const float factor = fp8 ? E4m3Factor(highest) : highest > 0.0f ? most / highest : 0.0f;
-    for (size_t i = 0; i < inputs; ++i) {
-      const float x = row[i] * factor;
-      to_[output * inputs + i] = fp8 ? std::byte{F32ToE4m3(x)}
-                                     : static_cast<std::byte>(std::clamp(
-                                           static_cast<int32_t>(std::nearbyint(x)), -127, 127));
-    }
+    std::byte* to = to_ + output * inputs;
+    const float scale = RoundToBytes({row, inputs}, form_, [&](size_t i, int8_t number) {
+      to[i] = static_cast<std::byte>(number);
+    });
     std::memcpy(to_ + ScalesOffset(matrix_.dim(0), inputs) + output * sizeof(scale), &scale,
                 sizeof(scale));
     return true;

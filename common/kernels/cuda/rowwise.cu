@@ -188,7 +188,7 @@ __device__ void StoreScaledRow(const float* values, uint32_t n, DType type, std:
   }
   highest = WarpMax(highest) + WarpSum(zero);
   const float most = fp8 ? kE4m3Highest : 127.0f;
-  const float inverse = fp8 ? E4m3Factor(highest) : highest > 0.0f ? most / highest : 0.0f;
+  const float inverse = RowFactor(highest, most);
   for (uint32_t i = lane; i < n; i += kWarp) {
     const float x = values[i] * inverse;
     to[i] = fp8 ? std::byte{__nv_cvt_float_to_fp8(x, __NV_SATFINITE, __NV_E4M3)}
