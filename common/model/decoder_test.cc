@@ -50,7 +50,7 @@ class DecoderTest : public testing::Test {
   // The header of model.safetensors, changed by `change`; the data stay.
   void ChangeHeader(const std::function<void(nlohmann::ordered_json&)>& change) {
     const std::string path = directory_ + "/model.safetensors";
-    const std::string file = ReadFile(path, 1 << 24).value();
+    const std::string file = ReadTextFile(path, 1 << 24).value();
     uint64_t size = 0;
     std::memcpy(&size, file.data(), sizeof(size));
     auto json = nlohmann::ordered_json::parse(file.substr(8, size));
@@ -369,9 +369,9 @@ TEST(TinyModelTest, EqualSeedsWriteEqualBytesForEveryFamily) {
     for (DType dtype : {DType::kF32, DType::kF16}) {
       const TinyModelOptions options = {.architecture = architecture, .dtype = dtype};
       ASSERT_TRUE(WriteTinyModel(directory, options).ok());
-      const std::string first = ReadFile(directory + "/model.safetensors", 1 << 24).value();
+      const std::string first = ReadTextFile(directory + "/model.safetensors", 1 << 24).value();
       ASSERT_TRUE(WriteTinyModel(directory, options).ok());
-      EXPECT_EQ(ReadFile(directory + "/model.safetensors", 1 << 24).value(), first);
+      EXPECT_EQ(ReadTextFile(directory + "/model.safetensors", 1 << 24).value(), first);
       const std::unique_ptr<Device> device = MakeHostDevice();
       const auto model = Model::Load(*device, {.directory = directory});
       EXPECT_TRUE(model.ok()) << model.status();

@@ -52,10 +52,10 @@ absl::StatusOr<std::string> ModelFingerprint(const std::string& directory,
                                              const TensorFiles& files) {
   Sha256 hash;
   BATON_ASSIGN_OR_RETURN(const std::string config,
-                         ReadFile(directory + "/config.json", kFileBytesMax));
+                         ReadTextFile(directory + "/config.json", kFileBytesMax));
   hash.Add(config);
   const absl::StatusOr<std::string> tokenizer =
-      ReadFile(directory + "/tokenizer.json", kFileBytesMax);
+      ReadTextFile(directory + "/tokenizer.json", kFileBytesMax);
   if (!tokenizer.ok() && !absl::IsNotFound(tokenizer.status())) return tokenizer.status();
   hash.Add(tokenizer.ok() ? absl::StrCat("tokenizer", *tokenizer) : std::string("no tokenizer"));
   for (const auto& file : files.files()) {

@@ -31,9 +31,9 @@ struct Expected {
 std::string Folder(const std::string& name) { return "tests/goldens/models/" + name; }
 
 Expected ReadExpected(const std::string& name) {
-  const std::string text = ReadFile(Folder(name) + "/expected.json", 1 << 20).value();
+  const std::string text = ReadTextFile(Folder(name) + "/expected.json", 1 << 20).value();
   const nlohmann::json json = ParseJsonObject(text, name).value();
-  const std::string bytes = ReadFile(Folder(name) + "/logits.f32", 1 << 24).value();
+  const std::string bytes = ReadTextFile(Folder(name) + "/logits.f32", 1 << 24).value();
   Expected expected;
   expected.prompt = json.at("prompt").get<std::vector<TokenId>>();
   expected.greedy = json.at("greedy").get<std::vector<TokenId>>();

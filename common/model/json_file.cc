@@ -1,7 +1,6 @@
 #include "common/model/json_file.h"
 
 #include <cmath>
-#include <fstream>
 #include <limits>
 #include <set>
 
@@ -9,52 +8,9 @@
 #include "common/base/status_macros.h"
 
 namespace baton {
-namespace {
-
-// The deepest nesting of brackets outside strings. A scan before parsing, so that depth is bounded
-// whatever the parser does.
-size_t BracketDepth(absl::string_view text) {
-  size_t depth = 0;
-  size_t deepest = 0;
-  bool in_string = false;
-  for (size_t i = 0; i < text.size(); ++i) {
-    const char c = text[i];
-    if (in_string) {
-      if (c == '\\') ++i;
-      if (c == '"') in_string = false;
-      continue;
-    }
-    if (c == '"') in_string = true;
-    if (c == '{' || c == '[') deepest = std::max(deepest, ++depth);
-    if ((c == '}' || c == ']') && depth > 0) --depth;
-  }
-  return deepest;
-}
-
-}  // namespace
-
-absl::StatusOr<std::string> ReadFile(const std::string& path, size_t bytes_max) {
-  std::ifstream file(path, std::ios::binary | std::ios::ate);
-  if (!file) return absl::NotFoundError(absl::StrCat("cannot open ", path));
-  const std::streamoff bytes = file.tellg();
-  if (bytes < 0) return absl::InvalidArgumentError(absl::StrCat(path, " is not a regular file"));
-  if (static_cast<size_t>(bytes) > bytes_max) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(path, " has ", bytes, " bytes; at most ", bytes_max, " are read"));
-  }
-  std::string text(static_cast<size_t>(bytes), '\0');
-  file.seekg(0);
-  if (!file.read(text.data(), bytes)) {
-    return absl::InvalidArgumentError(absl::StrCat("cannot read ", path));
-  }
-  return text;
-}
 
 absl::StatusOr<nlohmann::json> ParseJsonObject(absl::string_view text, const std::string& name) {
-  if (BracketDepth(text) > kJsonNestingMax) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(name, ": JSON is nested deeper than ", kJsonNestingMax));
-  }
+  BATON_RETURN_IF_ERROR(CheckJsonLimits(text, name));
   std::set<std::string> keys;
   std::string repeated;
   const auto note_key = [&](int depth, nlohmann::json::parse_event_t event,

@@ -1,9 +1,8 @@
-// Reading JSON that we did not write: bounded in size and depth, and with errors that name the file
-// and the key. Used by this folder only. Any thread.
+// JSON objects of a model folder, with errors that name the file and the key. Used by this folder
+// only. Any thread.
 #ifndef BATON_COMMON_MODEL_JSON_FILE_H_
 #define BATON_COMMON_MODEL_JSON_FILE_H_
 
-#include <cstddef>
 #include <cstdint>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -11,16 +10,12 @@
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "common/base/json.h"
 
 namespace baton {
 
-inline constexpr size_t kJsonNestingMax = 32;
-
-// The whole file. kNotFound if there is none; kInvalidArgument if it is longer than `bytes_max`.
-absl::StatusOr<std::string> ReadFile(const std::string& path, size_t bytes_max);
-
-// Parses one JSON object. `name` is for messages. kInvalidArgument: not JSON, not an object, deeper
-// than kJsonNestingMax, or the same key twice in the outermost object.
+// Parses one JSON object. `name` is for messages. kInvalidArgument: not JSON, not an object, beyond
+// the limits of common/base/json.h, or the same key twice in the outermost object.
 absl::StatusOr<nlohmann::json> ParseJsonObject(absl::string_view text, const std::string& name);
 
 // Typed access to the members of one object. Borrows it. Every error names the file and the key.

@@ -409,7 +409,7 @@ absl::Status ReadEos(const JsonReader& reader, ModelConfig* model) {
 absl::Status ReadEosTokens(const JsonReader& config, const std::string& directory,
                            ModelConfig* model) {
   const std::string path = directory + "/generation_config.json";
-  const absl::StatusOr<std::string> text = ReadFile(path, kConfigBytesMax);
+  const absl::StatusOr<std::string> text = ReadTextFile(path, kConfigBytesMax);
   if (text.ok()) {
     BATON_ASSIGN_OR_RETURN(const nlohmann::json json, ParseJsonObject(*text, path));
     BATON_RETURN_IF_ERROR(ReadEos(JsonReader(json, path), model));
@@ -521,7 +521,7 @@ uint32_t ModelConfig::FirstVisible(uint32_t position) const {
 
 absl::StatusOr<ModelConfig> ModelConfig::Load(const std::string& directory) {
   const std::string path = directory + "/config.json";
-  BATON_ASSIGN_OR_RETURN(const std::string text, ReadFile(path, kConfigBytesMax));
+  BATON_ASSIGN_OR_RETURN(const std::string text, ReadTextFile(path, kConfigBytesMax));
   BATON_ASSIGN_OR_RETURN(const nlohmann::json json, ParseJsonObject(text, path));
   const JsonReader config(json, path);
   BATON_ASSIGN_OR_RETURN(const Family family, ReadFamily(config));

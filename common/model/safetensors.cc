@@ -206,7 +206,7 @@ SafetensorsFile::~SafetensorsFile() {
 absl::StatusOr<std::unique_ptr<TensorFiles>> TensorFiles::Open(const std::string& directory) {
   std::unique_ptr<TensorFiles> files(new TensorFiles());
   const std::string index_path = directory + "/model.safetensors.index.json";
-  const absl::StatusOr<std::string> index = ReadFile(index_path, kIndexBytesMax);
+  const absl::StatusOr<std::string> index = ReadTextFile(index_path, kIndexBytesMax);
   if (index.ok()) {
     files->source_ = index_path;
     BATON_RETURN_IF_ERROR(files->OpenIndexed(directory, *index));

@@ -12,6 +12,8 @@
 #include <fstream>
 #include <random>
 
+#include "common/base/json.h"
+
 namespace baton {
 namespace {
 
@@ -80,6 +82,10 @@ TEST(SafetensorsTest, RefusesBadHeaders) {
   ExpectRefused(WithHeader("[]", 0), "not a JSON object");
   ExpectRefused(WithHeader("{", 0), "not JSON");
   ExpectRefused(WithHeader(std::string(1000, '[') + std::string(1000, ']'), 0), "nested");
+  // Within its 100 MB a header could have tens of millions of values, each of tens of bytes.
+  std::string values = R"({"a":[[])";
+  for (size_t i = 0; i < kJsonValueCountMax; ++i) values += ",[]";
+  ExpectRefused(WithHeader(values + "]}", 0), "more than 8388608 values");
   const std::string a = R"("a":{"dtype":"I8","shape":[1],"data_offsets":[0,1]})";
   ExpectRefused(WithHeader("{" + a + "," + a + "}", 1), "twice");
 }

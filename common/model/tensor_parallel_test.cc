@@ -147,8 +147,8 @@ class TensorParallelTest : public testing::TestWithParam<TestCase> {
   void SetUp() override {
     const std::string folder = Folder(GetParam().model);
     const nlohmann::json json =
-        ParseJsonObject(ReadFile(folder + "/expected.json", 1 << 20).value(), folder).value();
-    const std::string bytes = ReadFile(folder + "/logits.f32", 1 << 24).value();
+        ParseJsonObject(ReadTextFile(folder + "/expected.json", 1 << 20).value(), folder).value();
+    const std::string bytes = ReadTextFile(folder + "/logits.f32", 1 << 24).value();
     prompt_ = json.at("prompt").get<std::vector<TokenId>>();
     greedy_ = json.at("greedy").get<std::vector<TokenId>>();
     logits_.resize(bytes.size() / sizeof(float));

@@ -1,12 +1,9 @@
 #include "common/tokenizer/json_fields.h"
 
 #include <cstdint>
-#include <fstream>
 #include <nlohmann/json.hpp>
-#include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "common/base/status_macros.h"
 
 namespace baton {
 namespace {
@@ -15,81 +12,7 @@ absl::Status Malformed(const std::string& where, const char* key, const char* ex
   return absl::InvalidArgumentError(absl::StrCat(where, ".", key, ": expected ", expected));
 }
 
-// Reads a document without keeping it, to refuse one that would take too much memory to keep.
-class LimitChecker : public nlohmann::json_sax<Json> {
- public:
-  bool exceeded() const { return exceeded_; }
-
-  bool null() override { return Count(); }
-  bool boolean(bool) override { return Count(); }
-  bool number_integer(number_integer_t) override { return Count(); }
-  bool number_unsigned(number_unsigned_t) override { return Count(); }
-  bool number_float(number_float_t, const string_t&) override { return Count(); }
-  bool string(string_t&) override { return Count(); }
-  bool binary(binary_t&) override { return Count(); }
-  bool key(string_t&) override { return true; }
-  bool start_object(size_t) override { return Enter(); }
-  bool start_array(size_t) override { return Enter(); }
-  bool end_object() override { return Leave(); }
-  bool end_array() override { return Leave(); }
-  // Malformed documents are left to the parser that names the place.
-  bool parse_error(size_t, const std::string&, const Json::exception&) override { return false; }
-
- private:
-  bool Count() {
-    exceeded_ = exceeded_ || ++value_count_ > kJsonValueCountMax;
-    return !exceeded_;
-  }
-  bool Enter() {
-    exceeded_ = exceeded_ || ++depth_ > kJsonDepthMax;
-    return Count();
-  }
-  bool Leave() {
-    --depth_;
-    return true;
-  }
-
-  size_t value_count_ = 0;
-  int depth_ = 0;
-  bool exceeded_ = false;
-};
-
 }  // namespace
-
-absl::StatusOr<std::string> ReadTextFile(const std::string& path, size_t bytes_max) {
-  std::ifstream file(path, std::ios::binary | std::ios::ate);
-  if (!file) return absl::NotFoundError(absl::StrCat(path, ": cannot be opened"));
-  const auto size = static_cast<int64_t>(file.tellg());
-  if (size < 0) return absl::InvalidArgumentError(absl::StrCat(path, ": is not a regular file"));
-  if (static_cast<uint64_t>(size) > bytes_max) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(path, ": ", size, " bytes, more than the limit of ", bytes_max));
-  }
-  std::string text(static_cast<size_t>(size), '\0');
-  file.seekg(0);
-  file.read(text.data(), static_cast<std::streamsize>(size));
-  if (!file) return absl::InvalidArgumentError(absl::StrCat(path, ": cannot be read"));
-  return text;
-}
-
-absl::StatusOr<Json> ReadJsonFile(const std::string& path, size_t bytes_max) {
-  BATON_ASSIGN_OR_RETURN(const std::string text, ReadTextFile(path, bytes_max));
-  return ParseJson(text, path);
-}
-
-absl::StatusOr<Json> ParseJson(const std::string& text, const std::string& name) {
-  LimitChecker checker;
-  try {
-    Json::sax_parse(text, &checker);
-    if (checker.exceeded()) {
-      return absl::InvalidArgumentError(absl::StrCat(name, ": more than ", kJsonValueCountMax,
-                                                     " values or ", kJsonDepthMax, " levels"));
-    }
-    return Json::parse(text);
-  } catch (const Json::exception& error) {
-    return absl::InvalidArgumentError(absl::StrCat(name, ": ", error.what()));
-  }
-}
 
 const Json* FindField(const Json& object, const char* key) {
   if (!object.is_object()) return nullptr;

@@ -4,31 +4,14 @@
 #ifndef BATON_COMMON_TOKENIZER_JSON_FIELDS_H_
 #define BATON_COMMON_TOKENIZER_JSON_FIELDS_H_
 
-#include <cstddef>
-#include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <string>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "common/base/json.h"
 
 namespace baton {
-
-using Json = nlohmann::json;
-
-// The largest published tokenizer.json has about 3 million values, 8 levels deep.
-inline constexpr size_t kJsonValueCountMax = size_t{8} << 20;
-inline constexpr int kJsonDepthMax = 64;
-
-// Reads a file of at most `bytes_max` bytes. kNotFound when there is none, kInvalidArgument when it
-// is larger or not JSON, with the place.
-absl::StatusOr<Json> ReadJsonFile(const std::string& path, size_t bytes_max);
-
-// The same of a text in memory; `name` is for messages.
-absl::StatusOr<Json> ParseJson(const std::string& text, const std::string& name);
-
-// As ReadJsonFile, but the text itself.
-absl::StatusOr<std::string> ReadTextFile(const std::string& path, size_t bytes_max);
 
 // nullptr when `object` is no object, or has no such key, or has null there.
 const Json* FindField(const Json& object, const char* key);

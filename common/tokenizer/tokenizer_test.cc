@@ -408,21 +408,6 @@ INSTANTIATE_TEST_SUITE_P(
         Broken{"llama2.json", "/added_tokens/1/content", std::string(5000, 'x'), "5000 bytes"},
         Broken{"llama2.json", "/added_tokens/1/id", 1 << 30, "added_tokens[1].id"}));
 
-TEST(TokenizerTest, JsonIsBounded) {
-  const auto deep = ParseJson(std::string(1000, '['), "deep");
-  const auto many = ParseJson("[" + std::string(2 * kJsonValueCountMax, ' ') + "]", "spaces");
-  std::string list = "[0";
-  for (size_t i = 0; i < kJsonValueCountMax; ++i) list += ",0";
-  const auto wide = ParseJson(list + "]", "wide");
-  const auto malformed = ParseJson("{\"a\": nope}", "malformed");
-
-  EXPECT_THAT(std::string(deep.status().message()), HasSubstr("deep: more than"));
-  EXPECT_TRUE(many.ok());
-  EXPECT_THAT(std::string(wide.status().message()), HasSubstr("wide: more than"));
-  EXPECT_THAT(std::string(malformed.status().message()), HasSubstr("malformed: "));
-  EXPECT_TRUE(ParseJson("[[1], {\"a\": \"\\ud83d\\ude00\"}]", "fine").ok());
-}
-
 TEST(TokenizerTest, LoadNamesTheFileThatIsMissing) {
   const auto tokenizer = Tokenizer::Load("/nonexistent");
   EXPECT_TRUE(absl::IsNotFound(tokenizer.status()));
