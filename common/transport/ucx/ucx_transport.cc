@@ -17,6 +17,7 @@
 #include "common/base/status_macros.h"
 #include "common/transport/ucx/ucx_address.h"
 #include "common/transport/ucx/ucx_handles.h"
+#include "common/transport/ucx/ucx_ways.h"
 #include "common/transport/ucx/ucx_wire.h"
 
 namespace baton {
@@ -92,9 +93,9 @@ class UcxTransport final : public Transport {
     UcxEndpoint endpoint;
     std::string address;  // Empty while a peer that connected has not said hello.
     uint64_t identity = 0;
-    std::vector<SocketAddress> ways;  // To try when this one fails, the next one last.
-    bool open = false;                // The greeting is over.
-    bool named = false;               // The layer above knows the peer.
+    Ways ways;           // None to a peer that connected to us.
+    bool open = false;   // The greeting is over.
+    bool named = false;  // The layer above knows the peer.
     std::deque<WaitingSend> waiting;
   };
   // A message that UCX has delivered and Poll() has yet to look at.
@@ -136,7 +137,12 @@ class UcxTransport final : public Transport {
   Peer* Find(PeerId peer);
   void Lose(PeerId peer, const absl::Status& status);
   void TryNextWay(PeerId peer, const absl::Status& status);
+  void BeginTrial(PeerId id, const Peer& peer);
+  absl::StatusOr<UcxEndpoint> ConnectBy(Ways& ways);
   void AcceptPeer(ucp_conn_request_h request);
+  void CloseLater(UcxEndpoint endpoint) {
+    closing_endpoints_.push_back({std::move(endpoint), Now() + kSettleTime});
+  }
   void Greet(const Peer& peer, Greeting::Kind kind);
   void Submit(const Peer& peer, unsigned id, WaitingSend send);
   void Opened(PeerId peer);
@@ -144,6 +150,7 @@ class UcxTransport final : public Transport {
   void Later(std::function<void()> callback) { callbacks_.push_back(std::move(callback)); }
 
   bool RunDue();
+  void EndTrials();
   void Complete(Operation* operation);
   void TakeGreeting(const Arrival& arrival);
   void TakeHello(PeerId peer, const Greeting& greeting, const Arrival& arrival);
@@ -151,7 +158,11 @@ class UcxTransport final : public Transport {
   bool Offer(PeerId from, const Arrival& arrival);
   bool OfferPostponed();
   void Post(const Arrival& arrival, Landing landing);
-  void SetMemory(const void* buffer, ucp_request_param_t* param) const;
+  struct Buffer {
+    void* data = nullptr;
+    size_t count = 0;
+  };
+  Buffer DescribeMemory(Operation* operation, ucp_request_param_t* param) const;
   void Release(const Arrival& arrival);
 
   const UcxTransportOptions options_;
@@ -169,6 +180,7 @@ class UcxTransport final : public Transport {
   std::map<PeerId, Peer> peers_;
   std::unordered_map<ucp_ep_h, PeerId> by_endpoint_;
   std::unordered_map<std::string, PeerId> by_address_;
+  FirstWays first_ways_{options_.peers_max};
   std::unordered_map<Operation*, std::unique_ptr<Operation>> operations_;
   // UCX 1.13 does not bear that a connection is closed while it is coming up. Nothing but a
   // greeting can come over one: it may as well be closed a little later.
@@ -177,6 +189,13 @@ class UcxTransport final : public Transport {
     Instant close_at;
   };
   std::deque<ClosingEndpoint> closing_endpoints_;
+  // Connections that are to come up, oldest first: a way that swallows everything does not fail.
+  struct Trial {
+    PeerId peer{};
+    size_t ways_tried = 0;  // Which of its trials it is.
+    Instant until;
+  };
+  std::deque<Trial> trials_;
 
   // Filled from inside UCX, emptied by Poll().
   std::vector<Arrival> arrivals_;
@@ -305,19 +324,35 @@ absl::StatusOr<PeerId> UcxTransport::Connect(const std::string& address) {
   if (peers_.size() >= options_.peers_max) {
     return absl::ResourceExhaustedError(absl::StrCat(peers_.size(), " connections are open"));
   }
-  std::vector<SocketAddress> ways = WaysTo(to, machine_, LocalNetworks());
-  if (ways.empty()) return absl::UnavailableError("no way leads to that address");
-  BATON_ASSIGN_OR_RETURN(UcxEndpoint endpoint,
-                         UcxEndpoint::Connect(*worker_, ways[0], OnFailed, this));
+  std::vector<SocketAddress> all = WaysTo(to, machine_, LocalNetworks());
+  if (all.empty()) return absl::UnavailableError("no way leads to that address");
+  Ways ways = first_ways_.Begin(address, std::move(all));
+  BATON_ASSIGN_OR_RETURN(UcxEndpoint endpoint, ConnectBy(ways));
   const PeerId id = AddPeer(std::move(endpoint));
   by_address_[address] = id;
   Peer& peer = *Find(id);
   peer.named = true;
   peer.address = address;
   peer.identity = to.identity;
-  peer.ways.assign(ways.rbegin(), ways.rend() - 1);
-  Greet(peer, Greeting::Kind::kHello);
+  peer.ways = std::move(ways);
+  BeginTrial(id, peer);
   return id;
+}
+
+// Over the next way that has a route. REQUIRES: there are more.
+absl::StatusOr<UcxEndpoint> UcxTransport::ConnectBy(Ways& ways) {
+  while (true) {
+    absl::StatusOr<UcxEndpoint> endpoint =
+        UcxEndpoint::Connect(*worker_, ways.Next(), OnFailed, this);
+    if (endpoint.ok() || !ways.more()) return endpoint;
+  }
+}
+
+void UcxTransport::BeginTrial(PeerId id, const Peer& peer) {
+  if (peer.ways.more()) {
+    trials_.push_back({id, peer.ways.tried(), Now() + options_.connect_time});
+  }
+  Greet(peer, Greeting::Kind::kHello);
 }
 
 void UcxTransport::AcceptPeer(ucp_conn_request_h request) {
@@ -374,24 +409,24 @@ void UcxTransport::TakeHello(PeerId id, const Greeting& greeting, const Arrival&
 void UcxTransport::Opened(PeerId id) {
   Peer& peer = *Find(id);
   peer.open = true;
+  first_ways_.Good(peer.address, peer.ways);
   std::deque<WaitingSend> waiting;
   waiting.swap(peer.waiting);
   for (WaitingSend& send : waiting) Submit(peer, kMessageId, std::move(send));
 }
 
-// The connection failed: over another way it may work, unless it had come up.
+// The connection failed, or takes too long: over another way it may work, unless it had come up.
 void UcxTransport::TryNextWay(PeerId id, const absl::Status& status) {
   Peer* peer = Find(id);
   if (peer == nullptr) return;
-  while (!peer->open && !peer->ways.empty()) {
-    const SocketAddress way = peer->ways.back();
-    peer->ways.pop_back();
-    absl::StatusOr<UcxEndpoint> endpoint = UcxEndpoint::Connect(*worker_, way, OnFailed, this);
-    if (!endpoint.ok()) continue;
-    by_endpoint_.erase(peer->endpoint.get());
-    peer->endpoint = *std::move(endpoint);
-    by_endpoint_[peer->endpoint.get()] = id;
-    return Greet(*peer, Greeting::Kind::kHello);
+  if (!peer->open && peer->ways.more()) {
+    absl::StatusOr<UcxEndpoint> endpoint = ConnectBy(peer->ways);
+    if (endpoint.ok()) {
+      by_endpoint_.erase(peer->endpoint.get());
+      CloseLater(std::exchange(peer->endpoint, *std::move(endpoint)));
+      by_endpoint_[peer->endpoint.get()] = id;
+      return BeginTrial(id, *peer);
+    }
   }
   Lose(id, status);
 }
@@ -412,7 +447,10 @@ void UcxTransport::Lose(PeerId id, const absl::Status& status) {
       found != by_address_.end() && found->second == id) {
     by_address_.erase(found);
   }
-  if (!peer->open) closing_endpoints_.push_back({std::move(peer->endpoint), Now() + kSettleTime});
+  if (!peer->open) {
+    first_ways_.Bad(peer->address, peer->ways);
+    CloseLater(std::move(peer->endpoint));
+  }
   peers_.erase(id);  // Closes the endpoint by force.
 }
 
@@ -467,21 +505,10 @@ void UcxTransport::Submit(const Peer& peer, unsigned id, WaitingSend send) {
   param.user_data = operation;
   const bool eager = id == kGreetingId || bytes <= options_.eager_bytes_max;
   param.flags = UCP_AM_SEND_FLAG_REPLY | (eager ? UCP_AM_SEND_FLAG_EAGER : UCP_AM_SEND_FLAG_RNDV);
-  const void* buffer = nullptr;
-  size_t count = 0;
-  if (operation->iov.size() > 1) {
-    param.datatype = ucp_dt_make_iov();
-    buffer = operation->iov.data();
-    count = operation->iov.size();
-  } else {
-    param.datatype = ucp_dt_make_contig(1);
-    if (bytes > 0) buffer = operation->iov[0].buffer;
-    count = bytes;
-  }
-  SetMemory(buffer, &param);
+  const Buffer buffer = DescribeMemory(operation, &param);
   const ucs_status_ptr_t request =
       ucp_am_send_nbx(peer.endpoint.get(), id, operation->header.data(), operation->header.size(),
-                      buffer, count, &param);
+                      buffer.data, buffer.count, &param);
   if (UCS_PTR_IS_PTR(request)) return;
   operation->status = UCS_PTR_STATUS(request);
   completed_.push_back(operation);
@@ -562,32 +589,29 @@ void UcxTransport::Post(const Arrival& arrival, Landing landing) {
       UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA | UCP_OP_ATTR_FIELD_DATATYPE;
   param.cb.recv_am = OnReceived;
   param.user_data = operation;
-  void* buffer = nullptr;
-  size_t count = 0;
-  if (operation->iov.size() > 1) {
-    param.datatype = ucp_dt_make_iov();
-    buffer = operation->iov.data();
-    count = operation->iov.size();
-  } else {
-    param.datatype = ucp_dt_make_contig(1);
-    buffer = operation->iov[0].buffer;
-    count = operation->iov[0].length;
-  }
-  SetMemory(buffer, &param);
+  const Buffer buffer = DescribeMemory(operation, &param);
   const ucs_status_ptr_t request =
-      ucp_am_recv_data_nbx(worker_->get(), arrival.held, buffer, count, &param);
+      ucp_am_recv_data_nbx(worker_->get(), arrival.held, buffer.data, buffer.count, &param);
   if (UCS_PTR_IS_PTR(request)) return;
   operation->status = UCS_PTR_STATUS(request);
   completed_.push_back(operation);
 }
 
-// Otherwise UCX would look where the address lies, and register it.
-void UcxTransport::SetMemory(const void* buffer, ucp_request_param_t* param) const {
-  const ucp_mem_h memory = worker_->CudaMemoryAt(buffer);
-  if (memory == nullptr) return;
-  param->op_attr_mask |= UCP_OP_ATTR_FIELD_MEMORY_TYPE | UCP_OP_ATTR_FIELD_MEMH;
-  param->memory_type = UCS_MEMORY_TYPE_CUDA;
-  param->memh = memory;
+// What UCX is to read or write for the operation.
+UcxTransport::Buffer UcxTransport::DescribeMemory(Operation* operation,
+                                                  ucp_request_param_t* param) const {
+  std::vector<ucp_dt_iov_t>& iov = operation->iov;
+  Buffer buffer;
+  if (iov.size() == 1) buffer = {iov[0].buffer, iov[0].length};
+  if (iov.size() > 1) buffer = {iov.data(), iov.size()};
+  param->datatype = iov.size() > 1 ? ucp_dt_make_iov() : ucp_dt_make_contig(1);
+  // Otherwise UCX would look where the address lies, and register it.
+  if (const ucp_mem_h memory = worker_->CudaMemoryAt(buffer.data)) {
+    param->op_attr_mask |= UCP_OP_ATTR_FIELD_MEMORY_TYPE | UCP_OP_ATTR_FIELD_MEMH;
+    param->memory_type = UCS_MEMORY_TYPE_CUDA;
+    param->memh = memory;
+  }
+  return buffer;
 }
 
 // Gives an unwanted payload back; its sender's send completes.
@@ -601,6 +625,16 @@ bool UcxTransport::Poll() {
   bool any = false;
   for (int i = 0; i < kProgressMax && ucp_worker_progress(worker_->get()) != 0; ++i) any = true;
   return RunDue() || any;
+}
+
+void UcxTransport::EndTrials() {
+  while (!trials_.empty() && trials_.front().until <= Now()) {
+    const Trial trial = trials_.front();
+    trials_.pop_front();
+    const Peer* peer = Find(trial.peer);
+    if (peer == nullptr || peer->open || peer->ways.tried() != trial.ways_tried) continue;
+    TryNextWay(trial.peer, absl::UnavailableError("no way to the peer comes up"));
+  }
 }
 
 bool UcxTransport::RunDue() {
@@ -622,6 +656,7 @@ bool UcxTransport::RunDue() {
       TakeMessage(std::move(arrival));
     }
   }
+  EndTrials();  // A welcome that has arrived counts.
   for (Operation* operation : completed) Complete(operation);
   // After the arrivals: what a peer said before it died still counts.
   for (const auto& [endpoint, status] : failed) {

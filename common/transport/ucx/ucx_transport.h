@@ -6,11 +6,13 @@
 #ifndef BATON_COMMON_TRANSPORT_UCX_UCX_TRANSPORT_H_
 #define BATON_COMMON_TRANSPORT_UCX_UCX_TRANSPORT_H_
 
+#include <chrono>
 #include <cstddef>
 #include <memory>
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "common/base/clock.h"
 #include "common/transport/transport.h"
 
 namespace baton {
@@ -23,6 +25,9 @@ struct UcxTransportOptions {
   size_t eager_bytes_max = 2048;
   // Sends that wait for a connection to come up, per peer; the next one fails at once.
   size_t waiting_sends_max = 1u << 16;
+  // How long a connection may take to come up before another way to the peer is tried, if there is
+  // one. Whoever waits for a connection waits longer than for two or three ways.
+  Duration connect_time = std::chrono::seconds(1);
   // Connections; a further one is rejected.
   size_t peers_max = 4096;
 };
