@@ -460,15 +460,15 @@ void CombineRouted(KernelContext& context, const ConstTensorView& x, const Routi
   context.table().combine_routed(context, x, routing, out);
 }
 
-bool CanSampleTokens(const KernelContext& context) {
-  return context.table().sample_tokens != nullptr;
+bool CanSampleTokens(const KernelContext& context, size_t vocab) {
+  return vocab <= context.table().sample_vocab_max;
 }
 
 absl::Status SampleTokens(KernelContext& context, const TensorView& logits,
                           std::span<const SampleRow> samples, std::span<const LogitEdit> edits,
                           std::span<TokenId> tokens) {
   CheckF32(context, logits, 2);
-  BATON_CHECK(CanSampleTokens(context));
+  BATON_CHECK(CanSampleTokens(context, logits.dim(1)));
   BATON_CHECK(samples.size() == logits.dim(0));
   BATON_CHECK(tokens.size() == logits.dim(0));
   for (const SampleRow& sample : samples) {

@@ -64,7 +64,8 @@ struct KernelTable {
                         std::span<const TensorView> out);
   void (*combine_routed)(KernelContext&, const ConstTensorView& x, const Routing& routing,
                          const TensorView& out);
-  // Null if the device does not choose tokens.
+  // 0, and null, if the device does not choose tokens.
+  uint32_t sample_vocab_max;
   absl::Status (*sample_tokens)(KernelContext&, const TensorView& logits,
                                 std::span<const SampleRow> samples,
                                 std::span<const LogitEdit> edits, std::span<TokenId> tokens);

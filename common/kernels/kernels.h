@@ -408,9 +408,9 @@ void RoutedLinear(KernelContext& context, const ConstTensorView& x, bool by_toke
 void CombineRouted(KernelContext& context, const ConstTensorView& x, const Routing& routing,
                    const TensorView& out);
 
-// Whether the device chooses tokens itself. The CPU does not: there Sample() of common/sampling
-// reads the logits where they are.
-bool CanSampleTokens(const KernelContext& context);
+// Whether the device chooses from so many tokens itself. The CPU does not: there Sample() of
+// common/sampling reads the logits where they are.
+bool CanSampleTokens(const KernelContext& context, size_t vocab);
 // The token that Sample() would choose from each row of logits, bit for bit. logits [rows, vocab],
 // float32, are overwritten; the others are host memory: samples and tokens [rows], edits as samples
 // say. Waits for the result. REQUIRES: CanSampleTokens.

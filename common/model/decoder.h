@@ -47,7 +47,7 @@ class Decoder final : public Model {
   absl::Status Health() const override { return context_->Health(); }
   // Steps that the device did as it had recorded them.
   uint64_t replayed_steps() const { return context_->replays(); }
-  bool samples_tokens() const override { return CanSampleTokens(*context_); }
+  bool samples_tokens() const override { return CanSampleTokens(*context_, config_.vocab_size); }
   absl::Status ForwardAndSample(std::span<const BatchRow> rows, KvArena& cache,
                                 const TokenChoice& choice, const LayerDone& layer_done) override;
 

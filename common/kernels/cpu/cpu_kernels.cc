@@ -349,6 +349,7 @@ const KernelTable& CpuKernels() {
       .route = nullptr,
       .routed_linear = nullptr,
       .combine_routed = nullptr,
+      .sample_vocab_max = 0,
       .sample_tokens = nullptr,
   };
   return kTable;

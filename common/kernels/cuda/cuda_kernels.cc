@@ -330,6 +330,7 @@ const KernelTable& CudaKernels() {
       .route = RouteCuda,
       .routed_linear = RoutedLinearCuda,
       .combine_routed = CombineRoutedCuda,
+      .sample_vocab_max = kSampleVocabMax,
       .sample_tokens = SampleTokensCuda,
   };
   return kTable;

@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "common/device/cuda/cuda_device.h"
+#include "common/kernels/cuda/launch.h"
 #include "common/kernels/cuda/testing/gpu.h"
 #include "common/kernels/kernels.h"
 
@@ -431,6 +432,13 @@ TEST_P(CudaKernelsTest, LinearOfFewAndManyRows) {
 
 // The GPU rounds weights of the softmax to the type of activations (a relative error of each term,
 // so of the sum at most as much, as all have one sign but V), and the result.
+// Of a larger vocabulary the logits go to the host: its kernels would refuse every step.
+TEST_P(CudaKernelsTest, ChoosesFromAsManyTokensAsItsKernelsTake) {
+  EXPECT_TRUE(CanSampleTokens(*ours_, kSampleVocabMax));
+  EXPECT_FALSE(CanSampleTokens(*ours_, kSampleVocabMax + 1));
+  EXPECT_FALSE(CanSampleTokens(*twin_, 2));
+}
+
 TEST_P(CudaKernelsTest, AttentionOfSingleTokensAndChunks) {
   const AttentionShape shapes[] = {
       {},
