@@ -421,6 +421,32 @@ TEST_P(TransportContractTest, CallbacksMaySendAndClose) {
                         [&] { return done.size() == 3 && lost_at_a == 1 && lost_at_b == 1; }));
 }
 
+// Goal: what a peer said before its connection was closed is not taken for the word of a peer whose
+// connection has come since, wherever that one lies in memory.
+// Method: several messages are there at once, and the first callback closes and connects.
+TEST_P(TransportContractTest, WhatAClosedPeerHasSaidIsNotAnothersWord) {
+  const auto a = Open(), b = Open(), c = Open();
+  std::vector<absl::Status>& done = NewStatuses();
+  Inbox& inbox = NewInbox();
+  TakeAll(*b, inbox, kOtherType);
+  std::vector<PeerId> from;
+  b->OnMessage(kType, [&](const IncomingMessage& message) -> std::optional<Landing> {
+    from.push_back(message.from);
+    b->ForceClose(message.from);
+    EXPECT_TRUE(b->Connect(c->address()).ok());
+    return std::nullopt;
+  });
+  const PeerId peer = a->Connect(b->address()).value();
+  a->Send(peer, kOtherType, Header("connects"), {}, Note(done));
+  ASSERT_TRUE(PollUntil({a.get(), b.get()}, [&] { return inbox.landed.size() == 1; }));
+
+  for (int i = 0; i < 3; ++i) a->Send(peer, kType, Header("x"), {}, Note(done));
+  for (int i = 0; i < 1000; ++i) a->Poll();
+  ASSERT_TRUE(PollUntil({a.get(), b.get()}, [&] { return done.size() == 4 && !from.empty(); }));
+
+  EXPECT_THAT(from, testing::ElementsAre(inbox.from[0]));
+}
+
 TEST_P(TransportContractTest, GarbageIsNoAddress) {
   const auto a = Open(), b = Open();
   std::mt19937_64 random(6);

@@ -98,10 +98,16 @@ class UcxTransport final : public Transport {
     bool named = false;  // The layer above knows the peer.
     std::deque<WaitingSend> waiting;
   };
+  // Whose endpoint UCX speaks of, and which of its endpoints. Found out at once: the endpoint may
+  // be gone, and its address taken by another one, when Poll() looks at it.
+  struct Source {
+    PeerId peer{};
+    size_t ways_tried = 0;
+  };
   // A message that UCX has delivered and Poll() has yet to look at.
   struct Arrival {
     unsigned id = 0;
-    ucp_ep_h endpoint = nullptr;  // Only compared: it may be gone.
+    Source source;
     std::string header;
     void* held = nullptr;  // UCX's descriptor of the payload.
     bool rendezvous = false;
@@ -109,18 +115,9 @@ class UcxTransport final : public Transport {
     size_t payload_bytes = 0;
   };
 
-  static ucs_status_t OnArrival(unsigned id, void* argument, const void* header,
-                                size_t header_bytes, void* data, size_t bytes,
-                                const ucp_am_recv_param_t* param);
-  static ucs_status_t OnGreetingArrival(void* argument, const void* header, size_t header_bytes,
-                                        void* data, size_t bytes,
-                                        const ucp_am_recv_param_t* param) {
-    return OnArrival(kGreetingId, argument, header, header_bytes, data, bytes, param);
-  }
-  static ucs_status_t OnMessageArrival(void* argument, const void* header, size_t header_bytes,
-                                       void* data, size_t bytes, const ucp_am_recv_param_t* param) {
-    return OnArrival(kMessageId, argument, header, header_bytes, data, bytes, param);
-  }
+  template <unsigned kId>
+  static ucs_status_t OnArrival(void* argument, const void* header, size_t header_bytes, void* data,
+                                size_t bytes, const ucp_am_recv_param_t* param);
   static void OnWanted(ucp_conn_request_h request, void* argument) {
     static_cast<UcxTransport*>(argument)->wanted_.push_back(request);
   }
@@ -135,6 +132,9 @@ class UcxTransport final : public Transport {
 
   PeerId AddPeer(UcxEndpoint endpoint);
   Peer* Find(PeerId peer);
+  Source SourceOf(ucp_ep_h endpoint);
+  // nullptr when it speaks of an endpoint that the peer has no more.
+  Peer* Find(const Source& source);
   void Lose(PeerId peer, const absl::Status& status);
   void TryNextWay(PeerId peer, const absl::Status& status);
   void BeginTrial(PeerId id, const Peer& peer);
@@ -155,7 +155,7 @@ class UcxTransport final : public Transport {
   void TakeGreeting(const Arrival& arrival);
   void TakeHello(PeerId peer, const Greeting& greeting, const Arrival& arrival);
   void TakeMessage(Arrival arrival);
-  bool Offer(PeerId from, const Arrival& arrival);
+  bool Offer(const Arrival& arrival);
   bool OfferPostponed();
   void Post(const Arrival& arrival, Landing landing);
   struct Buffer {
@@ -191,8 +191,7 @@ class UcxTransport final : public Transport {
   std::deque<ClosingEndpoint> closing_endpoints_;
   // Connections that are to come up, oldest first: a way that swallows everything does not fail.
   struct Trial {
-    PeerId peer{};
-    size_t ways_tried = 0;  // Which of its trials it is.
+    Source source;
     Instant until;
   };
   std::deque<Trial> trials_;
@@ -200,17 +199,12 @@ class UcxTransport final : public Transport {
   // Filled from inside UCX, emptied by Poll().
   std::vector<Arrival> arrivals_;
   std::vector<Operation*> completed_;
-  std::vector<std::pair<ucp_ep_h, ucs_status_t>> failed_;
+  std::vector<std::pair<Source, ucs_status_t>> failed_;
   std::vector<ucp_conn_request_h> wanted_;
   std::vector<std::function<void()>> callbacks_;
 
-  // Messages that the layer above had no room for, by type. Each keeps its peer's name: the
-  // endpoint may be gone, and its address taken by another one, when its turn comes.
-  struct Postponed {
-    PeerId from{};
-    Arrival arrival;
-  };
-  std::map<MessageType, std::deque<Postponed>> postponed_;
+  // Messages that the layer above had no room for.
+  std::map<MessageType, std::deque<Arrival>> postponed_;
 };
 
 UcxTransport::~UcxTransport() {
@@ -224,7 +218,7 @@ UcxTransport::~UcxTransport() {
   while (Now() < settled || !closing_endpoints_.empty()) Poll();
   for (const Arrival& arrival : std::exchange(arrivals_, {})) Release(arrival);
   for (const auto& [type, waiting] : std::exchange(postponed_, {})) {
-    for (const Postponed& postponed : waiting) Release(postponed.arrival);
+    for (const Arrival& arrival : waiting) Release(arrival);
   }
   for (ucp_conn_request_h request : std::exchange(wanted_, {})) listener_->Reject(request);
   // Next to each other: UCX 1.13's own thread hands a connection that is still coming up to its
@@ -243,7 +237,7 @@ absl::Status UcxTransport::Start() {
                        UCP_AM_HANDLER_PARAM_FIELD_CB | UCP_AM_HANDLER_PARAM_FIELD_ARG;
     param.id = id;
     param.flags = UCP_AM_FLAG_WHOLE_MSG | UCP_AM_FLAG_PERSISTENT_DATA;
-    param.cb = id == kGreetingId ? OnGreetingArrival : OnMessageArrival;
+    param.cb = id == kGreetingId ? OnArrival<kGreetingId> : OnArrival<kMessageId>;
     param.arg = this;
     BATON_RETURN_IF_ERROR(UcxStatus(ucp_worker_set_am_recv_handler(worker_->get(), &param),
                                     "registering a message handler"));
@@ -268,13 +262,15 @@ absl::Status UcxTransport::Start() {
 
 // --- Inside UCX: nothing but notes for Poll() ----------------------------------------------------
 
-ucs_status_t UcxTransport::OnArrival(unsigned id, void* argument, const void* header,
-                                     size_t header_bytes, void* data, size_t bytes,
-                                     const ucp_am_recv_param_t* param) {
+template <unsigned kId>
+ucs_status_t UcxTransport::OnArrival(void* argument, const void* header, size_t header_bytes,
+                                     void* data, size_t bytes, const ucp_am_recv_param_t* param) {
   auto* self = static_cast<UcxTransport*>(argument);
   Arrival arrival;
-  arrival.id = id;
-  if (param->recv_attr & UCP_AM_RECV_ATTR_FIELD_REPLY_EP) arrival.endpoint = param->reply_ep;
+  arrival.id = kId;
+  if (param->recv_attr & UCP_AM_RECV_ATTR_FIELD_REPLY_EP) {
+    arrival.source = self->SourceOf(param->reply_ep);
+  }
   if (header_bytes > 0) arrival.header.assign(static_cast<const char*>(header), header_bytes);
   arrival.payload_bytes = bytes;
   arrival.rendezvous = (param->recv_attr & UCP_AM_RECV_ATTR_FLAG_RNDV) != 0;
@@ -297,7 +293,8 @@ void UcxTransport::OnCompleted(void* request, ucs_status_t status, void* argumen
 }
 
 void UcxTransport::OnFailed(void* argument, ucp_ep_h endpoint, ucs_status_t status) {
-  static_cast<UcxTransport*>(argument)->failed_.push_back({endpoint, status});
+  auto* self = static_cast<UcxTransport*>(argument);
+  self->failed_.push_back({self->SourceOf(endpoint), status});
 }
 
 // --- Connections ---------------------------------------------------------------------------------
@@ -305,6 +302,17 @@ void UcxTransport::OnFailed(void* argument, ucp_ep_h endpoint, ucs_status_t stat
 UcxTransport::Peer* UcxTransport::Find(PeerId peer) {
   const auto found = peers_.find(peer);
   return found == peers_.end() ? nullptr : &found->second;
+}
+
+UcxTransport::Source UcxTransport::SourceOf(ucp_ep_h endpoint) {
+  const auto known = by_endpoint_.find(endpoint);
+  if (known == by_endpoint_.end()) return {};
+  return {known->second, Find(known->second)->ways.tried()};
+}
+
+UcxTransport::Peer* UcxTransport::Find(const Source& source) {
+  Peer* peer = Find(source.peer);
+  return peer != nullptr && peer->ways.tried() == source.ways_tried ? peer : nullptr;
 }
 
 PeerId UcxTransport::AddPeer(UcxEndpoint endpoint) {
@@ -350,7 +358,7 @@ absl::StatusOr<UcxEndpoint> UcxTransport::ConnectBy(Ways& ways) {
 
 void UcxTransport::BeginTrial(PeerId id, const Peer& peer) {
   if (peer.ways.more()) {
-    trials_.push_back({id, peer.ways.tried(), Now() + options_.connect_time});
+    trials_.push_back({{id, peer.ways.tried()}, Now() + options_.connect_time});
   }
   Greet(peer, Greeting::Kind::kHello);
 }
@@ -373,9 +381,8 @@ void UcxTransport::Greet(const Peer& peer, Greeting::Kind kind) {
 
 void UcxTransport::TakeGreeting(const Arrival& arrival) {
   const std::optional<Greeting> greeting = DecodeGreeting(std::as_bytes(std::span(arrival.header)));
-  const auto known = by_endpoint_.find(arrival.endpoint);
-  if (!greeting || arrival.rendezvous || known == by_endpoint_.end()) return;
-  const PeerId peer = known->second;
+  if (!greeting || arrival.rendezvous || Find(arrival.source) == nullptr) return;
+  const PeerId peer = arrival.source.peer;
   switch (greeting->kind) {
     case Greeting::Kind::kHello:
       return TakeHello(peer, *greeting, arrival);
@@ -517,15 +524,13 @@ void UcxTransport::Submit(const Peer& peer, unsigned id, WaitingSend send) {
 // --- Receiving -----------------------------------------------------------------------------------
 
 void UcxTransport::TakeMessage(Arrival arrival) {
-  const auto known = by_endpoint_.find(arrival.endpoint);
-  if (known == by_endpoint_.end() || arrival.header.empty()) return Release(arrival);
-  const PeerId from = known->second;
+  if (Find(arrival.source) == nullptr || arrival.header.empty()) return Release(arrival);
   const auto type = static_cast<MessageType>(arrival.header[0]);
   const auto waiting = postponed_.find(type);
   if (waiting != postponed_.end()) {
-    waiting->second.push_back({from, std::move(arrival)});
-  } else if (!Offer(from, arrival)) {
-    postponed_[type].push_back({from, std::move(arrival)});
+    waiting->second.push_back(std::move(arrival));
+  } else if (!Offer(arrival)) {
+    postponed_[type].push_back(std::move(arrival));
   }
 }
 
@@ -533,8 +538,8 @@ void UcxTransport::TakeMessage(Arrival arrival) {
 bool UcxTransport::OfferPostponed() {
   bool any = false;
   for (auto next = postponed_.begin(); next != postponed_.end();) {
-    std::deque<Postponed>& waiting = next->second;
-    while (!waiting.empty() && Offer(waiting.front().from, waiting.front().arrival)) {
+    std::deque<Arrival>& waiting = next->second;
+    while (!waiting.empty() && Offer(waiting.front())) {
       waiting.pop_front();
       any = true;
     }
@@ -544,7 +549,8 @@ bool UcxTransport::OfferPostponed() {
 }
 
 // False: the layer above has no room for it now.
-bool UcxTransport::Offer(PeerId from, const Arrival& arrival) {
+bool UcxTransport::Offer(const Arrival& arrival) {
+  const PeerId from = arrival.source.peer;
   const auto type = static_cast<MessageType>(arrival.header[0]);
   Peer* const peer = Find(from);
   if (peer == nullptr || !accepts_[type]) {
@@ -629,11 +635,11 @@ bool UcxTransport::Poll() {
 
 void UcxTransport::EndTrials() {
   while (!trials_.empty() && trials_.front().until <= Now()) {
-    const Trial trial = trials_.front();
+    const Source source = trials_.front().source;
     trials_.pop_front();
-    const Peer* peer = Find(trial.peer);
-    if (peer == nullptr || peer->open || peer->ways.tried() != trial.ways_tried) continue;
-    TryNextWay(trial.peer, absl::UnavailableError("no way to the peer comes up"));
+    const Peer* peer = Find(source);
+    if (peer == nullptr || peer->open) continue;
+    TryNextWay(source.peer, absl::UnavailableError("no way to the peer comes up"));
   }
 }
 
@@ -659,11 +665,9 @@ bool UcxTransport::RunDue() {
   EndTrials();  // A welcome that has arrived counts.
   for (Operation* operation : completed) Complete(operation);
   // After the arrivals: what a peer said before it died still counts.
-  for (const auto& [endpoint, status] : failed) {
-    // A peer may have another endpoint by now.
-    if (const auto known = by_endpoint_.find(endpoint); known != by_endpoint_.end()) {
-      TryNextWay(known->second, UcxStatus(status, "the peer is lost"));
-    }
+  for (const auto& [source, status] : failed) {
+    if (Find(source) == nullptr) continue;
+    TryNextWay(source.peer, UcxStatus(status, "the peer is lost"));
   }
   for (const std::function<void()>& callback : callbacks) callback();
   return !wanted.empty() || !failed.empty() || !arrivals.empty() || !completed.empty() ||
