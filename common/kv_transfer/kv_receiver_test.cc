@@ -7,8 +7,8 @@
 #include <string>
 
 #include "common/kv_transfer/testing/handoff_rig.h"
-#include "common/transport/inproc_transport.h"
-#include "common/transport/polling.h"
+#include "common/transport/testing/inproc_transport.h"
+#include "common/transport/testing/polling.h"
 
 namespace baton {
 namespace {

@@ -3,7 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "common/kv_transfer/testing/handoff_rig.h"
-#include "common/transport/inproc_transport.h"
+#include "common/transport/testing/inproc_transport.h"
 
 namespace baton {
 namespace {

@@ -11,7 +11,7 @@
 #include "common/kv_transfer/kv_receiver.h"
 #include "common/kv_transfer/kv_sender.h"
 #include "common/kv_transfer/testing/handoff_rig.h"
-#include "common/transport/inproc_transport.h"
+#include "common/transport/testing/inproc_transport.h"
 
 namespace baton {
 namespace {

@@ -13,7 +13,7 @@
 #include "absl/synchronization/mutex.h"
 #include "common/base/bounded_queue.h"
 #include "common/kv_transfer/testing/handoff_rig.h"
-#include "common/transport/ucx/peer_process.h"
+#include "common/transport/testing/peer_process.h"
 
 namespace baton {
 namespace {

@@ -11,8 +11,8 @@
 #include <string>
 #include <vector>
 
-#include "common/transport/inproc_transport.h"
-#include "common/transport/polling.h"
+#include "common/transport/testing/inproc_transport.h"
+#include "common/transport/testing/polling.h"
 #include "common/transport/transport.h"
 #include "common/transport/ucx/ucx_transport.h"
 

@@ -16,7 +16,7 @@
 #include "common/base/check.h"
 #include "common/kv_transfer/testing/handoff_rig.h"
 #include "common/kv_transfer/transfer_core.h"
-#include "common/transport/inproc_transport.h"
+#include "common/transport/testing/inproc_transport.h"
 #include "tests/fuzz/fuzz_input.h"
 
 namespace baton {

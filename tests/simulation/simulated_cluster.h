@@ -15,7 +15,7 @@
 #include <vector>
 
 #include "common/base/clock.h"
-#include "common/transport/inproc_transport.h"
+#include "common/transport/testing/inproc_transport.h"
 #include "router/router_core.h"
 #include "tests/simulation/dice.h"
 #include "tests/simulation/fault_plan.h"

@@ -10,7 +10,7 @@
 #include <utility>
 
 #include "common/base/clock.h"
-#include "common/transport/inproc_transport.h"
+#include "common/transport/testing/inproc_transport.h"
 #include "tests/simulation/dice.h"
 #include "tests/simulation/fault_plan.h"
 

@@ -20,7 +20,7 @@
 #include "common/engine/worker_engine.h"
 #include "common/kv_cache/block_pool.h"
 #include "common/kv_transfer/transfer_core.h"
-#include "common/transport/inproc_transport.h"
+#include "common/transport/testing/inproc_transport.h"
 #include "proto/worker.pb.h"
 #include "tests/simulation/dice.h"
 #include "tests/simulation/fault_plan.h"

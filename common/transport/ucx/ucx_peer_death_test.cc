@@ -10,8 +10,8 @@
 #include <string>
 #include <vector>
 
-#include "common/transport/polling.h"
-#include "common/transport/ucx/peer_process.h"
+#include "common/transport/testing/peer_process.h"
+#include "common/transport/testing/polling.h"
 #include "common/transport/ucx/ucx_transport.h"
 
 namespace baton {

@@ -11,7 +11,7 @@
 #include <string>
 #include <vector>
 
-#include "common/transport/polling.h"
+#include "common/transport/testing/polling.h"
 #include "common/transport/ucx/ucx_address.h"
 #include "common/transport/ucx/ucx_transport.h"
 

@@ -1,4 +1,4 @@
-#include "common/transport/faulty_transport.h"
+#include "common/transport/testing/faulty_transport.h"
 
 #include <random>
 

@@ -1,4 +1,4 @@
-#include "common/transport/inproc_transport.h"
+#include "common/transport/testing/inproc_transport.h"
 
 #include <algorithm>
 #include <cstring>

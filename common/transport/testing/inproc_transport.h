@@ -2,8 +2,8 @@
 //
 // Deterministic: what happens depends only on the calls and on the DeliveryPolicy. Time is counted
 // in steps; every Poll() of any transport of the network is one, unless AdvanceTo is used.
-#ifndef BATON_COMMON_TRANSPORT_INPROC_TRANSPORT_H_
-#define BATON_COMMON_TRANSPORT_INPROC_TRANSPORT_H_
+#ifndef BATON_COMMON_TRANSPORT_TESTING_INPROC_TRANSPORT_H_
+#define BATON_COMMON_TRANSPORT_TESTING_INPROC_TRANSPORT_H_
 
 #include <cstdint>
 #include <functional>
@@ -60,4 +60,4 @@ class InprocNetwork {
 
 }  // namespace baton
 
-#endif  // BATON_COMMON_TRANSPORT_INPROC_TRANSPORT_H_
+#endif  // BATON_COMMON_TRANSPORT_TESTING_INPROC_TRANSPORT_H_

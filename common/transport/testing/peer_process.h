@@ -5,8 +5,8 @@
 // while another goes on needs a process of its own. The test program's main() begins with
 //   if (const std::optional<int> pipe = PeerPipe()) return Serve(*pipe);
 // where Serve() tells its address by WriteAddress() and then serves until it is killed.
-#ifndef BATON_COMMON_TRANSPORT_UCX_PEER_PROCESS_H_
-#define BATON_COMMON_TRANSPORT_UCX_PEER_PROCESS_H_
+#ifndef BATON_COMMON_TRANSPORT_TESTING_PEER_PROCESS_H_
+#define BATON_COMMON_TRANSPORT_TESTING_PEER_PROCESS_H_
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
@@ -82,4 +82,4 @@ class PeerProcess {
 
 }  // namespace baton
 
-#endif  // BATON_COMMON_TRANSPORT_UCX_PEER_PROCESS_H_
+#endif  // BATON_COMMON_TRANSPORT_TESTING_PEER_PROCESS_H_

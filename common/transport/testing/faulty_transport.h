@@ -1,13 +1,13 @@
 // Faults for an inproc network, drawn from a seed: messages late and overtaking each other,
 // payloads that land late or never, connections that break.
-#ifndef BATON_COMMON_TRANSPORT_FAULTY_TRANSPORT_H_
-#define BATON_COMMON_TRANSPORT_FAULTY_TRANSPORT_H_
+#ifndef BATON_COMMON_TRANSPORT_TESTING_FAULTY_TRANSPORT_H_
+#define BATON_COMMON_TRANSPORT_TESTING_FAULTY_TRANSPORT_H_
 
 #include <cstdint>
 #include <memory>
 #include <string>
 
-#include "common/transport/inproc_transport.h"
+#include "common/transport/testing/inproc_transport.h"
 
 namespace baton {
 
@@ -23,4 +23,4 @@ std::unique_ptr<DeliveryPolicy> MakeFaultyDelivery(const FaultOptions& options);
 
 }  // namespace baton
 
-#endif  // BATON_COMMON_TRANSPORT_FAULTY_TRANSPORT_H_
+#endif  // BATON_COMMON_TRANSPORT_TESTING_FAULTY_TRANSPORT_H_

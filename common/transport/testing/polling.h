@@ -1,6 +1,6 @@
 // Drives transports from a test until something has happened: no sleeps, a bound on the wait.
-#ifndef BATON_COMMON_TRANSPORT_POLLING_H_
-#define BATON_COMMON_TRANSPORT_POLLING_H_
+#ifndef BATON_COMMON_TRANSPORT_TESTING_POLLING_H_
+#define BATON_COMMON_TRANSPORT_TESTING_POLLING_H_
 
 #include <poll.h>
 
@@ -44,4 +44,4 @@ inline bool PollUntil(const std::vector<Transport*>& transports,
 
 }  // namespace baton
 
-#endif  // BATON_COMMON_TRANSPORT_POLLING_H_
+#endif  // BATON_COMMON_TRANSPORT_TESTING_POLLING_H_
