@@ -64,32 +64,52 @@ void PairTable::ProbeAnswered(WorkerId prefill, uint64_t probe, bool ok, const s
   }
 }
 
-std::vector<PairTable::ProbeOrder> PairTable::Due(const WorkerTable& workers, Instant now) {
-  uint32_t in_flight = 0;
+PairTable::Load PairTable::InFlight(Instant now) {
+  Load in_flight;
   for (auto& [key, pair] : pairs_) {
     if (pair.state != PairState::kProbing) continue;
     if (pair.next <= now) {
       Failed(key.first, key.second, "the probe was not answered", now);
     } else {
-      ++in_flight;
+      ++in_flight[key.first];
+      ++in_flight[key.second];
     }
   }
-  std::vector<ProbeOrder> orders;
+  return in_flight;
+}
+
+std::vector<PairTable::Key> PairTable::Waiting(const WorkerTable& workers, Instant now) {
+  std::vector<std::pair<Instant, Key>> waiting;
   for (const auto& [prefill_id, prefill] : workers.all()) {
     if (!SendsKv(prefill)) continue;
     for (const auto& [decode_id, decode] : workers.all()) {
-      if (in_flight >= options_.probes_in_flight_max) return orders;
       if (decode.role != v1::ROLE_DECODE || !decode.ready() || decode_id == prefill_id) continue;
-      Pair& pair = pairs_[Key(prefill_id, decode_id)];
-      const bool due =
-          pair.state == PairState::kUnknown || (pair.state == PairState::kDown && pair.next <= now);
-      if (!due) continue;
-      pair.state = PairState::kProbing;
-      pair.next = now + options_.probe_timeout;
-      pair.probe = next_probe_++;
-      orders.push_back({pair.probe, prefill_id, decode_id});
-      ++in_flight;
+      const Key key(prefill_id, decode_id);
+      const Pair& pair = pairs_[key];
+      if (pair.state == PairState::kUnknown) waiting.emplace_back(Instant::min(), key);
+      if (pair.state == PairState::kDown && pair.next <= now) waiting.emplace_back(pair.next, key);
     }
+  }
+  std::sort(waiting.begin(), waiting.end());
+  std::vector<Key> keys;
+  for (const auto& [since, key] : waiting) keys.push_back(key);
+  return keys;
+}
+
+std::vector<PairTable::ProbeOrder> PairTable::Due(const WorkerTable& workers, Instant now) {
+  Load in_flight = InFlight(now);
+  std::vector<ProbeOrder> orders;
+  for (const Key& key : Waiting(workers, now)) {
+    uint32_t& from = in_flight[key.first];
+    uint32_t& to = in_flight[key.second];
+    if (std::max(from, to) >= options_.probes_per_worker_max) continue;
+    ++from;
+    ++to;
+    Pair& pair = pairs_[key];
+    pair.state = PairState::kProbing;
+    pair.next = now + options_.probe_timeout;
+    pair.probe = next_probe_++;
+    orders.push_back({pair.probe, key.first, key.second});
   }
   return orders;
 }

@@ -20,7 +20,9 @@ namespace baton {
 enum class PairState { kUnknown, kProbing, kHealthy, kDown };
 
 struct PairOptions {
-  uint32_t probes_in_flight_max = 4;
+  // Of one worker at once, from it or to it: a path that swallows probes holds up its own worker's,
+  // and nobody else's.
+  uint32_t probes_per_worker_max = 4;
   Duration probe_timeout = std::chrono::seconds(5);
   Duration backoff_min = std::chrono::milliseconds(250);
   Duration backoff_max = std::chrono::seconds(15);
@@ -61,14 +63,22 @@ class PairTable {
   void ProbeAnswered(WorkerId prefill, uint64_t probe, bool ok, const std::string& why,
                      double bytes_per_second, Instant now);
 
-  // The probes to send now among ready workers, a few at a time; they count as in flight from here
-  // on. Gives up those whose time is over.
+  // The probes to send now among ready workers, a few of each at a time; they count as in flight
+  // from here on. Pairs that were never probed go first, then those that have been due for longest.
+  // Gives up those whose time is over.
   std::vector<ProbeOrder> Due(const WorkerTable& workers, Instant now);
 
   using Key = std::pair<WorkerId, WorkerId>;  // Prefill, decode.
   const std::map<Key, Pair>& all() const { return pairs_; }
 
  private:
+  using Load = std::map<WorkerId, uint32_t>;  // Probes in flight, from and to.
+
+  // Gives up what is late. What remains in flight, by worker.
+  Load InFlight(Instant now);
+  // Pairs of ready workers that may be probed now, the most urgent first.
+  std::vector<Key> Waiting(const WorkerTable& workers, Instant now);
+
   const PairOptions options_;
   std::map<Key, Pair> pairs_;
   uint64_t next_probe_ = 1;

@@ -23,7 +23,7 @@ class PairTableTest : public testing::Test {
   }
 
   WorkerTable workers{ClusterPolicy{}};
-  PairTable pairs{PairOptions{.probes_in_flight_max = 2,
+  PairTable pairs{PairOptions{.probes_per_worker_max = 2,
                               .probe_timeout = milliseconds(1000),
                               .backoff_min = milliseconds(100),
                               .backoff_max = milliseconds(300)}};
@@ -94,7 +94,7 @@ TEST_F(PairTableTest, LateOrForeignAnswersAreIgnored) {
   EXPECT_EQ(pairs.state(p, d), PairState::kUnknown);
 }
 
-TEST_F(PairTableTest, OnlyAFewProbesAtATime) {
+TEST_F(PairTableTest, OnlyAFewProbesOfAWorkerAtATime) {
   Add(v1::ROLE_DECODE);
   Add(v1::ROLE_DECODE);
   const auto first = pairs.Due(workers, now);
@@ -103,6 +103,56 @@ TEST_F(PairTableTest, OnlyAFewProbesAtATime) {
   pairs.ProbeAnswered(p, first[0].probe, true, "", 0, now);
 
   EXPECT_EQ(pairs.Due(workers, now).size(), 1u);
+}
+
+TEST_F(PairTableTest, NoMoreProbesToADecodeWorkerThanItAnswersAtOnce) {
+  Add(v1::ROLE_PREFILL);
+  Add(v1::ROLE_PREFILL);
+
+  EXPECT_EQ(pairs.Due(workers, now).size(), 2u);
+  EXPECT_TRUE(pairs.Due(workers, now).empty());
+}
+
+// A worker whose network swallows everything must not keep the others from being probed.
+TEST_F(PairTableTest, PathsThatSwallowProbesHoldUpTheirOwnWorkerOnly) {
+  std::vector<WorkerId> prefills = {Add(v1::ROLE_PREFILL), Add(v1::ROLE_PREFILL)};
+  std::vector<WorkerId> decodes = {d};
+  while (decodes.size() < 16) decodes.push_back(Add(v1::ROLE_DECODE));
+
+  for (int tick = 0; tick < 8; ++tick, now += milliseconds(20)) {
+    for (const PairTable::ProbeOrder& order : pairs.Due(workers, now)) {
+      if (order.prefill != p) pairs.ProbeAnswered(order.prefill, order.probe, true, "", 0, now);
+    }
+  }
+
+  for (const WorkerId prefill : prefills) {
+    for (const WorkerId decode : decodes) {
+      EXPECT_EQ(pairs.state(prefill, decode), PairState::kHealthy)
+          << Raw(prefill) << " to " << Raw(decode);
+    }
+  }
+}
+
+TEST_F(PairTableTest, PairsThatWereNeverProbedGoFirstThenTheLongestDue) {
+  const WorkerId d2 = Add(v1::ROLE_DECODE);
+  const WorkerId d3 = Add(v1::ROLE_DECODE);
+  const WorkerId d4 = Add(v1::ROLE_DECODE);
+  const auto decodes = [](const std::vector<PairTable::ProbeOrder>& orders) {
+    std::vector<WorkerId> ids;
+    for (const PairTable::ProbeOrder& order : orders) ids.push_back(order.decode);
+    return ids;
+  };
+  pairs.Failed(p, d, "no path", now + milliseconds(10));
+  pairs.Failed(p, d2, "no path", now);
+  now += milliseconds(500);
+
+  auto orders = pairs.Due(workers, now);
+  EXPECT_EQ(decodes(orders), (std::vector<WorkerId>{d3, d4}));
+  pairs.ProbeAnswered(p, orders[0].probe, true, "", 0, now);
+  EXPECT_EQ(decodes(pairs.Due(workers, now)), std::vector<WorkerId>{d2});
+  pairs.ProbeAnswered(p, orders[1].probe, true, "", 0, now);
+
+  EXPECT_EQ(decodes(pairs.Due(workers, now)), std::vector<WorkerId>{d});
 }
 
 }  // namespace

@@ -30,7 +30,7 @@ CoreOptions OptionsOf(const FaultPlan& plan) {
   options.prefill_tokens_max = 64;
   options.local_prefill_tokens_max = plan.local_prefill_tokens_max;
   options.client_buffer_bytes_max = plan.slow_clients ? 300 : 1u << 20;
-  options.pairs = {.probes_in_flight_max = 2,
+  options.pairs = {.probes_per_worker_max = 2,
                    .probe_timeout = milliseconds(400),
                    .backoff_min = milliseconds(20),
                    .backoff_max = milliseconds(300)};
