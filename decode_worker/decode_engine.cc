@@ -15,8 +15,6 @@
 namespace baton {
 namespace {
 
-constexpr uint32_t kRetryAfterMs = 50;
-
 // Whether a token's log-probabilities can be what was asked for.
 bool HasLogprobsAsAsked(const v1::Token& token, const SamplingParams& sampling) {
   const auto top_count_max = static_cast<int>(sampling.logprobs.value_or(0));
@@ -194,13 +192,7 @@ void DecodeEngine::OnReopen(Incarnation router, const v1::Reopen& reopen) {
 
 void DecodeEngine::Reject(RequestKey key, const absl::Status& status) {
   ++stats_.rejected;
-  v1::Event event;
-  v1::Rejected* rejected = event.mutable_rejected();
-  rejected->set_request(Raw(key.request));
-  rejected->set_code(static_cast<int>(status.code()));
-  rejected->set_message(std::string(status.message()));
-  if (absl::IsResourceExhausted(status)) rejected->set_retry_after_ms(kRetryAfterMs);
-  events_->Send(key.router, std::move(event));
+  events_->Send(key.router, RejectedEvent(key.request, status));
 }
 
 void DecodeEngine::OnSessionClosed(Incarnation router) {

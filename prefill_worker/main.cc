@@ -20,7 +20,8 @@ int main(int argc, char** argv) {
   hello.set_role(baton::v1::ROLE_PREFILL);
   return baton::RunWorkerProcess(hello, [](const baton::EngineContext& context) {
     return std::make_unique<baton::PrefillEngine>(
-        baton::PrefillEngineOptions{.chunk_tokens = context.parts->options.chunk_tokens},
+        baton::PrefillEngineOptions{.chunk_tokens = context.parts->options.chunk_tokens,
+                                    .jobs_max = context.parts->options.sequences_max},
         context.parts->executor.get(), context.parts->pool.get(), context.events, context.transfers,
         baton::Now);
   });

@@ -62,10 +62,10 @@ void PrefillEngine::OnPrefill(Incarnation router, const v1::Prefill& prefill, In
                        /*retryable=*/true, /*transfer=*/false);
   }
   if (jobs_.size() >= options_.jobs_max) {
-    return SendFailure(key, epoch,
-                       absl::ResourceExhaustedError(absl::StrCat("this prefill worker has ",
-                                                                 jobs_.size(), " prompts already")),
-                       /*retryable=*/true, /*transfer=*/false);
+    ++stats_.rejected;
+    const absl::Status full = absl::ResourceExhaustedError(
+        absl::StrCat("this prefill worker has ", jobs_.size(), " prompts already"));
+    return events_->Send(router, RejectedEvent(key.request, full));
   }
   auto job = std::make_unique<Job>();
   job->sequence = *std::move(sequence);

@@ -30,7 +30,8 @@ namespace baton {
 
 struct PrefillEngineOptions {
   uint32_t chunk_tokens = 512;  // Most tokens of one step.
-  uint32_t jobs_max = 1024;     // Prompts here at once; one more is refused.
+  // Prompts here at once, computed or on their way to decode workers; one more is rejected.
+  uint32_t jobs_max = 256;
 };
 
 class PrefillEngine final : public WorkerEngine {

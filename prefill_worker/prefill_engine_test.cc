@@ -201,15 +201,18 @@ TEST_F(PrefillEngineTest, DeadlineEndsTheJob) {
             static_cast<int>(absl::StatusCode::kDeadlineExceeded));
 }
 
-TEST_F(PrefillEngineTest, OneJobTooManyIsRefusedAndMayBeRetried) {
+// The router then lets it wait; a failure would cost the request a retry.
+TEST_F(PrefillEngineTest, OneJobTooManyIsRejectedForLackOfRoom) {
   for (uint64_t request = 1; request <= 5; ++request) {
     Send(PrefillCommand(GreedyWork(request, CountingPrompt(4), 2), true));
   }
 
   const std::vector<v1::Event> events = fixture_.events.Take();
   ASSERT_THAT(events, SizeIs(1));
-  EXPECT_EQ(events[0].prefill_failed().request(), 5u);
-  EXPECT_TRUE(events[0].prefill_failed().retryable());
+  EXPECT_EQ(events[0].rejected().request(), 5u);
+  EXPECT_EQ(events[0].rejected().code(), static_cast<int>(absl::StatusCode::kResourceExhausted));
+  EXPECT_GT(events[0].rejected().retry_after_ms(), 0u);
+  EXPECT_EQ(engine_.job_count(), 4u);
 }
 
 TEST_F(PrefillEngineTest, PromptThatNeverFitsIsRefusedWithTheNumbers) {

@@ -30,11 +30,14 @@ bool Fits(const WorkerEntry& worker, uint64_t tokens) {
          BlocksFor(worker, tokens) <= worker.hello.blocks_total();
 }
 
+bool AtSequencesMax(const WorkerEntry& worker) {
+  return worker.hello.sequences_max() != 0 && worker.attempts >= worker.hello.sequences_max();
+}
+
 bool MayAdmit(const WorkerEntry& decode, const PlacementNeed& need, Instant now) {
   if (decode.role != v1::ROLE_DECODE || !decode.ready() || now < decode.full_until) return false;
   if (!Fits(decode, need.total_tokens_max)) return false;
-  if (decode.hello.sequences_max() != 0 && decode.attempts >= decode.hello.sequences_max())
-    return false;
+  if (AtSequencesMax(decode)) return false;
   // With nothing on it the worker is asked whatever the load says: it may be stale.
   if (decode.attempts == 0) return true;
   return Room(decode) >= static_cast<int64_t>(BlocksFor(decode, need.tokens + 1));
@@ -70,7 +73,7 @@ std::optional<WorkerId> BestPrefill(const WorkerTable& workers, const PairTable&
   };
   for (const auto& [id, worker] : workers.all()) {
     if (worker.role != v1::ROLE_PREFILL || !worker.ready() || now < worker.full_until) continue;
-    if (!Fits(worker, need.tokens)) continue;
+    if (!Fits(worker, need.tokens) || AtSequencesMax(worker)) continue;
     if (decode.has_value() && pairs.state(id, *decode) != PairState::kHealthy) continue;
     if (limited && worker.prefill_tokens != 0 &&
         worker.prefill_tokens + need.tokens > need.prefill_tokens_max) {

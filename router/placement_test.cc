@@ -69,6 +69,19 @@ TEST_F(PlacementTest, AtMostAsManySequencesAsTheWorkerTakes) {
   EXPECT_FALSE(Choose().has_value());
 }
 
+TEST_F(PlacementTest, AtMostAsManyPromptsAsThePrefillWorkerTakes) {
+  WorkerEntry& p = Add(v1::ROLE_PREFILL);
+  WorkerEntry& d = Add(v1::ROLE_DECODE);
+  Connect(p, d);
+  p.hello.set_sequences_max(2);
+  p.attempts = 1;
+  EXPECT_TRUE(Choose().has_value());
+  p.attempts = 2;
+
+  EXPECT_FALSE(Choose().has_value());
+  EXPECT_FALSE(ChoosePrefill(workers, pairs, d.id, need.tokens, std::nullopt, now).has_value());
+}
+
 TEST_F(PlacementTest, WorkerThatSaidFullIsLeftAlone) {
   WorkerEntry& d = Add(v1::ROLE_DECODE, true);
   d.full_until = now + std::chrono::milliseconds(10);

@@ -106,6 +106,7 @@ TEST_F(FailureTest, PrefillWithoutRoomSendsTheRequestBackToTheQueue) {
   EXPECT_EQ(driver.Next(d1).cancel().request(), attempt);
   Complete(d1, p2, 0, {2});
   EXPECT_TRUE(outcome().finish->status.ok());
+  EXPECT_EQ(outcome().finish->finished.retries(), 0u) << "waiting is not a retry";
 }
 
 TEST_F(FailureTest, LostPrefillReopensTheLeaseForAnother) {

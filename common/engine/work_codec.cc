@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <string>
 
 #include "absl/strings/str_cat.h"
 #include "common/base/check.h"
@@ -9,6 +10,8 @@
 
 namespace baton {
 namespace {
+
+constexpr uint32_t kRetryAfterMs = 50;
 
 constexpr uint64_t kDeadlineMsMax =
     365ull * 24 * 3600 * 1000;  // Keeps the sum with `now` in range.
@@ -94,6 +97,16 @@ absl::StatusOr<Sequence> SequenceFromWork(Incarnation router, const v1::Work& wo
         now + std::chrono::milliseconds(std::min(work.deadline_ms(), kDeadlineMsMax));
   }
   return sequence;
+}
+
+v1::Event RejectedEvent(RequestId request, const absl::Status& status) {
+  v1::Event event;
+  v1::Rejected* rejected = event.mutable_rejected();
+  rejected->set_request(Raw(request));
+  rejected->set_code(static_cast<int>(status.code()));
+  rejected->set_message(std::string(status.message()));
+  if (absl::IsResourceExhausted(status)) rejected->set_retry_after_ms(kRetryAfterMs);
+  return event;
 }
 
 v1::Token TokenToProto(uint32_t index, const SampledToken& token, const SamplingParams& sampling) {

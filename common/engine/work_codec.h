@@ -5,7 +5,9 @@
 #include <cstdint>
 #include <optional>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "common/base/ids.h"
 #include "common/engine/sequence.h"
 #include "common/model/model_config.h"
 #include "common/sampling/sampler.h"
@@ -21,6 +23,9 @@ StopParams StopFromProto(const v1::StopOptions& options);
 // trusts its router, but neither a bad token id nor a bad option may become a bad memory access.
 absl::StatusOr<Sequence> SequenceFromWork(Incarnation router, const v1::Work& work,
                                           const ModelConfig& model, Instant now);
+
+// A refusal of new work. Whoever has no room says when to ask again.
+v1::Event RejectedEvent(RequestId request, const absl::Status& status);
 
 // The token as the router and the client see it. `index` counts generated tokens from 0.
 v1::Token TokenToProto(uint32_t index, const SampledToken& token, const SamplingParams& sampling);

@@ -40,7 +40,8 @@ ABSL_FLAG(baton::ByteSize, kv_memory, baton::ByteSize{uint64_t{512} << 20},
 ABSL_FLAG(uint32_t, block_tokens, 16,
           "Tokens of one KV block. The same on all workers of a cluster.");
 ABSL_FLAG(uint32_t, chunk_tokens, 512, "Most prompt tokens that are computed in one step.");
-ABSL_FLAG(uint32_t, sequences_max, 256, "Most sequences at once; more wait in the router.");
+ABSL_FLAG(uint32_t, sequences_max, 256,
+          "Most sequences at once, of a prefill worker: prompts; more wait in the router.");
 
 namespace baton {
 namespace {

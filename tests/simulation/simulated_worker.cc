@@ -122,9 +122,9 @@ SimulatedWorker::SimulatedWorker(std::string name, v1::Role role, Incarnation in
       [this] { return std::exchange(commands_, {}); }, [this] { return now_; });
   const ClockFunction clock = [this] { return now_; };
   if (role == v1::ROLE_PREFILL) {
-    engine_ =
-        std::make_unique<PrefillEngine>(PrefillEngineOptions{.chunk_tokens = plan.chunk_tokens},
-                                        &executor_, &pool_, this, this, clock);
+    engine_ = std::make_unique<PrefillEngine>(
+        PrefillEngineOptions{.chunk_tokens = plan.chunk_tokens, .jobs_max = kSequencesMax},
+        &executor_, &pool_, this, this, clock);
   } else {
     engine_ = std::make_unique<DecodeEngine>(
         DecodeEngineOptions{.incarnation = incarnation,
