@@ -123,7 +123,7 @@ bool PrefillEngine::Step(Instant now) {
   const Instant end = clock_();
   if (!sampled.ok()) {
     for (const StepItem& item : items) {
-      Fail(item.sequence->key, sampled.status(), /*retryable=*/true, /*transfer=*/false);
+      Fail(item.sequence->key, sampled.status(), /*retryable=*/true);
     }
     return true;
   }
@@ -140,8 +140,7 @@ bool PrefillEngine::Step(Instant now) {
     if (!job.push_error.ok()) {
       const absl::Status error = job.push_error;
       // What is wrong with the ticket is wrong everywhere.
-      const bool retryable = !absl::IsInvalidArgument(error);
-      Fail(sequence.key, error, retryable, /*transfer=*/retryable);
+      Fail(sequence.key, error, /*retryable=*/!absl::IsInvalidArgument(error));
     } else if ((*sampled)[i].has_value()) {
       FinishPrompt(job, *(*sampled)[i], end);
     }
@@ -174,7 +173,7 @@ void PrefillEngine::FinishPrompt(Job& job, const SampledToken& token, Instant no
   CommittedToken committed = {.token = token.id, .index = index, .logprobs = ""};
   if (sequence.sampling.logprobs.has_value()) committed.logprobs = token_proto.SerializeAsString();
   const absl::Status status = transfers_->CommitTransfer(*job.transfer, std::move(committed));
-  if (!status.ok()) Fail(sequence.key, status, /*retryable=*/false, /*transfer=*/true);
+  if (!status.ok()) Fail(sequence.key, status, /*retryable=*/false);
 }
 
 void PrefillEngine::OnTransferEvent(const TransferEvent& event, Instant /*now*/) {
@@ -212,11 +211,10 @@ PrefillEngine::Job* PrefillEngine::FindByTransfer(TransferId id) {
   return job->second.get();
 }
 
-void PrefillEngine::Fail(RequestKey key, const absl::Status& status, bool retryable,
-                         bool transfer) {
+void PrefillEngine::Fail(RequestKey key, const absl::Status& status, bool retryable) {
   const Job& job = *jobs_.at(key);
   const Epoch epoch = job.ticket.has_value() ? job.ticket->epoch : Epoch{0};
-  SendFailure(key, epoch, status, retryable, transfer);
+  SendFailure(key, epoch, status, retryable, /*transfer=*/false);
   Close(key, /*abort_transfer=*/true);
 }
 
@@ -258,7 +256,7 @@ void PrefillEngine::OnSessionClosed(Incarnation router) {
 void PrefillEngine::OnTick(Instant now) {
   for (const RequestKey& key : deadlines_.Due(now)) {
     Fail(key, absl::DeadlineExceededError("the deadline passed during prefill"),
-         /*retryable=*/false, /*transfer=*/false);
+         /*retryable=*/false);
   }
 }
 

@@ -71,7 +71,8 @@ class PrefillEngine final : public WorkerEngine {
   bool Start(Job& job, Instant now);
   void PushLayer(std::span<const StepItem> items, uint32_t layer);
   void FinishPrompt(Job& job, const SampledToken& token, Instant now);
-  void Fail(RequestKey key, const absl::Status& status, bool retryable, bool transfer);
+  // For what went wrong in this worker: the way to the decode worker is not suspect.
+  void Fail(RequestKey key, const absl::Status& status, bool retryable);
   // Takes the job out; its blocks stay pinned until the transfer is released.
   void Close(RequestKey key, bool abort_transfer);
   Job* FindByTransfer(TransferId id);

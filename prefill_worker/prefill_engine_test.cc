@@ -174,6 +174,34 @@ TEST_F(PrefillEngineTest, FailedTransferIsReportedAndTheKvStaysCached) {
   EXPECT_TRUE(engine_.idle());
 }
 
+// The way to the decode worker is not to blame for a queue that is full here.
+TEST_F(PrefillEngineTest, TransferThatIsRefusedHereSaysNothingAboutThePair) {
+  for (const absl::Status& refusal : {absl::ResourceExhaustedError("4096 transfers are open"),
+                                      absl::UnavailableError("takes no commands now")}) {
+    Send(PrefillCommand(GreedyWork(1, CountingPrompt(10), 5), true));
+    fixture_.transfers.next_error = refusal;
+    RunAll();
+
+    const std::vector<v1::Event> events = fixture_.events.Take();
+    ASSERT_THAT(events, SizeIs(1));
+    EXPECT_EQ(events[0].prefill_failed().code(), static_cast<int>(refusal.code()));
+    EXPECT_TRUE(events[0].prefill_failed().retryable());
+    EXPECT_FALSE(events[0].prefill_failed().transfer());
+  }
+}
+
+TEST_F(PrefillEngineTest, PushThatIsRefusedHereSaysNothingAboutThePair) {
+  Send(PrefillCommand(GreedyWork(1, CountingPrompt(10), 5), true));
+  ASSERT_TRUE(engine_.Step(fixture_.now));
+  fixture_.transfers.next_error = absl::ResourceExhaustedError("the queue is full");
+  RunAll();
+
+  const std::vector<v1::Event> events = fixture_.events.Take();
+  ASSERT_THAT(events, SizeIs(1));
+  EXPECT_TRUE(events[0].prefill_failed().retryable());
+  EXPECT_FALSE(events[0].prefill_failed().transfer());
+}
+
 TEST_F(PrefillEngineTest, SessionLossRetiresOnlyThatRoutersWork) {
   Send(PrefillCommand(GreedyWork(1, CountingPrompt(10), 5), true));
   engine_.OnCommand(Incarnation{8}, PrefillCommand(GreedyWork(1, CountingPrompt(10, 30), 5), true),
