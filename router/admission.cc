@@ -40,6 +40,12 @@ std::optional<RequestId> AdmissionQueue::front() const {
   return waiting_.begin()->second.id;
 }
 
+std::optional<RequestId> AdmissionQueue::After(int32_t priority, uint64_t arrival) const {
+  const auto it = waiting_.upper_bound(Key{priority, arrival});
+  if (it == waiting_.end()) return std::nullopt;
+  return it->second.id;
+}
+
 uint64_t AdmissionQueue::TokensAhead(int32_t priority) const {
   uint64_t sum = 0;
   for (auto it = tokens_by_priority_.lower_bound(priority); it != tokens_by_priority_.end(); ++it) {

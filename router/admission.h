@@ -39,6 +39,8 @@ class AdmissionQueue {
 
   // Who is next; nothing if nobody waits.
   std::optional<RequestId> front() const;
+  // Who is next behind this place, whether or not somebody is at it.
+  std::optional<RequestId> After(int32_t priority, uint64_t arrival) const;
 
   // Tokens that go before a new request of this priority.
   uint64_t TokensAhead(int32_t priority) const;

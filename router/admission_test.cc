@@ -20,6 +20,18 @@ TEST(AdmissionQueueTest, HigherPriorityFirstThenByArrival) {
   EXPECT_EQ(queue.front(), std::nullopt);
 }
 
+TEST(AdmissionQueueTest, WhoIsBehindAPlace) {
+  AdmissionQueue queue({});
+  queue.Push(RequestId{1}, /*priority=*/0, /*arrival=*/1, 10);
+  queue.Push(RequestId{2}, 1, 2, 10);
+  queue.Push(RequestId{3}, 0, 3, 10);
+
+  EXPECT_EQ(queue.After(1, 2), RequestId{1});
+  EXPECT_EQ(queue.After(0, 1), RequestId{3});
+  EXPECT_EQ(queue.After(0, 2), RequestId{3}) << "nobody is there";
+  EXPECT_EQ(queue.After(0, 3), std::nullopt);
+}
+
 TEST(AdmissionQueueTest, WhoReturnsIsAheadOfLaterOnes) {
   AdmissionQueue queue({});
   queue.Push(RequestId{2}, 0, 2, 10);

@@ -163,6 +163,16 @@ absl::Status CheckFits(const WorkerTable& workers, const PlacementNeed& need) {
   return absl::OkStatus();
 }
 
+bool ReadyCouldTake(const WorkerTable& workers, const PlacementNeed& need) {
+  const bool prefill = AnyPrefillReady(workers, need);
+  if (need.first_token_only && prefill) return true;
+  return std::any_of(workers.all().begin(), workers.all().end(), [&](const auto& item) {
+    const WorkerEntry& worker = item.second;
+    return worker.role == v1::ROLE_DECODE && worker.ready() &&
+           Fits(worker, need.total_tokens_max) && (prefill || worker.hello.local_prefill());
+  });
+}
+
 std::optional<WorkerId> ChoosePrefill(const WorkerTable& workers, const PairTable& pairs,
                                       WorkerId decode, uint32_t tokens,
                                       std::optional<WorkerId> avoid, Instant now) {

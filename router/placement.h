@@ -44,6 +44,10 @@ uint32_t KvTokensMax(const WorkerTable& workers);
 // kInvalidArgument, with the numbers, if no known worker is large enough: waiting would not help.
 absl::Status CheckFits(const WorkerTable& workers, const PlacementNeed& need);
 
+// Whether workers that are ready could take the request if they had nothing else to do: if not, it
+// waits for one that is away.
+bool ReadyCouldTake(const WorkerTable& workers, const PlacementNeed& need);
+
 // Nothing when the request has to wait.
 std::optional<Placement> ChoosePlacement(const WorkerTable& workers, const PairTable& pairs,
                                          const PlacementNeed& need, Instant now);

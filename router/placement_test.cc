@@ -199,6 +199,28 @@ TEST_F(PlacementTest, WhatNoKnownWorkerCanHoldIsRefusedWithTheNumbers) {
   EXPECT_FALSE(CheckFits(workers, need).ok());
 }
 
+TEST_F(PlacementTest, WhatReadyWorkersCouldTakeIfTheyWereIdle) {
+  EXPECT_FALSE(ReadyCouldTake(workers, need));
+  WorkerEntry& d = Add(v1::ROLE_DECODE);
+  d.hello.set_blocks_total(10);
+  d.attempts = 100;
+  need.total_tokens_max = 160;
+  EXPECT_FALSE(ReadyCouldTake(workers, need)) << "nobody computes the prompt";
+  WorkerEntry& p = Add(v1::ROLE_PREFILL);
+  EXPECT_TRUE(ReadyCouldTake(workers, need));
+  p.hello.set_blocks_total(6);
+  EXPECT_FALSE(ReadyCouldTake(workers, need)) << "100 tokens take 7 blocks";
+  d.hello.set_local_prefill(true);
+  EXPECT_TRUE(ReadyCouldTake(workers, need));
+  need.total_tokens_max = 161;
+  EXPECT_FALSE(ReadyCouldTake(workers, need));
+
+  p.hello.set_blocks_total(7);
+  d.state = WorkerState::kLost;
+  need.first_token_only = true;
+  EXPECT_TRUE(ReadyCouldTake(workers, need));
+}
+
 TEST_F(PlacementTest, APromptThatNoPrefillWorkerHoldsNeedsADecodeWorkerThatPrefills) {
   WorkerEntry& p = Add(v1::ROLE_PREFILL);
   p.hello.set_blocks_total(6);

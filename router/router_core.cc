@@ -194,8 +194,10 @@ void RouterCore::Enqueue(Request& request, Instant now) {
 }
 
 void RouterCore::Place(Instant now) {
-  while (const std::optional<RequestId> id = queue_.front()) {
-    Request& request = *requests_.Find(*id);
+  std::optional<RequestId> next = queue_.front();
+  while (next.has_value()) {
+    Request& request = *requests_.Find(*next);
+    next = queue_.After(request.spec.priority, request.arrival);
     request.spec.LimitOpenEnded(KvTokensMax(workers_));
     const PlacementNeed need{.tokens = static_cast<uint32_t>(request.spec.tokens.size()),
                              .total_tokens_max = request.spec.total_tokens_max,
@@ -209,9 +211,11 @@ void RouterCore::Place(Instant now) {
           now);
       continue;
     }
+    // Nobody who goes first takes anything from it: whoever could hold it is away.
+    if (!ReadyCouldTake(workers_, need)) continue;
     const std::optional<Placement> placement = ChoosePlacement(workers_, pairs_, need, now);
-    // The first in line waits, and with it all behind it: smaller ones that slip by would starve
-    // it.
+    // The first that waits for room waits with all behind it: smaller ones that slip by would
+    // starve it.
     if (!placement.has_value()) return;
     queue_.Remove(request.spec.priority, request.arrival);
     request.in_queue = false;
