@@ -112,15 +112,11 @@ uint64_t BlocksFor(const WorkerEntry& worker, uint64_t tokens) {
   return block_tokens == 0 ? 0 : (tokens + block_tokens - 1) / block_tokens;
 }
 
-uint32_t KvTokensMax(const WorkerTable& workers) {
-  uint64_t most = 0;
-  for (const auto& [id, worker] : workers.all()) {
-    if (!IsKnown(worker, v1::ROLE_DECODE)) continue;
-    if (worker.hello.blocks_total() == 0) return UINT32_MAX;
-    most =
-        std::max(most, uint64_t{worker.hello.blocks_total()} * worker.hello.model().block_tokens());
-  }
-  return static_cast<uint32_t>(std::min<uint64_t>(most, UINT32_MAX));
+uint32_t KvTokensMax(const WorkerEntry& worker) {
+  if (worker.hello.blocks_total() == 0) return UINT32_MAX;
+  const uint64_t tokens =
+      uint64_t{worker.hello.blocks_total()} * worker.hello.model().block_tokens();
+  return static_cast<uint32_t>(std::min<uint64_t>(tokens, UINT32_MAX));
 }
 
 absl::Status CheckFits(const WorkerTable& workers, const PlacementNeed& need) {

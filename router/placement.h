@@ -23,7 +23,7 @@ struct DecodeHome {
 
 struct PlacementNeed {
   uint32_t tokens = 0;            // To prefill.
-  uint32_t total_tokens_max = 0;  // What prompt and answer may grow to.
+  uint32_t total_tokens_max = 0;  // What the worker must be able to hold.
   bool first_token_only = false;  // One token is all that is wanted: no decode worker is needed.
   std::optional<WorkerId> avoid;  // It failed this request before: taken only if there is no other.
   std::optional<DecodeHome> home = std::nullopt;  // Taken first, if it can admit.
@@ -38,8 +38,8 @@ struct Placement {
   std::optional<WorkerId> prefill;
 };
 
-// Most tokens that one of the decode workers known can ever hold; UINT32_MAX if one does not say.
-uint32_t KvTokensMax(const WorkerTable& workers);
+// Most tokens that this worker can ever hold; UINT32_MAX if it does not say.
+uint32_t KvTokensMax(const WorkerEntry& worker);
 
 // kInvalidArgument, with the numbers, if no known worker is large enough: waiting would not help.
 absl::Status CheckFits(const WorkerTable& workers, const PlacementNeed& need);

@@ -185,7 +185,7 @@ TEST_F(PlacementTest, WhatNoKnownWorkerCanHoldIsRefusedWithTheNumbers) {
   d.hello.set_blocks_total(10);
   need.total_tokens_max = 160;
   EXPECT_TRUE(CheckFits(workers, need).ok());
-  EXPECT_EQ(KvTokensMax(workers), 160u);
+  EXPECT_EQ(KvTokensMax(d), 160u);
   need.total_tokens_max = 161;
   EXPECT_EQ(CheckFits(workers, need).message(),
             "max_tokens: prompt and answer may grow to 161 tokens, but the largest KV cache of a "

@@ -50,6 +50,7 @@ struct MoveTarget {
   AttemptId attempt{};
   WorkerId to{};
   uint32_t placed_tokens = 0;        // How many of spec.tokens went with Admit.
+  uint32_t placed_tokens_max = 0;    // What they may grow to there.
   std::optional<v1::Ticket> ticket;  // Absent: not admitted yet, or it computes them itself.
 };
 
@@ -69,6 +70,7 @@ struct Request {
   std::optional<WorkerId> prefill;   // Chosen; has Prefill only in kPrefilling.
   std::optional<v1::Ticket> ticket;  // Absent for local prefill and before Admitted.
   uint32_t placed_tokens = 0;        // How many of spec.tokens went with Admit.
+  uint32_t placed_tokens_max = 0;    // What they may grow to there: spec's limit, or the worker's.
   uint64_t prefill_charge = 0;       // Part of WorkerEntry::prefill_tokens.
   std::optional<WorkerId> avoid;     // Failed it last.
   bool pushed_again = false;         // Its KV arrived damaged once.
@@ -99,6 +101,8 @@ struct Request {
   uint32_t tokens_left() const {
     return spec.total_tokens_max - static_cast<uint32_t>(spec.tokens.size());
   }
+  // Its worker holds no more of an answer without a given length.
+  bool fills_worker() const { return spec.open_ended && spec.tokens.size() >= placed_tokens_max; }
 };
 
 class RequestTable {

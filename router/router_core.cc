@@ -198,17 +198,11 @@ void RouterCore::Place(Instant now) {
   while (next.has_value()) {
     Request& request = *requests_.Find(*next);
     next = queue_.After(request.spec.priority, request.arrival);
-    request.spec.LimitOpenEnded(KvTokensMax(workers_));
-    const PlacementNeed need{.tokens = static_cast<uint32_t>(request.spec.tokens.size()),
-                             .total_tokens_max = request.spec.total_tokens_max,
-                             .first_token_only = request.tokens_left() == 1,
-                             .avoid = request.avoid,
-                             .home = request.home,
-                             .prefill_tokens_max = options_.prefill_tokens_max};
+    const PlacementNeed need = NeedOf(request, request.avoid);
     if (const absl::Status fits = CheckFits(workers_, need); !fits.ok()) {
       // Nothing is wrong with a request that was taken once; it has grown since.
-      End(request, {.status = request.retries == 0 ? fits : absl::UnavailableError(fits.message())},
-          now);
+      const bool was_taken = request.retries > 0 || request.next_index() > request.given_tokens;
+      End(request, {.status = was_taken ? absl::UnavailableError(fits.message()) : fits}, now);
       continue;
     }
     // Nobody who goes first takes anything from it: whoever could hold it is away.
@@ -223,12 +217,23 @@ void RouterCore::Place(Instant now) {
   }
 }
 
+PlacementNeed RouterCore::NeedOf(const Request& request, std::optional<WorkerId> avoid) const {
+  const auto tokens = static_cast<uint32_t>(request.spec.tokens.size());
+  return {.tokens = tokens,
+          .total_tokens_max = request.spec.open_ended ? tokens + 1 : request.spec.total_tokens_max,
+          .first_token_only = request.tokens_left() == 1,
+          .avoid = avoid,
+          .home = request.home,
+          .prefill_tokens_max = options_.prefill_tokens_max};
+}
+
 void RouterCore::StartPlacement(Request& request, const Placement& placement, Instant now) {
   counters_.placements += 1;
   request.timings.set_queue_ms(request.timings.queue_ms() +
                                ToMilliseconds(now - request.queued_at));
   request.asked_at = now;
   request.placed_tokens = static_cast<uint32_t>(request.spec.tokens.size());
+  request.placed_tokens_max = request.spec.total_tokens_max;
   requests_.StartAttempt(request);
   if (placement.prefill.has_value()) {
     AssignPrefill(request, *placement.prefill);
@@ -242,6 +247,7 @@ void RouterCore::StartPlacement(Request& request, const Placement& placement, In
     return;
   }
   WorkerEntry& decode = *workers_.Find(*placement.decode);
+  request.placed_tokens_max = std::min(request.placed_tokens_max, KvTokensMax(decode));
   request.decode = decode.id;
   request.decode_address = decode.address;
   request.home.reset();
@@ -250,7 +256,7 @@ void RouterCore::StartPlacement(Request& request, const Placement& placement, In
   request.state = RequestState::kAdmitting;
   v1::Command command;
   *command.mutable_admit()->mutable_work() =
-      MakeWork(request, request.attempt, request.placed_tokens, now);
+      MakeWork(request, request.attempt, request.placed_tokens, request.placed_tokens_max, now);
   command.mutable_admit()->set_local_prefill(!placement.prefill.has_value());
   command.mutable_admit()->set_local_prefill_tokens_max(options_.local_prefill_tokens_max);
   Send(decode.id, std::move(command));

@@ -129,6 +129,8 @@ class RouterCore {
   // Requests (router_core.cc; Show is with the events).
   void Enqueue(Request& request, Instant now);
   void Place(Instant now);
+  // What a worker must have for the request.
+  PlacementNeed NeedOf(const Request& request, std::optional<WorkerId> avoid) const;
   void StartPlacement(Request& request, const Placement& placement, Instant now);
   // Ends the current placement; says nothing to its workers.
   void Release(Request& request);
@@ -166,9 +168,12 @@ class RouterCore {
   // The placement is void. `knows`: a worker that has dropped the request by itself.
   void PlacementGone(Request& request, RetryCause cause, const std::string& why,
                      std::optional<WorkerId> knows, Instant now);
-  // Of the first `placed_tokens` tokens.
+  // An answer without a given length came to the end of its worker's KV cache: it goes on at a
+  // worker that holds more, or ends. `knows`: as above.
+  void WorkerFilled(Request& request, std::optional<WorkerId> knows, Instant now);
+  // Of the first `placed_tokens` tokens, which may grow to `placed_tokens_max`.
   v1::Work MakeWork(const Request& request, AttemptId attempt, uint32_t placed_tokens,
-                    Instant now) const;
+                    uint32_t placed_tokens_max, Instant now) const;
 
   // Moves of running requests away from workers that drain (router_core_moves.cc).
   void SendDrain(WorkerId worker);

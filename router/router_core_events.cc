@@ -302,6 +302,9 @@ void RouterCore::EndAsTold(Request& request, WorkerId worker, v1::FinishReason r
     End(request, {.reason = reason, .knows = worker}, now);
     return;
   }
+  if (reason == v1::FINISH_REASON_LENGTH && request.fills_worker()) {
+    return WorkerFilled(request, worker, now);
+  }
   // An end that the tokens do not bear out would be a silent truncation.
   PlacementGone(
       request, RetryCause::kTokensDiffer,

@@ -80,10 +80,8 @@ void RouterCore::StartMoves(Instant now) {
     // The last token is sampled sooner than it is moved.
     if (from.state != WorkerState::kDraining || request->tokens_left() <= 1) continue;
     if (under_way[from.id] >= kMovesAtOnceMax) continue;
-    const PlacementNeed need{.tokens = static_cast<uint32_t>(request->spec.tokens.size()),
-                             .total_tokens_max = request->spec.total_tokens_max,
-                             .avoid = request->move_avoid};
-    const std::optional<WorkerId> to = ChooseNextHome(workers_, pairs_, from.id, need, now);
+    const std::optional<WorkerId> to =
+        ChooseNextHome(workers_, pairs_, from.id, NeedOf(*request, request->move_avoid), now);
     if (!to.has_value()) continue;
     StartMove(*request, *to, now);
     ++under_way[from.id];
@@ -95,11 +93,12 @@ void RouterCore::StartMove(Request& request, WorkerId to, Instant now) {
   const AttemptId attempt = requests_.StartMove(request);
   request.move->to = to;
   request.move->placed_tokens = static_cast<uint32_t>(request.spec.tokens.size());
+  request.move->placed_tokens_max = std::min(request.spec.total_tokens_max, KvTokensMax(worker));
   worker.attempts += 1;
   worker.blocks_pledged += BlocksFor(worker, request.move->placed_tokens + 1);
   v1::Command command;
   *command.mutable_admit()->mutable_work() =
-      MakeWork(request, attempt, request.move->placed_tokens, now);
+      MakeWork(request, attempt, request.move->placed_tokens, request.move->placed_tokens_max, now);
   Send(to, std::move(command));
 }
 
@@ -161,6 +160,7 @@ void RouterCore::CompleteMove(Request& request, std::optional<WorkerId> knows) {
   request.decode = move.to;
   request.decode_address = workers_.Find(move.to)->address;
   request.placed_tokens = move.placed_tokens;
+  request.placed_tokens_max = move.placed_tokens_max;
   request.ticket = move.ticket;
   request.state = RequestState::kDecoding;
   request.moves_failed = 0;

@@ -22,7 +22,7 @@ void RouterCore::Send(WorkerId id, v1::Command command) {
 }
 
 v1::Work RouterCore::MakeWork(const Request& request, AttemptId attempt, uint32_t placed_tokens,
-                              Instant now) const {
+                              uint32_t placed_tokens_max, Instant now) const {
   v1::Work work;
   work.set_request(Raw(attempt));
   // All attempts to fill one lease compute the same tokens; Show notices if a later one samples
@@ -30,7 +30,7 @@ v1::Work RouterCore::MakeWork(const Request& request, AttemptId attempt, uint32_
   work.mutable_tokens()->Add(request.spec.tokens.begin(),
                              request.spec.tokens.begin() + placed_tokens);
   work.set_prompt_tokens(request.spec.prompt_tokens);
-  work.set_total_tokens_max(request.spec.total_tokens_max);
+  work.set_total_tokens_max(placed_tokens_max);
   *work.mutable_sampling() = request.spec.sampling;
   *work.mutable_stopping() = request.spec.stopping;
   if (request.spec.deadline != kNever) {
@@ -48,7 +48,7 @@ void RouterCore::SendPrefill(Request& request, Instant now) {
   request.state = RequestState::kPrefilling;
   v1::Command command;
   *command.mutable_prefill()->mutable_work() =
-      MakeWork(request, request.attempt, request.placed_tokens, now);
+      MakeWork(request, request.attempt, request.placed_tokens, request.placed_tokens_max, now);
   if (request.ticket.has_value()) *command.mutable_prefill()->mutable_ticket() = *request.ticket;
   Send(*request.prefill, std::move(command));
 }
@@ -174,9 +174,20 @@ void RouterCore::PlacementGone(Request& request, RetryCause cause, const std::st
     End(request, {.reason = *reason, .knows = knows}, now);
     return;
   }
+  if (request.fills_worker()) return WorkerFilled(request, knows, now);
   if (!CountRetry(request, cause, why, knows, now)) return;
   CancelWorkers(request, knows);
   if (knows.has_value() && workers_.Find(*knows)->serving()) request.avoid = knows;
+  Requeue(request, now);
+}
+
+void RouterCore::WorkerFilled(Request& request, std::optional<WorkerId> knows, Instant now) {
+  if (!ReadyCouldTake(workers_, NeedOf(request, std::nullopt))) {
+    End(request, {.reason = v1::FINISH_REASON_LENGTH, .knows = knows}, now);
+    return;
+  }
+  CancelWorkers(request, knows);
+  request.queued_since = now;
   Requeue(request, now);
 }
 

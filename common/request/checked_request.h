@@ -20,7 +20,7 @@ struct CheckedRequest {
   uint32_t prompt_tokens = 0;
   uint32_t total_tokens_max = 0;  // Prompt and generated together.
   // Nobody asked for so many: the answer may go on to the end of the context, or of the KV cache
-  // where that is smaller.
+  // where that is smaller. See "Answers without a given length" in DESIGN_NOTES.md.
   bool open_ended = false;
   v1::SamplingOptions sampling;      // With a seed.
   v1::StopOptions stopping;          // With the EOS ids unless they are ignored.
