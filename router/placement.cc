@@ -18,11 +18,13 @@ int64_t Room(const WorkerEntry& decode) {
          static_cast<int64_t>(decode.blocks_pledged);
 }
 
-// Workers that said what they are, even if they are away just now.
-bool IsKnown(const WorkerEntry& worker, v1::Role role) {
-  return worker.role == role && worker.hello.incarnation() != 0 &&
-         worker.state != WorkerState::kRefused;
+// Workers that may be used, even if they are away just now.
+bool Counts(const WorkerEntry& worker, v1::Role role) {
+  return worker.role == role && worker.state != WorkerState::kRefused;
 }
+
+// One that has not said yet what it is may be of any size.
+bool IsKnown(const WorkerEntry& worker) { return worker.hello.incarnation() != 0; }
 
 // Whether so many tokens fit into an empty KV cache of this worker.
 bool Fits(const WorkerEntry& worker, uint64_t tokens) {
@@ -129,15 +131,15 @@ absl::Status CheckFits(const WorkerTable& workers, const PlacementNeed& need) {
   for (const auto& [id, worker] : workers.all()) {
     const uint64_t capacity =
         uint64_t{worker.hello.blocks_total()} * worker.hello.model().block_tokens();
-    if (IsKnown(worker, v1::ROLE_DECODE)) {
+    if (Counts(worker, v1::ROLE_DECODE)) {
       const bool fits = Fits(worker, need.total_tokens_max);
-      decode_known = true;
+      decode_known |= IsKnown(worker);
       decode_fits |= fits;
-      prefill_fits |= fits && worker.hello.local_prefill();
+      prefill_fits |= fits && (worker.hello.local_prefill() || !IsKnown(worker));
       largest_decode = std::max(largest_decode, capacity);
     }
-    if (IsKnown(worker, v1::ROLE_PREFILL)) {
-      prefill_known = true;
+    if (Counts(worker, v1::ROLE_PREFILL)) {
+      prefill_known |= IsKnown(worker);
       prefill_fits |= Fits(worker, need.tokens);
       largest_prefill = std::max(largest_prefill, capacity);
     }

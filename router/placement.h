@@ -41,7 +41,8 @@ struct Placement {
 // Most tokens that this worker can ever hold; UINT32_MAX if it does not say.
 uint32_t KvTokensMax(const WorkerEntry& worker);
 
-// kInvalidArgument, with the numbers, if no known worker is large enough: waiting would not help.
+// kInvalidArgument, with the numbers, if no worker is large enough, whether it is there or away:
+// waiting would not help. One that has not connected yet may be.
 absl::Status CheckFits(const WorkerTable& workers, const PlacementNeed& need);
 
 // Whether workers that are ready could take the request if they had nothing else to do: if not, it

@@ -199,6 +199,19 @@ TEST_F(PlacementTest, WhatNoKnownWorkerCanHoldIsRefusedWithTheNumbers) {
   EXPECT_FALSE(CheckFits(workers, need).ok());
 }
 
+// After the router's start: refusing is final, and the large one is only late.
+TEST_F(PlacementTest, WorkerThatHasNeverConnectedMayBeLarge) {
+  WorkerEntry& d = Add(v1::ROLE_DECODE);
+  d.hello.set_blocks_total(10);
+  need.total_tokens_max = 161;
+  EXPECT_FALSE(CheckFits(workers, need).ok());
+  WorkerEntry& late = *workers.Find(workers.Add("late", v1::ROLE_DECODE));
+  EXPECT_TRUE(CheckFits(workers, need).ok());
+
+  late.state = WorkerState::kRefused;
+  EXPECT_FALSE(CheckFits(workers, need).ok());
+}
+
 TEST_F(PlacementTest, WhatReadyWorkersCouldTakeIfTheyWereIdle) {
   EXPECT_FALSE(ReadyCouldTake(workers, need));
   WorkerEntry& d = Add(v1::ROLE_DECODE);
