@@ -5,6 +5,7 @@
 #ifndef BATON_TESTS_SIMULATION_FAULT_PLAN_H_
 #define BATON_TESTS_SIMULATION_FAULT_PLAN_H_
 
+#include <algorithm>
 #include <cstdint>
 
 #include "common/base/clock.h"
@@ -17,7 +18,8 @@ struct FaultPlan {
   uint32_t decode_workers = 1;
   uint32_t prefill_blocks = 64;
   uint32_t decode_blocks = 64;
-  uint32_t swap_blocks = 0;  // Of each decode worker.
+  uint32_t small_decode_blocks = 0;  // Of all decode workers but the first; 0: as that.
+  uint32_t swap_blocks = 0;          // Of each decode worker.
   uint32_t local_prefill_tokens_max = 0;
   uint32_t chunk_tokens = 16;
   Duration step_max = std::chrono::milliseconds(5);  // Of an engine.
@@ -28,6 +30,7 @@ struct FaultPlan {
   size_t message_bytes_max = 0;  // Of a KV message; 0: one layer of one block.
 
   uint32_t requests = 10;
+  double open_ended = 0;                        // Of requests: no length is given.
   Duration arrivals = std::chrono::seconds(1);  // All within.
   double cancelled = 0;                         // Of requests.
   double with_deadline = 0;
@@ -52,11 +55,16 @@ struct FaultPlan {
   double broken = 0;   // Breaks its connection.
   double corrupt = 0;  // Arrives with a wrong byte.
 
+  // Of the decode worker at this place.
+  uint32_t DecodeBlocks(uint32_t place) const {
+    return place == 0 || small_decode_blocks == 0 ? decode_blocks : small_decode_blocks;
+  }
   // No fault may end a request: only its client and its deadline do.
   bool unlimited_retries() const { return retries_max > 1000; }
 };
 
-inline FaultPlan DrawPlan(Dice& dice) {
+// `rare` decides what most seeds have nothing of.
+inline FaultPlan DrawPlan(Dice& dice, Dice& rare) {
   FaultPlan plan;
   plan.prefill_workers = dice.Below(4);
   plan.decode_workers = dice.Between(1, 3);
@@ -106,6 +114,13 @@ inline FaultPlan DrawPlan(Dice& dice) {
   }
   plan.swap_blocks = dice.Chance(0.5) ? 0 : dice.Between(4, 64);
   plan.local_prefill_tokens_max = dice.Chance(0.5) ? 0 : dice.Between(1, 20);
+
+  if (rare.Chance(0.15)) {
+    plan.open_ended = 0.5;
+    // Whatever has grown on a decode worker a prefill worker can compute again.
+    plan.prefill_blocks = std::max(plan.prefill_blocks, 32u);
+    if (rare.Chance(0.7)) plan.small_decode_blocks = rare.Between(14, 24);
+  }
   return plan;
 }
 

@@ -26,6 +26,7 @@ namespace baton {
 struct Wish {
   std::vector<TokenId> prompt;
   uint32_t total_tokens_max = 0;
+  bool open_ended = false;
   v1::SamplingOptions sampling;
   v1::StopOptions stopping;
   int32_t priority = 0;
@@ -68,6 +69,8 @@ class SimulatedClient {
   const std::string name_;
   const Wish wish_;
   bool Ends(TokenId token) const;
+  // Whether an answer without a given length may have come to the end of a worker's KV cache.
+  bool MayEndEarly(v1::FinishReason reason, const FaultPlan& plan) const;
 
   std::vector<v1::Token> tokens_;
   std::string text_;

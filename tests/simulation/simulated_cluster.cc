@@ -74,7 +74,8 @@ std::string Happened::ToString() const {
 SimulatedCluster::SimulatedCluster(uint64_t seed, Record& record)
     : dice_(seed),
       record_(record),
-      plan_(DrawPlan(dice_)),
+      rare_(~seed),
+      plan_(DrawPlan(dice_, rare_)),
       latency_max_(dice_.Between(milliseconds(1), milliseconds(20))),
       delivery_(new SimulatedDelivery(plan_, faults_, now_, dice_.Roll())),
       network_(std::unique_ptr<DeliveryPolicy>(delivery_)) {
@@ -84,6 +85,7 @@ SimulatedCluster::SimulatedCluster(uint64_t seed, Record& record)
     place.name =
         prefill ? absl::StrCat("prefill_", i) : absl::StrCat("decode_", i - plan_.prefill_workers);
     place.role = prefill ? v1::ROLE_PREFILL : v1::ROLE_DECODE;
+    place.blocks = prefill ? plan_.prefill_blocks : plan_.DecodeBlocks(i - plan_.prefill_workers);
     place.starts_at = now_;
     if (plan_.late_workers) place.starts_at += dice_.Between(Duration::zero(), seconds(1));
   }
@@ -94,6 +96,10 @@ SimulatedCluster::SimulatedCluster(uint64_t seed, Record& record)
       const uint32_t tokens_max = wish.total_tokens_max - static_cast<uint32_t>(wish.prompt.size());
       wish.prompt = Quote(clients_[dice_.Below(i)].wish(), plan_.window, dice_);
       wish.total_tokens_max = static_cast<uint32_t>(wish.prompt.size()) + tokens_max;
+    }
+    if (rare_.Chance(plan_.open_ended)) {
+      wish.open_ended = true;
+      wish.total_tokens_max = kSimulatedContext;
     }
     SimulatedClient& client = clients_.emplace_back(absl::StrCat("client_", i), std::move(wish));
     client.calls_at = now_ + dice_.Between(Duration::zero(), plan_.arrivals);
@@ -155,8 +161,8 @@ void SimulatedCluster::StartWorker(Place& place) {
   // Sometimes it gets the address of its former life.
   const std::string address =
       dice_.Chance(0.5) ? place.name : absl::StrCat(place.name, "_", Raw(incarnation));
-  place.worker = std::make_unique<SimulatedWorker>(address, place.role, incarnation, plan_,
-                                                   network_, now_, dice_.Roll(), record_);
+  place.worker = std::make_unique<SimulatedWorker>(
+      address, place.role, incarnation, plan_, place.blocks, network_, now_, dice_.Roll(), record_);
   record_.Tell(now_, place.name, ": life ", Raw(incarnation), " begins at ", address);
 }
 

@@ -69,6 +69,7 @@ class SimulatedCluster {
   struct Place {
     std::string name;
     v1::Role role = v1::ROLE_UNSPECIFIED;
+    uint32_t blocks = 0;
     WorkerId id{};                            // At the current router.
     std::unique_ptr<SimulatedWorker> worker;  // Null while it is dead.
     Instant starts_at{};                      // Of the next life, when dead.
@@ -125,6 +126,7 @@ class SimulatedCluster {
 
   Dice dice_;
   Record& record_;
+  Dice rare_;  // Apart: what it decides for a few seeds leaves the others as they were.
   const FaultPlan plan_;
   Instant now_{std::chrono::seconds(1000)};
   const Instant start_ = now_;

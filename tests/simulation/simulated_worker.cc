@@ -98,8 +98,8 @@ class SimulatedWorker::GuardedTransport final : public Transport {
 };
 
 SimulatedWorker::SimulatedWorker(std::string name, v1::Role role, Incarnation incarnation,
-                                 const FaultPlan& plan, InprocNetwork& network, const Instant& now,
-                                 uint64_t seed, Record& record)
+                                 const FaultPlan& plan, uint32_t blocks, InprocNetwork& network,
+                                 const Instant& now, uint64_t seed, Record& record)
     : name_(std::move(name)),
       role_(role),
       incarnation_(incarnation),
@@ -109,9 +109,7 @@ SimulatedWorker::SimulatedWorker(std::string name, v1::Role role, Incarnation in
       record_(record),
       model_(kSimulatedVocabulary, kSimulatedContext, plan.window),
       device_(MakeHostDevice()),
-      arena_(KvArena::Create(*device_, model_.Layout(kSimulatedBlockTokens),
-                             role == v1::ROLE_PREFILL ? plan.prefill_blocks : plan.decode_blocks)
-                 .value()),
+      arena_(KvArena::Create(*device_, model_.Layout(kSimulatedBlockTokens), blocks).value()),
       pool_(arena_->block_count()),
       executor_(&model_, arena_.get()) {
   auto transport = std::make_unique<GuardedTransport>(network.Open(name_), this);

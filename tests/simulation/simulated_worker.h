@@ -35,8 +35,10 @@ inline constexpr uint32_t kSimulatedBlockTokens = 4;
 class SimulatedWorker final : public EventPort, public TransferPort {
  public:
   // All references outlive the worker. `name` is its address on the network, of one life at a time.
+  // `blocks`: of its KV cache.
   SimulatedWorker(std::string name, v1::Role role, Incarnation incarnation, const FaultPlan& plan,
-                  InprocNetwork& network, const Instant& now, uint64_t seed, Record& record);
+                  uint32_t blocks, InprocNetwork& network, const Instant& now, uint64_t seed,
+                  Record& record);
   // As kill -9: nobody is told.
   ~SimulatedWorker() override;
 
