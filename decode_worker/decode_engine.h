@@ -80,8 +80,10 @@ class DecodeEngine final : public WorkerEngine {
 
  private:
   enum class State {
-    kReserved,    // A ticket is out: P fills the blocks of `epoch`.
-    kBroken,      // That epoch ended; the router will reopen or cancel.
+    kReserved,  // A ticket is out: P fills the blocks of `epoch`.
+    // That epoch ended. Nobody is told here: the router hears of it from P, or that P is gone, and
+    // will reopen or cancel.
+    kBroken,
     kPrefilling,  // Local prefill, or the replay of a preempted sequence.
     kRunning,     // All but the last token is in the cache.
     kMoving,      // As kRunning, but it stands still while its KV goes to another worker.

@@ -1,5 +1,6 @@
 #include "prefill_worker/prefill_engine.h"
 
+#include <algorithm>
 #include <utility>
 #include <vector>
 
@@ -262,8 +263,10 @@ void PrefillEngine::OnTick(Instant now) {
 
 v1::WorkerLoad PrefillEngine::Load() const {
   v1::WorkerLoad load = LoadFromCounts(pool_->counts());
-  load.set_sequences_running(static_cast<uint32_t>(jobs_.size() - scheduler_.size()));
-  load.set_sequences_waiting(static_cast<uint32_t>(scheduler_.size()));
+  const auto waiting = std::count_if(jobs_.begin(), jobs_.end(),
+                                     [](const auto& item) { return !item.second->started; });
+  load.set_sequences_running(static_cast<uint32_t>(jobs_.size()) - static_cast<uint32_t>(waiting));
+  load.set_sequences_waiting(static_cast<uint32_t>(waiting));
   load.set_tokens_queued(scheduler_.queued_tokens());
   load.set_prefill_tokens_per_second(rate_.per_second());
   return load;

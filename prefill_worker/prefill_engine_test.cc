@@ -88,6 +88,25 @@ TEST_F(PrefillEngineTest, BlocksStayPinnedUntilTheTransferIsReleased) {
   EXPECT_TRUE(fixture_.events.Take().back().has_prefill_done());
 }
 
+TEST_F(PrefillEngineTest, LoadTellsPromptsUnderWayFromThoseThatWait) {
+  for (uint64_t request = 1; request <= 3; ++request) {
+    const auto first = static_cast<TokenId>(10 * request);
+    Send(PrefillCommand(GreedyWork(request, CountingPrompt(8, first), 5), true));
+  }
+  EXPECT_EQ(engine_.Load().sequences_running(), 0u);
+  EXPECT_EQ(engine_.Load().sequences_waiting(), 3u);
+
+  // A step has room for one of them.
+  ASSERT_TRUE(engine_.Step(fixture_.now));
+  EXPECT_EQ(engine_.Load().sequences_running(), 1u) << "its KV is on the way";
+  EXPECT_EQ(engine_.Load().sequences_waiting(), 2u);
+  Send(PrefillCommand(GreedyWork(4, CountingPrompt(20, 50), 5), true));
+  for (int step = 0; step < 3; ++step) ASSERT_TRUE(engine_.Step(fixture_.now));
+
+  EXPECT_EQ(engine_.Load().sequences_running(), 4u) << "the last one is being computed";
+  EXPECT_EQ(engine_.Load().sequences_waiting(), 0u);
+}
+
 TEST_F(PrefillEngineTest, SecondPromptPushesTheCachedPrefixAtOnceAndComputesTheRest) {
   Send(PrefillCommand(GreedyWork(1, CountingPrompt(10), 5), true));
   RunAll();

@@ -317,14 +317,11 @@ void RouterCore::OnSequenceFailed(WorkerId worker, const v1::SequenceFailed& fai
   if (Request* moving = OwnedByMove(worker, failed.request())) {
     return MoveFailed(*moving, worker, now);
   }
-  Request* request = Owned(worker, failed.request());
+  Request* request = OwnedByDecode(worker, failed.request());
   if (request == nullptr) return;
-  const std::string why =
-      absl::StrCat("worker ", workers_.Find(worker)->address, " failed: ", failed.message());
-  const bool by_decode = request->decode == worker;
-  if (!by_decode && (failed.retryable() || request->state != RequestState::kPrefilling)) {
-    PrefillGone(*request, RetryCause::kPrefillFailed, why, now);
-  } else if (failed.retryable()) {
+  if (failed.retryable()) {
+    const std::string why = absl::StrCat("decode worker ", workers_.Find(worker)->address,
+                                         " failed: ", failed.message());
     PlacementGone(*request, RetryCause::kDecodeFailed, why, worker, now);
   } else {
     End(*request, {.status = WireStatus(failed.code(), failed.message()), .knows = worker}, now);
