@@ -31,6 +31,7 @@ void PairTable::Forget(WorkerId worker) {
 
 void PairTable::Succeeded(WorkerId prefill, WorkerId decode) {
   Pair& pair = pairs_[Key(prefill, decode)];
+  LeaveState(pair.state);
   pair.state = PairState::kHealthy;
   pair.failures = 0;
   pair.probe = 0;
@@ -40,11 +41,13 @@ void PairTable::Succeeded(WorkerId prefill, WorkerId decode) {
 void PairTable::Failed(WorkerId prefill, WorkerId decode, const std::string& why, Instant now) {
   Pair& pair = pairs_[Key(prefill, decode)];
   if (pair.state == PairState::kDown) return;  // One cause fails many transfers at once.
+  LeaveState(pair.state);
   Duration backoff = options_.backoff_min;
   for (uint32_t i = 0; i < pair.failures && backoff < options_.backoff_max; ++i) backoff *= 2;
   pair.state = PairState::kDown;
   pair.failures += 1;
   pair.next = now + std::min(backoff, options_.backoff_max);
+  next_due_ = std::min(next_due_, pair.next);
   pair.probe = 0;
   pair.reason = why;
 }
@@ -52,8 +55,10 @@ void PairTable::Failed(WorkerId prefill, WorkerId decode, const std::string& why
 void PairTable::ProbeAnswered(WorkerId prefill, uint64_t probe, bool ok, const std::string& why,
                               double bytes_per_second, Instant now) {
   if (probe == 0) return;
-  for (auto& [key, pair] : pairs_) {
-    if (key.first != prefill || pair.state != PairState::kProbing || pair.probe != probe) continue;
+  for (auto it = pairs_.lower_bound(Key(prefill, WorkerId{})); it != pairs_.end(); ++it) {
+    auto& [key, pair] = *it;
+    if (key.first != prefill) return;
+    if (pair.state != PairState::kProbing || pair.probe != probe) continue;
     if (ok) {
       Succeeded(key.first, key.second);
       pair.bytes_per_second = bytes_per_second;
@@ -64,6 +69,10 @@ void PairTable::ProbeAnswered(WorkerId prefill, uint64_t probe, bool ok, const s
   }
 }
 
+void PairTable::LeaveState(PairState state) {
+  if (state == PairState::kProbing) next_due_ = Instant::min();
+}
+
 PairTable::Load PairTable::InFlight(Instant now) {
   Load in_flight;
   for (auto& [key, pair] : pairs_) {
@@ -71,6 +80,7 @@ PairTable::Load PairTable::InFlight(Instant now) {
     if (pair.next <= now) {
       Failed(key.first, key.second, "the probe was not answered", now);
     } else {
+      next_due_ = std::min(next_due_, pair.next);
       ++in_flight[key.first];
       ++in_flight[key.second];
     }
@@ -79,15 +89,25 @@ PairTable::Load PairTable::InFlight(Instant now) {
 }
 
 std::vector<PairTable::Key> PairTable::Waiting(const WorkerTable& workers, Instant now) {
+  std::vector<WorkerId> decodes;
+  for (const auto& [id, worker] : workers.all()) {
+    if (worker.role == v1::ROLE_DECODE && worker.ready()) decodes.push_back(id);
+  }
   std::vector<std::pair<Instant, Key>> waiting;
-  for (const auto& [prefill_id, prefill] : workers.all()) {
-    if (!SendsKv(prefill)) continue;
-    for (const auto& [decode_id, decode] : workers.all()) {
-      if (decode.role != v1::ROLE_DECODE || !decode.ready() || decode_id == prefill_id) continue;
-      const Key key(prefill_id, decode_id);
-      const Pair& pair = pairs_[key];
+  for (const auto& [prefill, worker] : workers.all()) {
+    if (!SendsKv(worker)) continue;
+    auto row = pairs_.lower_bound(Key(prefill, WorkerId{}));
+    for (const WorkerId decode : decodes) {
+      const Key key(prefill, decode);
+      row = pairs_.try_emplace(row, key);
+      const Pair& pair = row++->second;
       if (pair.state == PairState::kUnknown) waiting.emplace_back(Instant::min(), key);
-      if (pair.state == PairState::kDown && pair.next <= now) waiting.emplace_back(pair.next, key);
+      if (pair.state != PairState::kDown) continue;
+      if (pair.next <= now) {
+        waiting.emplace_back(pair.next, key);
+      } else {
+        next_due_ = std::min(next_due_, pair.next);
+      }
     }
   }
   std::sort(waiting.begin(), waiting.end());
@@ -97,6 +117,7 @@ std::vector<PairTable::Key> PairTable::Waiting(const WorkerTable& workers, Insta
 }
 
 std::vector<PairTable::ProbeOrder> PairTable::Due(const WorkerTable& workers, Instant now) {
+  next_due_ = kNever;
   Load in_flight = InFlight(now);
   std::vector<ProbeOrder> orders;
   for (const Key& key : Waiting(workers, now)) {
@@ -108,6 +129,7 @@ std::vector<PairTable::ProbeOrder> PairTable::Due(const WorkerTable& workers, In
     Pair& pair = pairs_[key];
     pair.state = PairState::kProbing;
     pair.next = now + options_.probe_timeout;
+    next_due_ = std::min(next_due_, pair.next);
     pair.probe = next_probe_++;
     orders.push_back({pair.probe, key.first, key.second});
   }

@@ -63,6 +63,8 @@ class PairTable {
   void ProbeAnswered(WorkerId prefill, uint64_t probe, bool ok, const std::string& why,
                      double bytes_per_second, Instant now);
 
+  // Until then there is nothing for Due() to give, unless workers come, go or begin to drain.
+  Instant next_due() const { return next_due_; }
   // The probes to send now among ready workers, a few of each at a time; they count as in flight
   // from here on. Pairs that were never probed go first, then those that have been due for longest.
   // Gives up those whose time is over.
@@ -74,6 +76,8 @@ class PairTable {
  private:
   using Load = std::map<WorkerId, uint32_t>;  // Probes in flight, from and to.
 
+  // The state of a pair changes from this one: a place for another probe may be free.
+  void LeaveState(PairState state);
   // Gives up what is late. What remains in flight, by worker.
   Load InFlight(Instant now);
   // Pairs of ready workers that may be probed now, the most urgent first.
@@ -82,6 +86,7 @@ class PairTable {
   const PairOptions options_;
   std::map<Key, Pair> pairs_;
   uint64_t next_probe_ = 1;
+  Instant next_due_ = Instant::min();
 };
 
 }  // namespace baton

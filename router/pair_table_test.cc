@@ -57,6 +57,23 @@ TEST_F(PairTableTest, FailuresBackOffAndAreProbedAgain) {
   }
 }
 
+TEST_F(PairTableTest, SaysWhenToLookAgain) {
+  EXPECT_LE(pairs.next_due(), now) << "nobody has looked yet";
+  auto orders = pairs.Due(workers, now);
+  EXPECT_EQ(pairs.next_due(), now + milliseconds(1000)) << "the probe's time is over";
+  pairs.ProbeAnswered(p, orders[0].probe, true, "", 0, now);
+  EXPECT_LE(pairs.next_due(), now) << "another one may be in line";
+  pairs.Due(workers, now);
+  EXPECT_EQ(pairs.next_due(), kNever);
+
+  pairs.Succeeded(p, d);
+  EXPECT_EQ(pairs.next_due(), kNever) << "nothing is new";
+  pairs.Failed(p, d, "no path", now);
+  EXPECT_EQ(pairs.next_due(), now + milliseconds(100));
+  pairs.Due(workers, now);
+  EXPECT_EQ(pairs.next_due(), now + milliseconds(100));
+}
+
 TEST_F(PairTableTest, SuccessStartsTheBackoffOver) {
   pairs.Failed(p, d, "no path", now);
   pairs.Failed(p, d, "no path", now);

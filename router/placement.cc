@@ -63,28 +63,38 @@ std::vector<const WorkerEntry*> DecodeCandidates(const WorkerTable& workers,
   return candidates;
 }
 
-// `decode` absent: any prefill worker will do. `tokens_max` absent: however much is queued.
-std::optional<WorkerId> BestPrefill(const WorkerTable& workers, const PairTable& pairs,
-                                    std::optional<WorkerId> decode, const PlacementNeed& need,
-                                    bool limited, Instant now) {
-  const WorkerEntry* best = nullptr;
-  const auto rank = [&need](const WorkerEntry& worker) {
-    return std::tuple(need.avoid == worker.id,
-                      std::max(worker.prefill_tokens, worker.load.tokens_queued()), worker.attempts,
-                      worker.id);
-  };
+// Prefill workers that can take the prompt, best first. `limited`: those with work take no more
+// than need.prefill_tokens_max.
+std::vector<const WorkerEntry*> PrefillCandidates(const WorkerTable& workers,
+                                                  const PlacementNeed& need, bool limited,
+                                                  Instant now) {
+  std::vector<const WorkerEntry*> candidates;
   for (const auto& [id, worker] : workers.all()) {
     if (worker.role != v1::ROLE_PREFILL || !worker.ready() || now < worker.full_until) continue;
     if (!Fits(worker, need.tokens) || AtSequencesMax(worker)) continue;
-    if (decode.has_value() && pairs.state(id, *decode) != PairState::kHealthy) continue;
     if (limited && worker.prefill_tokens != 0 &&
         worker.prefill_tokens + need.tokens > need.prefill_tokens_max) {
       continue;
     }
-    if (best == nullptr || rank(worker) < rank(*best)) best = &worker;
+    candidates.push_back(&worker);
   }
-  if (best == nullptr) return std::nullopt;
-  return best->id;
+  const auto rank = [&need](const WorkerEntry* worker) {
+    return std::tuple(need.avoid == worker->id,
+                      std::max(worker->prefill_tokens, worker->load.tokens_queued()),
+                      worker->attempts, worker->id);
+  };
+  std::sort(candidates.begin(), candidates.end(),
+            [&rank](const WorkerEntry* a, const WorkerEntry* b) { return rank(a) < rank(b); });
+  return candidates;
+}
+
+// The first that reaches `decode`.
+std::optional<WorkerId> FirstReaching(const std::vector<const WorkerEntry*>& prefills,
+                                      const PairTable& pairs, WorkerId decode) {
+  for (const WorkerEntry* prefill : prefills) {
+    if (pairs.state(prefill->id, decode) == PairState::kHealthy) return prefill->id;
+  }
+  return std::nullopt;
 }
 
 // Whether waiting for a prefill worker makes sense: one is there and its pair is not known to be
@@ -174,8 +184,8 @@ bool ReadyCouldTake(const WorkerTable& workers, const PlacementNeed& need) {
 std::optional<WorkerId> ChoosePrefill(const WorkerTable& workers, const PairTable& pairs,
                                       WorkerId decode, uint32_t tokens,
                                       std::optional<WorkerId> avoid, Instant now) {
-  return BestPrefill(workers, pairs, decode, PlacementNeed{.tokens = tokens, .avoid = avoid},
-                     /*limited=*/false, now);
+  const PlacementNeed need{.tokens = tokens, .avoid = avoid};
+  return FirstReaching(PrefillCandidates(workers, need, /*limited=*/false, now), pairs, decode);
 }
 
 std::optional<WorkerId> ChooseNextHome(const WorkerTable& workers, const PairTable& pairs,
@@ -192,17 +202,18 @@ std::optional<WorkerId> ChooseNextHome(const WorkerTable& workers, const PairTab
 
 std::optional<Placement> ChoosePlacement(const WorkerTable& workers, const PairTable& pairs,
                                          const PlacementNeed& need, Instant now) {
+  const std::vector<const WorkerEntry*> prefills =
+      PrefillCandidates(workers, need, /*limited=*/true, now);
   if (need.first_token_only && AnyPrefillReady(workers, need)) {
-    const auto prefill = BestPrefill(workers, pairs, std::nullopt, need, /*limited=*/true, now);
-    if (!prefill.has_value()) return std::nullopt;
-    return Placement{.decode = std::nullopt, .prefill = prefill};
+    if (prefills.empty()) return std::nullopt;
+    return Placement{.decode = std::nullopt, .prefill = prefills.front()->id};
   }
   const std::vector<const WorkerEntry*> candidates = DecodeCandidates(workers, need, now);
   for (const WorkerEntry* decode : candidates) {
     if (decode->hello.local_prefill_always()) {
       return Placement{.decode = decode->id, .prefill = std::nullopt};
     }
-    const auto prefill = BestPrefill(workers, pairs, decode->id, need, /*limited=*/true, now);
+    const auto prefill = FirstReaching(prefills, pairs, decode->id);
     if (prefill.has_value()) return Placement{.decode = decode->id, .prefill = prefill};
   }
   for (const WorkerEntry* decode : candidates) {

@@ -1,6 +1,7 @@
 #include "router/router_core.h"
 
 #include <algorithm>
+#include <map>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -149,8 +150,8 @@ void RouterCore::OnWritten(RequestId id, uint64_t bytes) {
 void RouterCore::OnTick(Instant now) {
   EndExpired(now);
   EndOverdueInQueue(now);
-  SendProbes(now);
-  Place(now);
+  if (now >= pairs_.next_due()) SendProbes(now);
+  Place(now);  // Whoever said that it is full may not be any more.
   StartMoves(now);
 }
 
@@ -164,6 +165,7 @@ std::vector<Action> RouterCore::TakeActions() { return std::exchange(actions_, {
 
 v1::GetClusterResponse RouterCore::Cluster() const {
   v1::GetClusterResponse response;
+  std::map<WorkerId, v1::WorkerStatus*> statuses;
   for (const auto& [id, worker] : workers_.all()) {
     v1::WorkerStatus* status = response.add_workers();
     status->set_address(worker.address);
@@ -174,11 +176,14 @@ v1::GetClusterResponse RouterCore::Cluster() const {
     status->set_version(worker.hello.version());
     status->set_drained(worker.drained);
     *status->mutable_load() = worker.load;
-    if (!worker.ready()) continue;
-    for (const auto& [key, pair] : pairs_.all()) {
-      if ((key.first != id && key.second != id) || pair.state != PairState::kDown) continue;
-      const WorkerEntry* peer = workers_.Find(key.first == id ? key.second : key.first);
-      status->set_reason(absl::StrCat("no KV path with ", peer->address, ": ", pair.reason));
+    statuses[id] = status;
+  }
+  for (const auto& [key, pair] : pairs_.all()) {
+    if (pair.state != PairState::kDown) continue;
+    for (const auto& [id, peer_id] : {key, PairTable::Key(key.second, key.first)}) {
+      if (!workers_.Find(id)->ready()) continue;
+      statuses[id]->set_reason(
+          absl::StrCat("no KV path with ", workers_.Find(peer_id)->address, ": ", pair.reason));
     }
   }
   response.set_requests_queued(queue_.size());
@@ -190,10 +195,16 @@ void RouterCore::Enqueue(Request& request, Instant now) {
   request.state = RequestState::kQueued;
   request.queued_at = now;
   request.in_queue = true;
+  place_due_ = true;
   queue_.Push(request.id(), request.spec.priority, request.arrival, request.spec.tokens.size());
 }
 
+void RouterCore::PlaceIfDue(Instant now) {
+  if (place_due_) Place(now);
+}
+
 void RouterCore::Place(Instant now) {
+  place_due_ = false;
   std::optional<RequestId> next = queue_.front();
   while (next.has_value()) {
     Request& request = *requests_.Find(*next);
@@ -263,6 +274,7 @@ void RouterCore::StartPlacement(Request& request, const Placement& placement, In
 }
 
 void RouterCore::Release(Request& request) {
+  place_due_ = true;
   ReleasePrefill(request);
   if (request.move.has_value()) {
     workers_.Find(request.move->to)->attempts -= 1;

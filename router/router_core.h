@@ -95,7 +95,7 @@ class RouterCore {
   // `bytes` of what was emitted for the request have left for the client.
   void OnWritten(RequestId id, uint64_t bytes);
 
-  // Deadlines, probes, waiting requests. To be called every 50 ms or more often.
+  // Deadlines, probes, waiting requests. To be called every 50 ms or so: each call looks at all.
   void OnTick(Instant now);
 
   // From now on new requests are refused with kUnavailable; those inside go on.
@@ -129,6 +129,8 @@ class RouterCore {
   // Requests (router_core.cc; Show is with the events).
   void Enqueue(Request& request, Instant now);
   void Place(Instant now);
+  // As Place, if something has changed since that lets a request be placed.
+  void PlaceIfDue(Instant now);
   // What a worker must have for the request.
   PlacementNeed NeedOf(const Request& request, std::optional<WorkerId> avoid) const;
   void StartPlacement(Request& request, const Placement& placement, Instant now);
@@ -224,6 +226,7 @@ class RouterCore {
   CoreCounters counters_;
   std::vector<Action> actions_;
   bool draining_ = false;
+  bool place_due_ = false;  // A request, a worker or a path may have become free since Place.
 };
 
 }  // namespace baton

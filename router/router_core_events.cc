@@ -44,6 +44,11 @@ void RouterCore::OnWorkerEvent(WorkerId id, const v1::Event& event, Instant now)
   if (event.has_draining() || event.has_drained()) worker->draining = true;
   if (event.has_drained()) worker->drained = true;
   if (!worker->serving()) return;
+  // Tokens come in great numbers and take no place from anybody: a request that ends with them says
+  // so itself. What a prefill worker reports decides between them, not whether it may be asked.
+  const bool frees_nothing =
+      event.has_tokens() || (event.has_load() && worker->role == v1::ROLE_PREFILL);
+  if (!frees_nothing) place_due_ = true;
   switch (event.event_case()) {
     case v1::Event::kLoad:
       OnLoad(id, event.load());
@@ -96,7 +101,7 @@ void RouterCore::OnWorkerEvent(WorkerId id, const v1::Event& event, Instant now)
       counters_.stale_events += 1;
       break;
   }
-  Place(now);
+  PlaceIfDue(now);
 }
 
 Request* RouterCore::Owned(WorkerId worker, uint64_t attempt) {

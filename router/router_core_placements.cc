@@ -80,6 +80,7 @@ void RouterCore::AssignPrefill(Request& request, WorkerId id) {
 
 void RouterCore::ReleasePrefill(Request& request) {
   if (!request.prefill.has_value()) return;
+  place_due_ = true;
   WorkerEntry& prefill = *workers_.Find(*request.prefill);
   prefill.attempts -= 1;
   prefill.prefill_tokens -= request.prefill_charge;

@@ -523,6 +523,27 @@ TEST(RouterCoreQueueTest, DeadlineThatTheQueueCannotMeetIsRefusedAtOnce) {
   EXPECT_FALSE(driver.outcomes[waits].finish.has_value());
 }
 
+TEST(RouterCoreQueueTest, AnswerThatEndsWithAStopStringMakesRoomAtOnce) {
+  CoreDriver driver;
+  v1::WorkerHello hello = CoreDriver::Hello(v1::ROLE_DECODE, 1, true);
+  hello.set_sequences_max(1);
+  const WorkerId decode = driver.core.AddWorker("d", v1::ROLE_DECODE);
+  driver.Up(decode, hello);
+  NewRequest request = driver.Make(4, 8);
+  request.text = std::make_unique<PlainText>("<12>");
+  driver.Submit(std::move(request));
+  driver.Ask(5);
+  const uint64_t attempt = driver.Next(decode).admit().work().request();
+  driver.AdmittedLocal(decode, attempt);
+  driver.Tokens(decode, attempt, 0, {11}, 0);
+  EXPECT_TRUE(driver.Idle(decode));
+
+  driver.Tokens(decode, attempt, 1, {12}, 0);
+
+  EXPECT_EQ(driver.Next(decode).cancel().request(), attempt);
+  EXPECT_EQ(driver.Next(decode).admit().work().prompt_tokens(), 5u);
+}
+
 TEST(RouterCoreQueueTest, RateThatIsNoRateRefusesNobody) {
   CoreDriver driver;
   v1::WorkerHello hello = CoreDriver::Hello(v1::ROLE_DECODE, 1, true);

@@ -124,14 +124,19 @@ void RouterLoop::Stop(Duration grace) {
 
 void RouterLoop::Run() {
   Instant metrics_due{};
+  Instant tick_due{};
   bool closed = false;
   while (!closed) {
     // Read before the queue is emptied: what was pushed before it was closed is still inside.
     closed = queue_.closed();
-    std::vector<Happening> happenings = queue_.WaitAll(absl::FromChrono(options_.tick));
+    const Duration wait = std::clamp(tick_due - Now(), Duration::zero(), options_.tick);
+    std::vector<Happening> happenings = queue_.WaitAll(absl::FromChrono(wait));
     const Instant now = Now();
     for (Happening& happening : happenings) Apply(std::move(happening), now);
-    core_.OnTick(now);
+    if (now >= tick_due) {
+      core_.OnTick(now);
+      tick_due = now + options_.tick;
+    }
     Perform();
     if (now >= metrics_due) {
       metrics_->Update(core_);
