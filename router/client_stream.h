@@ -9,7 +9,7 @@
 
 namespace baton {
 
-// Called from the router's thread only; never blocks.
+// Called from the router's thread only, as long as the call is not done; never blocks.
 class ClientStream {
  public:
   virtual ~ClientStream() = default;
@@ -18,9 +18,12 @@ class ClientStream {
   virtual bool Write(v1::Delta delta, uint64_t bytes) = 0;
   // How much of what was queued has left since the last call.
   virtual uint64_t TakeWrittenBytes() = 0;
-  // The last call; the stream may be gone when it returns.
+  // Nothing is written after it. What waits is written before an OK, and dropped before an error.
+  // The stream may be gone when it returns.
   virtual void End(const absl::Status& status, const v1::Finished& finished,
                    uint32_t retry_after_ms) = 0;
+  // After End: the client's time to read the rest is over.
+  virtual void Cut() = 0;
 };
 
 }  // namespace baton

@@ -37,6 +37,7 @@ class FakeWorker final : public SessionHandler {
     std::string fingerprint = "model";
     // Stops after so many tokens of a request and waits for Release; 0: never stops.
     uint32_t hold_after = 0;
+    uint32_t event_tokens = 1;  // How many go into one event.
   };
 
   explicit FakeWorker(Options options) : options_(std::move(options)) {
@@ -137,12 +138,16 @@ class FakeWorker final : public SessionHandler {
     while (sequence->tokens.size() < sequence->total_tokens_max) {
       const auto index = static_cast<uint32_t>(sequence->tokens.size()) - sequence->prompt_tokens;
       if (options_.hold_after != 0 && index >= options_.hold_after) return false;
-      sequence->tokens.push_back(HashToken(sequence->tokens));
       v1::Event event;
       v1::Tokens::Sequence* said = event.mutable_tokens()->add_sequences();
       said->set_request(attempt);
-      said->add_tokens()->set_index(index);
-      said->mutable_tokens(0)->set_id(sequence->tokens.back());
+      for (uint32_t i = 0; i < options_.event_tokens; ++i) {
+        if (sequence->tokens.size() == sequence->total_tokens_max) break;
+        sequence->tokens.push_back(HashToken(sequence->tokens));
+        v1::Token* token = said->add_tokens();
+        token->set_index(index + i);
+        token->set_id(sequence->tokens.back());
+      }
       sessions_->Send(sequence->session, event);
     }
     v1::Event event;

@@ -83,47 +83,59 @@ absl::Status GenerateStream::TryBegin(const grpc::ByteBuffer& bytes, const Model
   response.mutable_started()->set_request_id(request_id_);
   response.mutable_started()->set_seed(work.sampling.seed());
   response.mutable_started()->set_prompt_tokens(work.prompt_tokens);
-  Message started{.response = ToWire(response)};
-  {
-    // Not written before the request is accepted: a refused call has no messages.
-    absl::MutexLock lock(&mutex_);
-    outbox_.push_back(std::move(started));
-  }
-  absl::Status submitted = loop_->Submit(std::move(work), this);
-  if (!submitted.ok()) {
-    absl::MutexLock lock(&mutex_);
-    outbox_.clear();
-    return submitted;
-  }
-  const grpc::ByteBuffer* first = nullptr;
   {
     absl::MutexLock lock(&mutex_);
-    first = &outbox_.front().response;
+    outbox_.Push(std::move(response));
   }
-  // A cancel that came before the request was there has found nothing. The write that has not
-  // started yet keeps `this` alive.
+  BATON_RETURN_IF_ERROR(loop_->Submit(std::move(work), this));
+  submitted_ = true;
+  // A cancel that came before the request was there has found nothing. That nothing else is done
+  // until here keeps `this` alive.
   if (cancelled()) loop_->Cancel(id_);
-  StartWrite(first);
+  Step step;
+  {
+    absl::MutexLock lock(&mutex_);
+    busy_ = false;
+    step = NextStep();
+  }
+  Take(step);
   return absl::OkStatus();
 }
 
-bool GenerateStream::Post(Message message) {
-  const grpc::ByteBuffer* next = nullptr;
-  {
-    absl::MutexLock lock(&mutex_);
-    if (broken_) return false;
-    outbox_.push_back(std::move(message));
-    if (outbox_.size() == 1) next = &outbox_.front().response;
+GenerateStream::Step GenerateStream::NextStep() {
+  if (busy_) return {};
+  Step step;
+  if (!outbox_.empty()) {
+    const ResponseOutbox::Message next = outbox_.Pop();
+    in_flight_ = ToWire(next.response);
+    in_flight_bytes_ = next.bytes;
+    step.write = true;
+  } else if (ended_) {
+    step.end = end_status_;
+  } else {
+    return {};
   }
-  // The front stays where it is until OnWriteDone.
-  if (next != nullptr) StartWrite(next);
-  return true;
+  busy_ = true;
+  return step;
+}
+
+void GenerateStream::Take(const Step& step) {
+  if (step.write) StartWrite(&in_flight_);
+  if (step.end.has_value()) FinishCall(*step.end);
 }
 
 bool GenerateStream::Write(v1::Delta delta, uint64_t bytes) {
   v1::GenerateResponse response;
   *response.mutable_delta() = std::move(delta);
-  return Post({.response = ToWire(response), .bytes = bytes});
+  Step step;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (broken_) return false;
+    outbox_.Push(std::move(response), bytes);
+    step = NextStep();
+  }
+  Take(step);
+  return true;
 }
 
 uint64_t GenerateStream::TakeWrittenBytes() {
@@ -145,40 +157,42 @@ void GenerateStream::End(const absl::Status& status, const v1::Finished& finishe
                             {"decode", finished.decode_worker()},
                             {"retries", finished.retries()}});
   if (retry_after_ms > 0) AddRetryHint(retry_after_ms, context_);
-  if (status.ok()) {
-    v1::GenerateResponse response;
-    *response.mutable_finished() = finished;
-    (void)Post({.response = ToWire(response)});
-  }
+  v1::GenerateResponse response;
+  *response.mutable_finished() = finished;
+  Step step;
   {
     absl::MutexLock lock(&mutex_);
+    if (status.ok() && !broken_) {
+      outbox_.Push(std::move(response));
+    } else {
+      outbox_.Clear();
+    }
     ended_ = true;
     end_status_ = status;
-    // OnWriteDone ends the call after the last message.
-    if (!outbox_.empty()) return;
+    step = NextStep();
   }
-  FinishCall(status);
+  Take(step);
+}
+
+// RouterLoop sees to it that the call is not done yet, and its context there.
+void GenerateStream::Cut() {
+  LogInfo("the client has not read the end of its call", {{"request", request_id_}});
+  context_->TryCancel();
 }
 
 void GenerateStream::OnWriteDone(bool ok) {
-  const grpc::ByteBuffer* next = nullptr;
-  std::optional<absl::Status> end;
+  Step step;
   {
     absl::MutexLock lock(&mutex_);
-    written_bytes_ += outbox_.front().bytes;
-    outbox_.pop_front();
+    written_bytes_ += in_flight_bytes_;
+    busy_ = false;
     if (!ok) {
       broken_ = true;
-      outbox_.clear();
+      outbox_.Clear();
     }
-    if (!outbox_.empty()) {
-      next = &outbox_.front().response;
-    } else if (ended_) {
-      end = end_status_;
-    }
+    step = NextStep();
   }
-  if (next != nullptr) StartWrite(next);
-  if (end.has_value()) FinishCall(*end);
+  Take(step);
 }
 
 void GenerateStream::OnCancel() {
@@ -187,6 +201,11 @@ void GenerateStream::OnCancel() {
     cancelled_ = true;
   }
   loop_->Cancel(id_);
+}
+
+void GenerateStream::OnDone() {
+  if (submitted_) loop_->CallDone(this);
+  delete this;
 }
 
 // The last touch: `this` may be gone when it returns.

@@ -6,8 +6,8 @@
 #define BATON_ROUTER_GENERATE_STREAM_H_
 
 #include <cstdint>
-#include <deque>
 #include <functional>
+#include <optional>
 #include <string>
 
 #include "absl/base/thread_annotations.h"
@@ -17,6 +17,7 @@
 #include "common/request/model_profile.h"
 #include "proto/inference.grpc.pb.h"
 #include "router/client_stream.h"
+#include "router/response_outbox.h"
 #include "router/router_loop.h"
 
 namespace baton {
@@ -38,23 +39,27 @@ class GenerateStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   uint64_t TakeWrittenBytes() override;
   void End(const absl::Status& status, const v1::Finished& finished,
            uint32_t retry_after_ms) override;
+  void Cut() override;
 
   void OnWriteDone(bool ok) override;
   void OnCancel() override;
-  void OnDone() override { delete this; }
+  void OnDone() override;
 
  private:
-  struct Message {
-    grpc::ByteBuffer response;
-    uint64_t bytes = 0;  // What it counts for against the client's buffer.
+  // What comes next: a write, the end, or neither.
+  struct Step {
+    bool write = false;
+    std::optional<absl::Status> end;
   };
 
   absl::Status TryBegin(const grpc::ByteBuffer& bytes, const ModelProfile& model,
                         const std::function<uint64_t()>& random);
   absl::Status TakeRequestId(uint64_t drawn);
   void EndRefused(const absl::Status& status);
-  // False: the client is gone.
-  bool Post(Message message);
+  // To be taken at once, without the lock, after whatever may have made one possible.
+  Step NextStep() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // `this` may be gone when it returns, or when NextStep gave nothing to take.
+  void Take(const Step& step);
   // The call's context does not know before gRPC has the reactor.
   bool cancelled() {
     absl::MutexLock lock(&mutex_);
@@ -68,10 +73,15 @@ class GenerateStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   const RequestId id_;
   const std::string key_name_;
   const Instant received_ = Now();
-  std::string request_id_;  // For people. Constant once Begin has submitted the request.
+  std::string request_id_;      // For people. Constant once Begin has submitted the request.
+  bool submitted_ = false;      // Constant once Begin is over.
+  grpc::ByteBuffer in_flight_;  // Of the write that is under way.
 
   absl::Mutex mutex_;
-  std::deque<Message> outbox_ ABSL_GUARDED_BY(mutex_);  // The front is being written.
+  ResponseOutbox outbox_ ABSL_GUARDED_BY(mutex_);
+  // Begin, a write or the end is under way; the next step has to wait.
+  bool busy_ ABSL_GUARDED_BY(mutex_) = true;
+  uint64_t in_flight_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
   bool cancelled_ ABSL_GUARDED_BY(mutex_) = false;
   bool broken_ ABSL_GUARDED_BY(mutex_) = false;  // A write failed.
   uint64_t written_bytes_ ABSL_GUARDED_BY(mutex_) = 0;

@@ -43,6 +43,10 @@ ABSL_FLAG(uint32_t, local_prefill_tokens, 32,
           "computes these itself, instead of waiting for a prefill worker.");
 ABSL_FLAG(baton::ByteSize, client_buffer, baton::ByteSize{1 << 20},
           "What one client may leave unread before its request is ended.");
+ABSL_FLAG(
+    uint32_t, client_read_seconds, 30,
+    "How long a client may take to read the rest of its call when the request has ended; then "
+    "the call is cut.");
 ABSL_FLAG(std::string, model_fingerprint, "",
           "Accept only workers whose model has this fingerprint (hexadecimal). Empty: that of the "
           "first.");
@@ -113,6 +117,7 @@ absl::StatusOr<RouterOptions> RouterOptionsFromFlags() {
   BATON_RETURN_IF_ERROR(CheckPositive("streams_max", absl::GetFlag(FLAGS_streams_max)));
   options.workers.resolve_interval = std::chrono::seconds(absl::GetFlag(FLAGS_resolve_seconds));
   options.loop.streams_max = absl::GetFlag(FLAGS_streams_max);
+  options.loop.client_read_max = std::chrono::seconds(absl::GetFlag(FLAGS_client_read_seconds));
   options.texts.jobs_max = absl::GetFlag(FLAGS_streams_max);
   CoreOptions& core = options.loop.core;
   core.queue.requests = absl::GetFlag(FLAGS_queue_requests);

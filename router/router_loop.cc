@@ -89,6 +89,11 @@ absl::Status RouterLoop::Submit(NewRequest request, ClientStream* stream) {
                          : absl::ResourceExhaustedError("the router cannot keep up");
 }
 
+void RouterLoop::CallDone(ClientStream* stream) {
+  ended_calls_.Remove(stream);
+  stream_count_.fetch_sub(1);
+}
+
 // A cancel that finds no room is noticed when the stream refuses its next message.
 void RouterLoop::Cancel(RequestId id) { (void)queue_.TryPush(Cancelled{id}, cancel_room()); }
 
@@ -138,6 +143,7 @@ void RouterLoop::Run() {
       tick_due = now + options_.tick;
     }
     Perform();
+    ended_calls_.CutDue(now);
     if (now >= metrics_due) {
       metrics_->Update(core_);
       metrics_due = now + kMetricsInterval;
@@ -255,7 +261,7 @@ void RouterLoop::PerformFinish(const Finish& finish) {
   metrics_->OnFinish(finish);
   ClientStream* stream = it->second;
   streams_.erase(it);
-  stream_count_.fetch_sub(1);
+  ended_calls_.Add(stream, Now() + options_.client_read_max);
   stream->End(finish.status, finish.finished, finish.retry_after_ms);
 }
 

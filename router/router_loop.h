@@ -3,6 +3,7 @@
 #ifndef BATON_ROUTER_ROUTER_LOOP_H_
 #define BATON_ROUTER_ROUTER_LOOP_H_
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <functional>
@@ -20,6 +21,7 @@
 #include "common/base/clock.h"
 #include "common/rpc/session_client.h"
 #include "router/client_stream.h"
+#include "router/ended_calls.h"
 #include "router/router_core.h"
 #include "router/router_metrics.h"
 
@@ -30,6 +32,8 @@ struct RouterLoopOptions {
   SessionClientOptions session;
   Duration tick = std::chrono::milliseconds(20);
   uint32_t streams_max = 8192;  // Calls inside at once; more are refused.
+  // How long a client may take to read the rest of its call when the request has ended.
+  Duration client_read_max = std::chrono::seconds(30);
   uint32_t workers_max = 1024;
 };
 
@@ -45,9 +49,12 @@ class RouterLoop {
   // All of these may be called from any thread and never block.
 
   RequestId NewRequestId() { return RequestId{next_request_.fetch_add(1)}; }
-  // On success `stream` gets exactly one End; on failure it is never touched. kResourceExhausted:
-  // too many calls inside. kUnavailable: the router has stopped.
+  // On success `stream` gets exactly one End, is inside until CallDone, and may be cut after its
+  // End; on failure it is never touched. kResourceExhausted: too many calls inside. kUnavailable:
+  // the router has stopped.
   absl::Status Submit(NewRequest request, ClientStream* stream);
+  // The call is over, and the stream may go. REQUIRES: its End was called.
+  void CallDone(ClientStream* stream);
   void Cancel(RequestId id);
   // Runs `query` on the router's thread, before Stop returns. On failure it will not run.
   // kResourceExhausted: too many wait. kUnavailable: the router has stopped.
@@ -110,7 +117,10 @@ class RouterLoop {
 
   // The queue's rooms, each a bound on what fills the queue up to it. Beyond them only a session's
   // end may go: once no new session finds room, there are no more ends than links.
-  size_t worker_event_room() const { return size_t{2} * options_.streams_max; }
+  size_t worker_event_room() const {
+    // A worker speaks in bursts however few the streams are.
+    return std::max<size_t>(size_t{2} * options_.streams_max, 256);
+  }
   size_t cancel_room() const { return worker_event_room() + options_.streams_max; }
   // Arrivals and queries are bounded by their number.
   size_t counted_room() const { return cancel_room() + options_.streams_max + kQueriesMax; }
@@ -122,9 +132,10 @@ class RouterLoop {
   RouterMetrics* const metrics_;
   BoundedQueue<Happening> queue_;
   std::atomic<uint64_t> next_request_{1};
-  std::atomic<uint32_t> stream_count_{0};
+  std::atomic<uint32_t> stream_count_{0};  // Submitted, and not done.
   std::atomic<uint32_t> query_count_{0};
 
+  EndedCalls ended_calls_;
   SessionCounter session_numbers_;  // Of all links.
 
   // The router's thread's own.

@@ -2,6 +2,8 @@
 #include "router/router_service.h"
 
 #include <gmock/gmock.h>
+#include <grpc/impl/codegen/grpc_types.h>
+#include <grpcpp/create_channel.h>
 #include <gtest/gtest.h>
 
 #include <chrono>
@@ -9,6 +11,7 @@
 
 #include "absl/synchronization/notification.h"
 #include "common/rpc/channel.h"
+#include "common/rpc/grpc_setup.h"
 #include "common/rpc/testing/unary_call.h"
 #include "router/fake_worker.h"
 #include "router/router.h"
@@ -22,6 +25,7 @@ using ::testing::AllOf;
 using ::testing::AnyOf;
 using ::testing::ElementsAreArray;
 using ::testing::HasSubstr;
+using ::testing::Not;
 using ::testing::StartsWith;
 
 // A call and all that came of it.
@@ -47,6 +51,7 @@ class RouterServiceTest : public testing::Test {
     options.loop.core = std::move(core);
     options.loop.tick = milliseconds(5);
     options.loop.streams_max = streams_max;
+    options.loop.client_read_max = client_read_max;
     options.texts.jobs_max = text_jobs_max;
     options.loop.session.backoff_max = milliseconds(200);
     options.version = "test";
@@ -124,7 +129,26 @@ class RouterServiceTest : public testing::Test {
   }
 
   static const std::vector<TokenId> kPrompt;
+  // A client that takes nothing from the network but what it reads.
+  std::unique_ptr<v1::Inference::Stub> SlowClient() {
+    SetUpGrpc();
+    grpc::ChannelArguments arguments;
+    arguments.SetInt(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, 1);
+    arguments.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);
+    return v1::Inference::NewStub(grpc::CreateCustomChannel(
+        router->address(), grpc::InsecureChannelCredentials(), arguments));
+  }
+  // Asks until the router takes the call.
+  bool AwaitRoom() {
+    const Instant end = Now() + seconds(20);
+    while (Now() < end) {
+      if (Call(Ask()).status.ok()) return true;
+    }
+    return false;
+  }
+
   uint32_t streams_max = 8192;
+  Duration client_read_max = seconds(30);
   size_t text_jobs_max = 8192;
   std::vector<std::string> prefill;
   WorkerDirectory::Resolver resolver;
@@ -351,6 +375,63 @@ TEST_F(RouterServiceTest, CallBeyondTheStreamsSaysWhenToComeBack) {
   EXPECT_EQ(reply.retry_after, "1000");
   context.TryCancel();
   (void)reader->Finish();
+}
+
+TEST_F(RouterServiceTest, CallStaysInsideUntilItsEndIsReadOrTheTimeForThatIsOver) {
+  streams_max = 1;
+  client_read_max = seconds(2);
+  FakeWorker worker({.event_tokens = 50});
+  StartRouter({worker.address()});
+  const auto slow = SlowClient();
+  grpc::ClientContext context;
+  const auto reader = slow->Generate(&context, Ask(2000));
+  const auto at_rest = [](const auto& cluster) { return cluster.requests_running() == 0; };
+  ASSERT_TRUE(worker.Await([](const FakeWorker::Seen& seen) { return seen.admits == 1; }));
+  ASSERT_TRUE(AwaitCluster(at_rest));
+
+  EXPECT_THAT(Call(Ask()).status.error_message(), HasSubstr("1 calls inside"));
+  EXPECT_TRUE(AwaitRoom());
+  Reply reply;
+  Read(reader.get(), SIZE_MAX, &reply);
+  EXPECT_FALSE(reader->Finish().ok()) << "the rest was not there any more";
+  EXPECT_TRUE(reply.finished.empty());
+}
+
+TEST_F(RouterServiceTest, SlowClientGetsItsStatusAndNoneOfWhatItHasNotRead) {
+  CoreOptions core;
+  core.client_buffer_bytes_max = 4000;
+  FakeWorker worker({.event_tokens = 50});
+  StartRouter({worker.address()}, core);
+  const auto slow = SlowClient();
+  grpc::ClientContext context;
+  const auto reader = slow->Generate(&context, Ask(2000));
+  ASSERT_TRUE(worker.Await([](const FakeWorker::Seen& seen) { return seen.cancels == 1; }));
+  ASSERT_TRUE(AwaitCluster([](const auto& cluster) { return cluster.requests_running() == 0; }));
+
+  Reply reply;
+  Read(reader.get(), SIZE_MAX, &reply);
+  const grpc::Status status = reader->Finish();
+
+  EXPECT_THAT(status.error_message(), HasSubstr("reads too slowly"));
+  EXPECT_LT(reply.ids.size(), 500u);
+}
+
+TEST_F(RouterServiceTest, FailedCallOfAClientThatNeverReadsIsCut) {
+  streams_max = 1;
+  client_read_max = milliseconds(100);
+  CoreOptions core;
+  core.client_buffer_bytes_max = 4000;
+  FakeWorker worker({.event_tokens = 50});
+  StartRouter({worker.address()}, core);
+  const auto slow = SlowClient();
+  grpc::ClientContext context;
+  const auto reader = slow->Generate(&context, Ask(2000));
+  ASSERT_TRUE(worker.Await([](const FakeWorker::Seen& seen) { return seen.cancels == 1; }));
+
+  EXPECT_TRUE(AwaitRoom());
+  Reply reply;
+  Read(reader.get(), SIZE_MAX, &reply);
+  EXPECT_THAT(reader->Finish().error_message(), Not(HasSubstr("too slowly"))) << "it was not cut";
 }
 
 TEST_F(RouterServiceTest, WorkerThatComesLateServesWhatWaits) {
