@@ -22,6 +22,11 @@ struct SendCommand {
   v1::Command command;
 };
 
+// Tells the client that its request was taken. One that is refused on arrival has none.
+struct Accept {
+  RequestId request{};
+};
+
 // Writes one message to the client. The shell answers with RouterCore::OnWritten(request, bytes)
 // when the message has left its buffer; what is not answered yet counts against the client's
 // buffer.
@@ -45,7 +50,7 @@ struct Note {
   std::string text;
 };
 
-using Action = std::variant<SendCommand, Emit, Finish, Note>;
+using Action = std::variant<SendCommand, Accept, Emit, Finish, Note>;
 
 }  // namespace baton
 

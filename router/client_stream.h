@@ -14,6 +14,8 @@ class ClientStream {
  public:
   virtual ~ClientStream() = default;
 
+  // The request was taken. Not called for one that ends on arrival.
+  virtual void Accept() = 0;
   // Queues a message for the client. False: the client is gone.
   virtual bool Write(v1::Delta delta, uint64_t bytes) = 0;
   // How much of what was queued has left since the last call.

@@ -38,6 +38,7 @@ class PlainText final : public TextStream {
 
 // What came out for one request.
 struct Outcome {
+  bool accepted = false;
   std::vector<TokenId> tokens;
   std::string text;
   std::optional<Finish> finish;
@@ -240,6 +241,10 @@ class CoreDriver {
         EXPECT_TRUE(worker->serving()) << "a command to a worker without a session";
         CheckAsked(send->command);
         commands[send->worker].push_back(std::move(send->command));
+      } else if (const auto* accept = std::get_if<Accept>(&action)) {
+        Outcome& outcome = outcomes[accept->request];
+        EXPECT_FALSE(outcome.accepted || outcome.finish.has_value());
+        outcome.accepted = true;
       } else if (auto* emit = std::get_if<Emit>(&action)) {
         Outcome& outcome = outcomes[emit->request];
         EXPECT_FALSE(outcome.finish.has_value()) << "tokens after the end";

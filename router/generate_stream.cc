@@ -63,7 +63,6 @@ absl::Status GenerateStream::TakeRequestId(uint64_t drawn) {
   request_id_ = given ? std::string(it->second.data(), it->second.size()) : drawn_id;
   absl::Status status = CheckRequestId(request_id_);
   if (!status.ok()) request_id_ = drawn_id;
-  context_->AddInitialMetadata(kRequestIdKey, request_id_);
   return status;
 }
 
@@ -79,13 +78,13 @@ absl::Status GenerateStream::TryBegin(const grpc::ByteBuffer& bytes, const Model
   work.client_request_id = request_id_;
   work.received = received_;
   work.deadline = DeadlineOf(*context_, Now());
-  v1::GenerateResponse response;
-  response.mutable_started()->set_request_id(request_id_);
-  response.mutable_started()->set_seed(work.sampling.seed());
-  response.mutable_started()->set_prompt_tokens(work.prompt_tokens);
+  v1::Started started;
+  started.set_request_id(request_id_);
+  started.set_seed(work.sampling.seed());
+  started.set_prompt_tokens(work.prompt_tokens);
   {
     absl::MutexLock lock(&mutex_);
-    outbox_.Push(std::move(response));
+    started_ = std::move(started);
   }
   BATON_RETURN_IF_ERROR(loop_->Submit(std::move(work), this));
   submitted_ = true;
@@ -120,8 +119,31 @@ GenerateStream::Step GenerateStream::NextStep() {
 }
 
 void GenerateStream::Take(const Step& step) {
-  if (step.write) StartWrite(&in_flight_);
+  if (step.write) {
+    if (!std::exchange(responded_, true)) {
+      context_->AddInitialMetadata(kRequestIdKey, request_id_);
+    }
+    StartWrite(&in_flight_);
+  }
   if (step.end.has_value()) FinishCall(*step.end);
+}
+
+void GenerateStream::PushStarted() {
+  if (!started_.has_value()) return;
+  v1::GenerateResponse response;
+  *response.mutable_started() = *std::exchange(started_, std::nullopt);
+  outbox_.Push(std::move(response));
+}
+
+void GenerateStream::Accept() {
+  Step step;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (broken_) return;
+    PushStarted();
+    step = NextStep();
+  }
+  Take(step);
 }
 
 bool GenerateStream::Write(v1::Delta delta, uint64_t bytes) {
@@ -131,6 +153,7 @@ bool GenerateStream::Write(v1::Delta delta, uint64_t bytes) {
   {
     absl::MutexLock lock(&mutex_);
     if (broken_) return false;
+    PushStarted();
     outbox_.Push(std::move(response), bytes);
     step = NextStep();
   }
@@ -163,6 +186,7 @@ void GenerateStream::End(const absl::Status& status, const v1::Finished& finishe
   {
     absl::MutexLock lock(&mutex_);
     if (status.ok() && !broken_) {
+      PushStarted();
       outbox_.Push(std::move(response));
     } else {
       outbox_.Clear();
@@ -210,6 +234,9 @@ void GenerateStream::OnDone() {
 
 // The last touch: `this` may be gone when it returns.
 void GenerateStream::FinishCall(const absl::Status& status) {
+  // Without metadata at its beginning a refused call is nothing but trailers, which is what gRPC's
+  // clients may repeat by themselves.
+  if (!responded_) context_->AddTrailingMetadata(kRequestIdKey, request_id_);
   ServerWriteReactor::Finish(ToGrpcStatus(status));
 }
 

@@ -35,6 +35,7 @@ class GenerateStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   void Begin(const grpc::ByteBuffer& request, const ModelProfile& model,
              const std::function<uint64_t()>& random);
 
+  void Accept() override;
   bool Write(v1::Delta delta, uint64_t bytes) override;
   uint64_t TakeWrittenBytes() override;
   void End(const absl::Status& status, const v1::Finished& finished,
@@ -56,6 +57,8 @@ class GenerateStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
                         const std::function<uint64_t()>& random);
   absl::Status TakeRequestId(uint64_t drawn);
   void EndRefused(const absl::Status& status);
+  // Puts Started before whatever comes first.
+  void PushStarted() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // To be taken at once, without the lock, after whatever may have made one possible.
   Step NextStep() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // `this` may be gone when it returns, or when NextStep gave nothing to take.
@@ -74,10 +77,13 @@ class GenerateStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   const std::string key_name_;
   const Instant received_ = Now();
   std::string request_id_;      // For people. Constant once Begin has submitted the request.
+  bool responded_ = false;      // A write has begun.
   bool submitted_ = false;      // Constant once Begin is over.
   grpc::ByteBuffer in_flight_;  // Of the write that is under way.
 
   absl::Mutex mutex_;
+  // Until the request is accepted: a refused call has no messages.
+  std::optional<v1::Started> started_ ABSL_GUARDED_BY(mutex_);
   ResponseOutbox outbox_ ABSL_GUARDED_BY(mutex_);
   // Begin, a write or the end is under way; the next step has to wait.
   bool busy_ ABSL_GUARDED_BY(mutex_) = true;

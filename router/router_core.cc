@@ -124,9 +124,12 @@ void RouterCore::OnRequest(NewRequest spec, Instant now) {
     End(request, {.status = room, .retry_after_ms = RetryAfterMs()}, now);
     return;
   }
+  const RequestId id = request.id();
   request.queued_since = now;
   Enqueue(request, now);
   Place(now);
+  // It may have been too large for every worker.
+  if (requests_.Find(id) != nullptr) actions_.push_back(Accept{id});
 }
 
 void RouterCore::OnCancel(RequestId id, Instant now) {

@@ -346,6 +346,7 @@ TEST_F(SplitClusterTest, DrainingRouterRefusesNewRequestsAndFinishesOthers) {
   driver.EndAll(absl::UnavailableError("the router has shut down"));
 
   EXPECT_EQ(driver.outcomes[late].code(), absl::StatusCode::kUnavailable);
+  EXPECT_FALSE(driver.outcomes[late].accepted);
   EXPECT_THAT(driver.outcomes[id].tokens, ElementsAre(11));
   EXPECT_EQ(driver.outcomes[id].code(), absl::StatusCode::kUnavailable);
   EXPECT_TRUE(driver.Next(decode).has_cancel());
@@ -434,6 +435,7 @@ TEST(RouterCoreQueueTest, RequestsWaitForWorkersThatStartLater) {
   CoreDriver driver;
   const RequestId id = driver.Ask();
   EXPECT_EQ(driver.core.queued_count(), 1u);
+  EXPECT_TRUE(driver.outcomes[id].accepted);
 
   const WorkerId decode = driver.AddUp(v1::ROLE_DECODE, true);
 
@@ -477,6 +479,7 @@ TEST(RouterCoreQueueTest, FullQueueRefusesWithARetryHint) {
   const RequestId refused = driver.Ask();
 
   EXPECT_EQ(driver.outcomes[refused].code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_FALSE(driver.outcomes[refused].accepted);
   EXPECT_GT(driver.outcomes[refused].finish->retry_after_ms, 0u);
   EXPECT_EQ(driver.core.queued_count(), 2u);
 }
@@ -519,6 +522,7 @@ TEST(RouterCoreQueueTest, DeadlineThatTheQueueCannotMeetIsRefusedAtOnce) {
   const RequestId waits = driver.Submit(std::move(patient));
 
   EXPECT_EQ(driver.outcomes[refused].code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_FALSE(driver.outcomes[refused].accepted);
   EXPECT_EQ(driver.outcomes[refused].finish->retry_after_ms, 10000u);
   EXPECT_FALSE(driver.outcomes[waits].finish.has_value());
 }
@@ -595,6 +599,7 @@ TEST(RouterCoreQueueTest, WhatCanNeverFitIsRefusedAndHoldsUpNobody) {
   const RequestId next = driver.Ask();
 
   EXPECT_EQ(driver.outcomes[large].code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_FALSE(driver.outcomes[large].accepted);
   EXPECT_TRUE(driver.Next(decode).has_admit());
   EXPECT_FALSE(driver.outcomes[next].finish.has_value());
 }

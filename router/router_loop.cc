@@ -230,6 +230,7 @@ void RouterLoop::Perform() {
     for (Action& action : actions) {
       std::visit(Overloaded{
                      [&](SendCommand& send) { PerformSend(std::move(send)); },
+                     [&](Accept& accept) { PerformAccept(accept); },
                      [&](Emit& emit) { PerformEmit(std::move(emit)); },
                      [&](Finish& finish) { PerformFinish(finish); },
                      [&](Note& note) {
@@ -245,6 +246,12 @@ void RouterLoop::PerformSend(SendCommand send) {
   const auto link = links_.find(send.worker);
   // A session that cannot take it has broken; its OnDown is on the way.
   if (link != links_.end()) (void)link->second->Send(std::move(send.command));
+}
+
+void RouterLoop::PerformAccept(const Accept& accept) {
+  const auto it = streams_.find(accept.request);
+  BATON_CHECK(it != streams_.end());
+  it->second->Accept();
 }
 
 void RouterLoop::PerformEmit(Emit emit) {

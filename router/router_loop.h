@@ -112,6 +112,7 @@ class RouterLoop {
   void ApplyDown(WorkerId worker, const absl::Status& status, Instant now);
   void Perform();
   void PerformSend(SendCommand send);
+  void PerformAccept(const Accept& accept);
   void PerformEmit(Emit emit);
   void PerformFinish(const Finish& finish);
 

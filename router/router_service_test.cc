@@ -36,6 +36,7 @@ struct Reply {
   std::string text;
   std::vector<v1::Finished> finished;
   std::string request_id_header;
+  std::string request_id_trailer;
   std::string retry_after;
 };
 
@@ -92,14 +93,13 @@ class RouterServiceTest : public testing::Test {
     const auto reader = stub->Generate(context, request);
     Read(reader.get(), SIZE_MAX, &reply);
     reply.status = reader->Finish();
-    const auto id = context->GetServerInitialMetadata().find("x-request-id");
-    if (id != context->GetServerInitialMetadata().end()) {
-      reply.request_id_header = std::string(id->second.data(), id->second.size());
-    }
-    const auto hint = context->GetServerTrailingMetadata().find("retry-after-ms");
-    if (hint != context->GetServerTrailingMetadata().end()) {
-      reply.retry_after = std::string(hint->second.data(), hint->second.size());
-    }
+    const auto value = [](const auto& metadata, const char* key) {
+      const auto it = metadata.find(key);
+      return it == metadata.end() ? "" : std::string(it->second.data(), it->second.size());
+    };
+    reply.request_id_header = value(context->GetServerInitialMetadata(), "x-request-id");
+    reply.request_id_trailer = value(context->GetServerTrailingMetadata(), "x-request-id");
+    reply.retry_after = value(context->GetServerTrailingMetadata(), "retry-after-ms");
     return reply;
   }
   Reply Call(const v1::GenerateRequest& request) {
@@ -120,6 +120,13 @@ class RouterServiceTest : public testing::Test {
       if (condition(Cluster())) return true;
     }
     return false;
+  }
+
+  // A refused call has nothing but trailers, so that gRPC's own retries may repeat it.
+  static void ExpectOnlyTrailers(const Reply& reply) {
+    EXPECT_TRUE(reply.started.empty());
+    EXPECT_EQ(reply.request_id_header, "");
+    EXPECT_NE(reply.request_id_trailer, "");
   }
 
   // What grpc.health.v1 says.
@@ -229,8 +236,7 @@ TEST_F(RouterServiceTest, BadInputNeverReachesAWorker) {
 
   EXPECT_EQ(reply.status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
   EXPECT_THAT(reply.status.error_message(), StartsWith("sampling.top_p:"));
-  EXPECT_TRUE(reply.started.empty());
-  EXPECT_FALSE(reply.request_id_header.empty());
+  ExpectOnlyTrailers(reply);
   EXPECT_EQ(worker.seen().admits, 0);
 }
 
@@ -357,8 +363,58 @@ TEST_F(RouterServiceTest, FullQueueSaysWhenToComeBack) {
   EXPECT_EQ(reply.status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
   EXPECT_THAT(reply.status.error_message(), HasSubstr("queue is full"));
   EXPECT_EQ(reply.retry_after, "1000");
+  ExpectOnlyTrailers(reply);
   context.TryCancel();
   (void)reader->Finish();
+}
+
+TEST_F(RouterServiceTest, RefusedCallIsRepeatedByAClientThatHasARetryPolicy) {
+  CoreOptions core;
+  core.queue.requests = 1;
+  StartRouter({"127.0.0.1:1"}, core);
+  grpc::ClientContext waits;
+  const auto reader = stub->Generate(&waits, Ask());
+  ASSERT_TRUE(AwaitCluster([](const auto& cluster) { return cluster.requests_queued() == 1; }));
+  grpc::ChannelArguments arguments;
+  arguments.SetServiceConfigJSON(R"({"methodConfig": [{"name": [{}], "retryPolicy": {
+      "maxAttempts": 3, "initialBackoff": "0.01s", "maxBackoff": "0.01s", "backoffMultiplier": 1,
+      "retryableStatusCodes": ["RESOURCE_EXHAUSTED"]}}]})");
+  const auto retrying = v1::Inference::NewStub(
+      grpc::CreateCustomChannel(router->address(), grpc::InsecureChannelCredentials(), arguments));
+  grpc::ClientContext context;
+  const auto refused = retrying->Generate(&context, Ask());
+  Reply reply;
+
+  Read(refused.get(), SIZE_MAX, &reply);
+  EXPECT_EQ(refused->Finish().error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  Counter& ended = metrics.AddCounter(kRequestsTotal, "", {{"status", "RESOURCE_EXHAUSTED"}});
+  EXPECT_EQ(ended.Value(), 3);
+  waits.TryCancel();
+  (void)reader->Finish();
+}
+
+TEST_F(RouterServiceTest, RequestThatWaitsForAWorkerIsStarted) {
+  StartRouter({"127.0.0.1:1"});
+  grpc::ClientContext context;
+  const auto reader = stub->Generate(&context, Ask());
+  v1::GenerateResponse response;
+
+  EXPECT_TRUE(reader->Read(&response));
+  EXPECT_TRUE(response.has_started());
+  context.TryCancel();
+  (void)reader->Finish();
+}
+
+TEST_F(RouterServiceTest, AnswerThatIsCompleteOnArrivalIsStartedAndFinished) {
+  StartRouter({"127.0.0.1:1"});
+  v1::GenerateRequest request = Ask(1);
+  request.add_generated_ids(400);
+
+  const Reply reply = Call(request);
+
+  EXPECT_TRUE(reply.status.ok()) << reply.status.error_message();
+  EXPECT_EQ(reply.started.size(), 1u);
+  EXPECT_EQ(reply.finished.size(), 1u);
 }
 
 TEST_F(RouterServiceTest, CallBeyondTheStreamsSaysWhenToComeBack) {
@@ -373,6 +429,7 @@ TEST_F(RouterServiceTest, CallBeyondTheStreamsSaysWhenToComeBack) {
   EXPECT_EQ(reply.status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
   EXPECT_THAT(reply.status.error_message(), HasSubstr("1 calls inside"));
   EXPECT_EQ(reply.retry_after, "1000");
+  ExpectOnlyTrailers(reply);
   context.TryCancel();
   (void)reader->Finish();
 }
@@ -582,7 +639,7 @@ TEST_F(RouterServiceTest, FullTextPoolSaysWhenToComeBack) {
   EXPECT_EQ(context.GetServerTrailingMetadata().count("retry-after-ms"), 1u);
   EXPECT_EQ(reply.status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
   EXPECT_EQ(reply.retry_after, "1000");
-  EXPECT_FALSE(reply.request_id_header.empty());
+  ExpectOnlyTrailers(reply);
 }
 
 TEST_F(RouterServiceTest, ModelIsThatOfTheFolderAndOfTheWorkers) {

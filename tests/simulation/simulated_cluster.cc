@@ -319,8 +319,8 @@ bool SimulatedCluster::Perform() {
         PerformEmit(*emit);
       } else if (const auto* finish = std::get_if<Finish>(&action)) {
         PerformFinish(*finish);
-      } else {
-        record_.Tell(now_, "router: ", std::get<Note>(action).text);
+      } else if (const auto* note = std::get_if<Note>(&action)) {
+        record_.Tell(now_, "router: ", note->text);
       }
     }
   }
