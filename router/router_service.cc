@@ -74,8 +74,11 @@ grpc::ServerUnaryReactor* RouterService::Answer(uint64_t bytes,
                                                 std::function<absl::Status()> answer,
                                                 grpc::CallbackServerContext* context) {
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-  const absl::Status room = texts_.Run(
-      bytes, [reactor, answer = std::move(answer)] { reactor->Finish(ToGrpcStatus(answer())); });
+  const absl::Status room = texts_.Run(bytes, [reactor, context, answer = std::move(answer)] {
+    // Also when its deadline has passed, or the server is shut down.
+    const bool gone = context->IsCancelled();
+    reactor->Finish(ToGrpcStatus(gone ? absl::CancelledError("nobody waits for it") : answer()));
+  });
   if (room.ok()) return reactor;
   AddRetryHint(room, context);
   reactor->Finish(ToGrpcStatus(room));
@@ -105,6 +108,13 @@ grpc::ServerUnaryReactor* RouterService::Detokenize(grpc::CallbackServerContext*
                                                     const v1::DetokenizeRequest* request,
                                                     v1::DetokenizeResponse* response) {
   if (grpc::ServerUnaryReactor* refusal = Refusal(context)) return refusal;
+  if (static_cast<uint32_t>(request->ids_size()) > options_.model->context_tokens) {
+    grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+    reactor->Finish(ToGrpcStatus(absl::InvalidArgumentError(
+        absl::StrCat("ids: ", request->ids_size(), " tokens, but the context has ",
+                     options_.model->context_tokens))));
+    return reactor;
+  }
   return Answer(
       request->ByteSizeLong(),
       [this, request, response] { return DoDetokenize(*request, response); }, context);

@@ -601,6 +601,11 @@ TEST_F(RouterServiceTest, TextAndIdsConvert) {
   ASSERT_TRUE(stub->Detokenize(&second, back, &response).ok());
   EXPECT_EQ(response.text(), "Once upon a time");
 
+  v1::DetokenizeRequest many;
+  many.mutable_ids()->Resize(2049, 310);
+  grpc::ClientContext fifth;
+  EXPECT_EQ(stub->Detokenize(&fifth, many, &response).error_message(),
+            "ids: 2049 tokens, but the context has 2048");
   back.add_ids(-1);
   grpc::ClientContext third;
   EXPECT_EQ(stub->Detokenize(&third, back, &response).error_code(),

@@ -8,7 +8,10 @@ namespace baton {
 
 TextPool::TextPool(const TextPoolOptions& options) : options_(options) {
   BATON_CHECK(options.threads > 0);
-  for (int i = 0; i < options.threads; ++i) threads_.emplace_back([this] { Work(); });
+  for (int i = 0; i < options.threads; ++i) {
+    const bool takes_long = i > 0 || options.threads == 1;
+    threads_.emplace_back([this, takes_long] { Work(takes_long); });
+  }
 }
 
 TextPool::~TextPool() {
@@ -21,26 +24,37 @@ TextPool::~TextPool() {
 
 absl::Status TextPool::Run(uint64_t bytes, Job job) {
   absl::MutexLock lock(&mutex_);
-  const bool fits = waiting_.size() < options_.jobs_max &&
-                    (waiting_.empty() || waiting_bytes_ + bytes <= options_.bytes_max);
+  Queue& queue = bytes <= options_.short_bytes_max ? short_ : long_;
+  const bool fits = queue.jobs.size() < options_.jobs_max &&
+                    (queue.jobs.empty() || queue.bytes + bytes <= options_.bytes_max);
   if (!fits) {
     return absl::ResourceExhaustedError("the router has too many texts to tokenize");
   }
-  waiting_.push_back({bytes, std::move(job)});
-  waiting_bytes_ += bytes;
+  queue.jobs.push_back({.arrival = arrivals_++, .bytes = bytes, .job = std::move(job)});
+  queue.bytes += bytes;
   return absl::OkStatus();
 }
 
-void TextPool::Work() {
+TextPool::Queue* TextPool::Next(bool takes_long) {
+  if (!takes_long || long_.jobs.empty()) return short_.jobs.empty() ? nullptr : &short_;
+  if (short_.jobs.empty()) return &long_;
+  return short_.jobs.front().arrival < long_.jobs.front().arrival ? &short_ : &long_;
+}
+
+void TextPool::Work(bool takes_long) {
   for (;;) {
     Waiting next;
     {
       absl::MutexLock lock(&mutex_);
-      mutex_.Await(absl::Condition(this, &TextPool::HasWork));
-      if (waiting_.empty()) return;
-      next = std::move(waiting_.front());
-      waiting_.pop_front();
-      waiting_bytes_ -= next.bytes;
+      const auto has_work = [this, takes_long]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+        return stopping_ || Next(takes_long) != nullptr;
+      };
+      mutex_.Await(absl::Condition(&has_work));
+      Queue* const queue = Next(takes_long);
+      if (queue == nullptr) return;
+      next = std::move(queue->jobs.front());
+      queue->jobs.pop_front();
+      queue->bytes -= next.bytes;
     }
     next.job();
   }

@@ -1,5 +1,6 @@
 // A few threads for the work on clients' texts: tokenizing takes seconds where a text is long, and
-// gRPC's threads, which carry every heartbeat, must not wait for it.
+// gRPC's threads, which carry every heartbeat, must not wait for it. Nor must short texts wait for
+// long ones: one of the threads takes none of these.
 //
 // Owned by RouterService. Thread-safe; destroyed by one thread.
 #ifndef BATON_ROUTER_TEXT_POOL_H_
@@ -19,9 +20,10 @@
 namespace baton {
 
 struct TextPoolOptions {
-  int threads = 2;
-  size_t jobs_max = 8192;                    // Waiting at once.
-  uint64_t bytes_max = uint64_t{256} << 20;  // Of the texts that wait.
+  int threads = 2;                           // With one, long texts have no thread of their own.
+  uint64_t short_bytes_max = 64 << 10;       // Of a text that is short.
+  size_t jobs_max = 8192;                    // Waiting at once: so many short, and so many long.
+  uint64_t bytes_max = uint64_t{128} << 20;  // Of the texts that wait, as above.
 };
 
 class TextPool {
@@ -34,25 +36,31 @@ class TextPool {
   TextPool(const TextPool&) = delete;
   TextPool& operator=(const TextPool&) = delete;
 
-  // Runs `job` on one of the threads, in the order of the calls. kResourceExhausted, and it will
-  // not run: too much waits. A job that finds nothing waiting is taken whatever its size.
+  // Runs `job` on one of the threads. Each takes what came first. kResourceExhausted, and it will
+  // not run: too much of its kind waits. A job that finds nothing waiting is taken whatever its
+  // size.
   absl::Status Run(uint64_t bytes, Job job);
 
  private:
   struct Waiting {
+    uint64_t arrival = 0;
     uint64_t bytes = 0;
     Job job;
   };
+  struct Queue {
+    std::deque<Waiting> jobs;
+    uint64_t bytes = 0;
+  };
 
-  void Work();
-  bool HasWork() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-    return !waiting_.empty() || stopping_;
-  }
+  void Work(bool takes_long);
+  // The queue whose first job came first, of those that the thread takes; null if all are empty.
+  Queue* Next(bool takes_long) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const TextPoolOptions options_;
   absl::Mutex mutex_;
-  std::deque<Waiting> waiting_ ABSL_GUARDED_BY(mutex_);
-  uint64_t waiting_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
+  uint64_t arrivals_ ABSL_GUARDED_BY(mutex_) = 0;
+  Queue short_ ABSL_GUARDED_BY(mutex_);
+  Queue long_ ABSL_GUARDED_BY(mutex_);
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
   std::vector<std::thread> threads_;  // Last: they use all of the above.
 };

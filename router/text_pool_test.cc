@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <string>
 
 #include "absl/synchronization/notification.h"
 
@@ -48,11 +49,46 @@ TEST(TextPoolTest, RefusesWhatIsTooMuchAndRunsTheRest) {
 }
 
 TEST(TextPoolTest, BytesThatWaitAreBoundedAndOneTextAlwaysFits) {
-  HeldPool held({.threads = 1, .bytes_max = 10});
+  HeldPool held({.threads = 1, .short_bytes_max = 20, .bytes_max = 10});
 
   EXPECT_TRUE(held.pool.Run(11, [] {}).ok());
   EXPECT_EQ(held.pool.Run(1, [] {}).code(), absl::StatusCode::kResourceExhausted);
   held.Release();
+}
+
+TEST(TextPoolTest, ShortTextsDoNotWaitForLongOnes) {
+  absl::Notification release;
+  absl::Notification held;
+  TextPool pool({.threads = 2, .short_bytes_max = 10, .bytes_max = 100});
+  EXPECT_TRUE(pool.Run(50,
+                       [&release, &held] {
+                         held.Notify();
+                         release.WaitForNotification();
+                       })
+                  .ok());
+  held.WaitForNotification();
+  while (pool.Run(50, [&release] { release.WaitForNotification(); }).ok()) {
+  }
+
+  absl::Notification ran;
+  EXPECT_TRUE(pool.Run(10, [&ran] { ran.Notify(); }).ok()) << "long texts take none of its room";
+
+  EXPECT_TRUE(ran.WaitForNotificationWithTimeout(absl::Seconds(20)));
+  release.Notify();
+}
+
+TEST(TextPoolTest, OneThreadTakesAllInTheOrderOfTheCalls) {
+  std::string order;
+  {
+    HeldPool held({.threads = 1, .short_bytes_max = 10});
+    for (const uint64_t bytes : {50, 5, 60, 6}) {
+      EXPECT_TRUE(
+          held.pool.Run(bytes, [&order, bytes] { order += std::to_string(bytes) + " "; }).ok());
+    }
+    held.Release();
+  }
+
+  EXPECT_EQ(order, "50 5 60 6 ");
 }
 
 TEST(TextPoolTest, JobsRunSideBySide) {

@@ -15,8 +15,6 @@ namespace {
 constexpr size_t kConfigBytesMax = 1 << 20;
 constexpr int kVocabSizeMax = 1 << 24;
 constexpr double kExtendedContextMax = 1 << 20;
-// A token may stand for more text than its own where the tokenizer strips or composes characters.
-constexpr size_t kTextSlack = 4;
 
 // "eos_token_id": a number or a list of numbers; empty if absent.
 absl::StatusOr<std::vector<TokenId>> EosTokenIds(const Json& config, const std::string& file,
@@ -117,11 +115,7 @@ absl::StatusOr<ModelProfile> ModelProfile::Load(const std::string& directory) {
         absl::StrCat("tokenizer.json has ids up to ", model.tokenizer->vocab_size() - 1,
                      ", but config.json says that the model's vocab_size is ", model.vocab_size));
   }
-  size_t token_bytes_max = 1;
-  for (TokenId id = 0; id < model.tokenizer->vocab_size(); ++id) {
-    token_bytes_max = std::max(token_bytes_max, model.tokenizer->TokenBytes(id).size());
-  }
-  model.text_bytes_max = kTextSlack * token_bytes_max * model.context_tokens;
+  model.text_bytes_max = std::min(kTextBytesMax, kTextBytesPerToken * model.context_tokens);
   model.chat = ChatFormat::Load(directory);
   return model;
 }

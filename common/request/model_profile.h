@@ -21,13 +21,17 @@ namespace baton {
 struct ModelProfile {
   // A request may name so many tokens at most, whatever config.json claims.
   static constexpr uint32_t kContextTokensMax = 1u << 24;
+  // No text has so many bytes for each token of a whole context; it is about 4 as a rule.
+  static constexpr size_t kTextBytesPerToken = 64;
+  // Far enough below the 64 MiB of a message that our refusal comes before gRPC's.
+  static constexpr size_t kTextBytesMax = 32u << 20;
 
   std::string name;  // The folder's own name.
   std::string architecture;
   uint32_t vocab_size = 0;
   uint32_t context_tokens = 0;
   std::vector<TokenId> eos_token_ids;
-  // A longer text cannot fit the context; it is refused before the time to tokenize it is spent.
+  // A longer text is refused before the time to tokenize it is spent.
   size_t text_bytes_max = 0;
   std::unique_ptr<Tokenizer> tokenizer;
   absl::StatusOr<ChatFormat> chat = absl::UnimplementedError("no chat format was loaded");

@@ -13,6 +13,8 @@ namespace baton {
 namespace {
 
 constexpr size_t kRequestIdBytesMax = 128;
+// A text that does not fit the context is counted up to so many contexts, to say by how much.
+constexpr uint32_t kContextsCounted = 2;
 
 template <typename... Parts>
 absl::Status Bad(const std::string& field, const Parts&... parts) {
@@ -86,8 +88,8 @@ absl::Status CheckSampling(const v1::SamplingOptions& options, const ModelProfil
 absl::Status CheckTextSize(const std::string& field, const std::string& text,
                            const ModelProfile& model) {
   if (text.size() <= model.text_bytes_max) return absl::OkStatus();
-  return Bad(field, text.size(), " bytes are more than the ", model.context_tokens,
-             " tokens of the context can hold");
+  return Bad(field, text.size(), " bytes are too many for a context of ", model.context_tokens,
+             " tokens: at most ", model.text_bytes_max, " may be given");
 }
 
 absl::StatusOr<std::vector<TokenId>> PromptTokens(const v1::GenerateRequest& request,
@@ -172,7 +174,13 @@ absl::StatusOr<std::vector<TokenId>> TextTokens(const std::string& field, const 
                                                 bool add_special_tokens,
                                                 const ModelProfile& model) {
   BATON_RETURN_IF_ERROR(CheckTextSize(field, text, model));
-  absl::StatusOr<std::vector<TokenId>> tokens = model.tokenizer->Encode(text, add_special_tokens);
+  const size_t tokens_max = size_t{kContextsCounted} * model.context_tokens;
+  absl::StatusOr<std::vector<TokenId>> tokens =
+      model.tokenizer->Encode(text, add_special_tokens, tokens_max);
+  if (absl::IsOutOfRange(tokens.status())) {
+    return Bad(field, "more than ", tokens_max, " tokens, but the context has ",
+               model.context_tokens);
+  }
   if (!tokens.ok()) return InField(field, tokens.status());
   return tokens;
 }

@@ -30,8 +30,8 @@ struct RequestLimits {
 absl::StatusOr<CheckedRequest> ReadRequest(const v1::GenerateRequest& request,
                                            const ModelProfile& model, uint64_t drawn_seed);
 
-// A text as tokens; `field` names it in errors. One that no context could hold is refused before it
-// is tokenized.
+// A text as tokens; `field` names it in errors. What is far beyond the context is refused, and no
+// time is spent on the rest of it.
 absl::StatusOr<std::vector<TokenId>> TextTokens(const std::string& field, const std::string& text,
                                                 bool add_special_tokens, const ModelProfile& model);
 

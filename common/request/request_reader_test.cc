@@ -125,6 +125,19 @@ INSTANTIATE_TEST_SUITE_P(
                                                                              r->add_stop("x");
                                                                          }}));
 
+TEST(RequestReaderTest, TextFarBeyondTheContextIsNotTokenizedToItsEnd) {
+  std::string text;
+  while (text.size() + 2 < Model().text_bytes_max) text += " a";
+  const absl::Status status = TextTokens("text", text, false, Model()).status();
+  EXPECT_EQ(status.ToString(),
+            "INVALID_ARGUMENT: text: more than 4096 tokens, but the context has 2048");
+
+  text.resize(Model().text_bytes_max + 1, 'a');
+  EXPECT_EQ(TextTokens("text", text, false, Model()).status().ToString(),
+            "INVALID_ARGUMENT: text: 131073 bytes are too many for a context of 2048 tokens: at "
+            "most 131072 may be given");
+}
+
 TEST(RequestReaderTest, AbsentMaxTokensReachesToTheEndOfTheContext) {
   const absl::StatusOr<CheckedRequest> request = ReadRequest(Good(), Model(), 1);
   ASSERT_TRUE(request.ok()) << request.status();

@@ -14,6 +14,11 @@ namespace {
 constexpr int kDepthMax = 8;
 constexpr size_t kTemplateIdsMax = 64;
 
+absl::Status CheckCount(const std::vector<TokenId>& ids, size_t ids_max) {
+  if (ids.size() <= ids_max) return absl::OkStatus();
+  return absl::OutOfRangeError(absl::StrCat("text: more than ", ids_max, " tokens"));
+}
+
 }  // namespace
 
 // A class of transformers that puts its own template in the place of tokenizer.json's: BOS and EOS,
@@ -245,7 +250,8 @@ std::string Tokenizer::TokenBytes(TokenId id) const {
 }
 
 absl::StatusOr<std::vector<TokenId>> Tokenizer::Encode(const std::string& text,
-                                                       bool add_special_tokens) const {
+                                                       bool add_special_tokens,
+                                                       size_t ids_max) const {
   if (text.size() > kTextBytesMax) {
     return absl::InvalidArgumentError(
         absl::StrCat("text: ", text.size(), " bytes, more than ", kTextBytesMax));
@@ -257,19 +263,21 @@ absl::StatusOr<std::vector<TokenId>> Tokenizer::Encode(const std::string& text,
   if (add_special_tokens) ids = prefix_;
   Words words;
   for (const AddedTokenMatcher::Part& part : raw_tokens_.Split(text)) {
+    BATON_RETURN_IF_ERROR(CheckCount(ids, ids_max));
     if (part.token != nullptr) {
       ids.push_back(part.token->id);
       continue;
     }
     const bool is_at_start = part.text.data() == text.data();
-    BATON_RETURN_IF_ERROR(EncodeText(part.text, is_at_start, &words, &ids));
+    BATON_RETURN_IF_ERROR(EncodeText(part.text, is_at_start, ids_max, &words, &ids));
   }
   if (add_special_tokens) ids.insert(ids.end(), suffix_.begin(), suffix_.end());
+  BATON_RETURN_IF_ERROR(CheckCount(ids, ids_max));
   return ids;
 }
 
-absl::Status Tokenizer::EncodeText(std::string_view text, bool is_at_start, Words* words,
-                                   std::vector<TokenId>* ids) const {
+absl::Status Tokenizer::EncodeText(std::string_view text, bool is_at_start, size_t ids_max,
+                                   Words* words, std::vector<TokenId>* ids) const {
   BATON_ASSIGN_OR_RETURN(const std::string normalized, normalizer_->Apply(std::string(text)));
   for (const AddedTokenMatcher::Part& part : normalized_tokens_.Split(normalized)) {
     if (part.token != nullptr) {
@@ -283,6 +291,7 @@ absl::Status Tokenizer::EncodeText(std::string_view text, bool is_at_start, Word
     BATON_RETURN_IF_ERROR(pre_tokenizer_->Split(piece, &words->storage, &words->words));
     for (const std::string_view word : words->words) {
       BATON_RETURN_IF_ERROR(model_->Encode(word, &words->scratch, ids));
+      BATON_RETURN_IF_ERROR(CheckCount(*ids, ids_max));
     }
   }
   return absl::OkStatus();

@@ -9,6 +9,7 @@
 #ifndef BATON_COMMON_TOKENIZER_TOKENIZER_H_
 #define BATON_COMMON_TOKENIZER_TOKENIZER_H_
 
+#include <cstdint>
 #include <deque>
 #include <memory>
 #include <optional>
@@ -46,9 +47,10 @@ class Tokenizer {
   // tokenizer.json's, unless tokenizer_config.json names a class that makes one of its own.
   // Special tokens that stand in the text are recognised either way; so a rendered chat, which
   // spells its own BOS, is encoded without adding any. kInvalidArgument when `text` is not UTF-8,
-  // longer than kTextBytesMax, or has a character that the vocabulary cannot express.
-  absl::StatusOr<std::vector<TokenId>> Encode(const std::string& text,
-                                              bool add_special_tokens) const;
+  // longer than kTextBytesMax, or has a character that the vocabulary cannot express. kOutOfRange
+  // when it has more than `ids_max` ids: the rest of it was not looked at.
+  absl::StatusOr<std::vector<TokenId>> Encode(const std::string& text, bool add_special_tokens,
+                                              size_t ids_max = SIZE_MAX) const;
 
   // Ids without a token add nothing. See incremental_decoder.h for bytes that are no character.
   std::string Decode(std::span<const TokenId> ids, bool skip_special_tokens) const;
@@ -82,7 +84,7 @@ class Tokenizer {
                                                     const char* absent) const;
 
   struct Words;
-  absl::Status EncodeText(std::string_view text, bool is_at_start, Words* words,
+  absl::Status EncodeText(std::string_view text, bool is_at_start, size_t ids_max, Words* words,
                           std::vector<TokenId>* ids) const;
 
   std::optional<Normalizer> normalizer_;

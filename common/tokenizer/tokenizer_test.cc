@@ -265,6 +265,17 @@ TEST(TokenizerTest, CleansUpSpacesWhereTheConfigSaysSo) {
   EXPECT_EQ(streamed + raw.Flush(), text);
 }
 
+TEST(TokenizerTest, EncodesUpToSoManyIds) {
+  const std::unique_ptr<Tokenizer> tokenizer = MakeBase("qwen");
+  const std::string text = "One two three<|im_end|> four";
+  const size_t count = tokenizer->Encode(text, false)->size();
+
+  EXPECT_EQ(tokenizer->Encode(text, false, count)->size(), count);
+  for (size_t ids_max = 0; ids_max < count; ++ids_max) {
+    EXPECT_TRUE(absl::IsOutOfRange(tokenizer->Encode(text, false, ids_max).status()));
+  }
+}
+
 TEST(TokenizerTest, ThreadsShareOneTokenizer) {
   const std::unique_ptr<Tokenizer> tokenizer = MakeBase("qwen");
   const Json& texts = Vectors()["texts"];
