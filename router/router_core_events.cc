@@ -387,10 +387,9 @@ RouterCore::Shown RouterCore::Show(Request& request,
   }
   if (request.unread_bytes > options_.client_buffer_bytes_max) {
     End(request,
-        {.status = absl::ResourceExhaustedError(absl::StrCat(
+        {.status = absl::AbortedError(absl::StrCat(
              "the client reads too slowly: ", request.unread_bytes, " bytes wait for it, at most ",
-             options_.client_buffer_bytes_max, " may")),
-         .retry_after_ms = RetryAfterMs()},
+             options_.client_buffer_bytes_max, " may"))},
         now);
     return Shown::kEnded;
   }

@@ -171,11 +171,12 @@ std::optional<std::string> SimulatedClient::Judge(const absl::Status& status,
     return absl::StrCat(name_, " ended with ", v1::FinishReason_Name(reason), ", not ",
                         v1::FinishReason_Name(due));
   }
-  const bool wanted = (absl::IsCancelled(status) && cancels_at != kNever) ||
-                      (absl::IsDeadlineExceeded(status) && deadline != kNever) ||
-                      (absl::IsResourceExhausted(status) &&
-                       (plan.slow_clients || deadline != kNever || !plan.unlimited_retries())) ||
-                      (absl::IsUnavailable(status) && !plan.unlimited_retries());
+  const bool wanted =
+      (absl::IsCancelled(status) && cancels_at != kNever) ||
+      (absl::IsDeadlineExceeded(status) && deadline != kNever) ||
+      (absl::IsAborted(status) && plan.slow_clients) ||
+      (absl::IsResourceExhausted(status) && (deadline != kNever || !plan.unlimited_retries())) ||
+      (absl::IsUnavailable(status) && !plan.unlimited_retries());
   if (wanted) return std::nullopt;
   return absl::StrCat(name_, " ended with ", status.ToString());
 }
