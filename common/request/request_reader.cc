@@ -231,7 +231,9 @@ absl::StatusOr<CheckedRequest> ReadRequest(const v1::GenerateRequest& request,
   result.tokens.insert(result.tokens.end(), request.generated_ids().begin(),
                        request.generated_ids().end());
   result.sampling = request.sampling();
-  if (!result.sampling.has_seed()) result.sampling.set_seed(drawn_seed);
+  if (!result.sampling.has_seed()) {
+    result.sampling.set_seed(drawn_seed & RequestLimits::kDrawnSeedMax);
+  }
   result.priority = request.priority();
   BATON_ASSIGN_OR_RETURN(result.text,
                          ModelText::Create(model.tokenizer.get(),

@@ -18,15 +18,17 @@
 namespace baton {
 
 struct RequestLimits {
+  // JavaScript and many readers of JSON have no whole numbers beyond.
+  static constexpr uint64_t kDrawnSeedMax = (uint64_t{1} << 53) - 1;
   static constexpr uint32_t kLogprobsMax = 20;
   static constexpr int kStopTokenIdsMax = 256;
   static constexpr int kLogitBiasMax = 4096;
   static constexpr int kPriorityMax = 100;  // Either way.
 };
 
-// `drawn_seed` is used when the client gave none. `model` outlives the result. kInvalidArgument:
-// the message begins with the field's name. kUnimplemented: a chat call to a model whose chat
-// format is not known.
+// `drawn_seed` is used when the client gave none, as far as kDrawnSeedMax. `model` outlives the
+// result. kInvalidArgument: the message begins with the field's name. kUnimplemented: a chat call
+// to a model whose chat format is not known.
 absl::StatusOr<CheckedRequest> ReadRequest(const v1::GenerateRequest& request,
                                            const ModelProfile& model, uint64_t drawn_seed);
 

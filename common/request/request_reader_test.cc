@@ -155,6 +155,7 @@ TEST(RequestReaderTest, LargestMaxTokensFits) {
 
 TEST(RequestReaderTest, SeedIsDrawnOnlyIfAbsent) {
   EXPECT_EQ(ReadRequest(Good(), Model(), 77)->sampling.seed(), 77u);
+  EXPECT_EQ(ReadRequest(Good(), Model(), UINT64_MAX)->sampling.seed(), (uint64_t{1} << 53) - 1);
   v1::GenerateRequest asked = Good();
   asked.mutable_sampling()->set_seed(0);
   EXPECT_EQ(ReadRequest(asked, Model(), 77)->sampling.seed(), 0u);

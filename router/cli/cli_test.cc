@@ -5,15 +5,18 @@
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <sstream>
 
 #include "absl/flags/reflection.h"
 #include "common/base/command_line.h"
+#include "router/cli/commands.h"
 #include "router/cli/options.h"
 #include "router/cli/output.h"
 
 namespace baton::cli {
 namespace {
 
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::Not;
 
@@ -46,6 +49,38 @@ TEST(CliOutputTest, StatusShowsWhyAWorkerIsNotUsed) {
   EXPECT_EQ(json["workers"][0]["reason"], "another KV layout");
   EXPECT_EQ(json["workers"][0]["incarnation"], "00000000000000ff");
   EXPECT_THAT(ClusterTable({}, {}), HasSubstr("no workers"));
+}
+
+// What each call of a conversation was asked, its second one failing with `failure`.
+struct Conversation {
+  std::vector<std::string> asked;
+  absl::Status status;
+};
+Conversation Talk(bool interactive, const absl::Status& failure) {
+  Conversation result;
+  v1::Chat chat;
+  std::istringstream lines("one\n\ntwo\nthree\n");
+  result.status = Converse(lines, interactive, &chat, [&]() -> absl::StatusOr<std::string> {
+    std::string asked;
+    for (const v1::ChatMessage& message : chat.messages()) asked += message.content() + " ";
+    result.asked.push_back(asked);
+    if (result.asked.size() == 2) return failure;
+    return "yes";
+  });
+  return result;
+}
+
+TEST(CliChatTest, PersonsConversationSurvivesACallThatFails) {
+  const Conversation talk = Talk(/*interactive=*/true, absl::ResourceExhaustedError("full"));
+
+  EXPECT_TRUE(talk.status.ok());
+  EXPECT_THAT(talk.asked, ElementsAre("one ", "one yes two ", "one yes three "));
+}
+
+TEST(CliChatTest, CallThatFailsEndsAScriptAndOneThatIsCancelledEndsAll) {
+  EXPECT_EQ(Talk(false, absl::ResourceExhaustedError("full")).asked.size(), 2u);
+  EXPECT_TRUE(absl::IsResourceExhausted(Talk(false, absl::ResourceExhaustedError("")).status));
+  EXPECT_TRUE(absl::IsCancelled(Talk(true, absl::CancelledError("")).status));
 }
 
 TEST(CliOptionsTest, KeysAreNotSentInClearUnasked) {

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <cstdio>
+#include <functional>
 #include <iostream>
 #include <string>
 
@@ -53,19 +54,8 @@ absl::Status Chat(const Options& options, Client* client) {
     AddMessage("user", *options.typed.text, chat);
     return Ask(options, request, client).status();
   }
-  const bool interactive = isatty(STDIN_FILENO) == 1;
-  std::string line;
-  while (true) {
-    if (interactive) Print("> ");
-    if (!std::getline(std::cin, line)) break;
-    if (line.empty()) continue;
-    BATON_RETURN_IF_ERROR(CheckUtf8("the line", line));
-    AddMessage("user", line, chat);
-    BATON_ASSIGN_OR_RETURN(const std::string answer, Ask(options, request, client));
-    AddMessage("assistant", answer, chat);
-  }
-  if (interactive) Print("\n");
-  return absl::OkStatus();
+  return Converse(std::cin, isatty(STDIN_FILENO) == 1, chat,
+                  [&] { return Ask(options, request, client); });
 }
 
 absl::Status Tokenize(const Options& options, Client* client) {
@@ -134,6 +124,40 @@ absl::Status Drain(const Options& options, Client* client) {
 }
 
 }  // namespace
+
+namespace {
+
+// On failure the chat is as before.
+absl::Status TakeTurn(const std::string& line, v1::Chat* chat,
+                      const std::function<absl::StatusOr<std::string>()>& ask) {
+  BATON_RETURN_IF_ERROR(CheckUtf8("the line", line));
+  AddMessage("user", line, chat);
+  const absl::StatusOr<std::string> answer = ask();
+  if (answer.ok()) {
+    AddMessage("assistant", *answer, chat);
+  } else {
+    chat->mutable_messages()->RemoveLast();
+  }
+  return answer.status();
+}
+
+}  // namespace
+
+absl::Status Converse(std::istream& lines, bool interactive, v1::Chat* chat,
+                      const std::function<absl::StatusOr<std::string>()>& ask) {
+  std::string line;
+  while (true) {
+    if (interactive) Print("> ");
+    if (!std::getline(lines, line)) break;
+    if (line.empty()) continue;
+    const absl::Status status = TakeTurn(line, chat, ask);
+    // Whoever types can try again; a script cannot. After Ctrl-C no call is made any more.
+    if (!status.ok() && (!interactive || absl::IsCancelled(status))) return status;
+    if (!status.ok()) std::fprintf(stderr, "error: %s\n", std::string(status.message()).c_str());
+  }
+  if (interactive) Print("\n");
+  return absl::OkStatus();
+}
 
 absl::Status RunCommand(const Options& options, Client* client) {
   switch (options.command) {
