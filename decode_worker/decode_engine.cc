@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/check.h"
 #include "common/base/status_macros.h"
+#include "common/base/wire_status.h"
 #include "common/engine/ticket_codec.h"
 #include "common/engine/work_codec.h"
 
@@ -310,8 +311,7 @@ void DecodeEngine::Fail(RequestKey key, const absl::Status& status, bool retryab
   v1::Event event;
   v1::SequenceFailed* failed = event.mutable_failed();
   failed->set_request(Raw(key.request));
-  failed->set_code(static_cast<int>(status.code()));
-  failed->set_message(std::string(status.message()));
+  SetWireStatus(status, failed);
   failed->set_retryable(retryable);
   events_->Send(key.router, std::move(event));
   Drop(key);

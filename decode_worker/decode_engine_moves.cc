@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/base/check.h"
+#include "common/base/wire_status.h"
 #include "common/engine/ticket_codec.h"
 #include "decode_worker/decode_engine.h"
 
@@ -127,8 +128,7 @@ void DecodeEngine::SayMoveFailed(const Slot& slot, uint64_t nonce, const absl::S
   v1::MigrateFailed* failed = event.mutable_migrate_failed();
   failed->set_request(Raw(slot.sequence.key.request));
   failed->set_nonce(nonce);
-  failed->set_code(static_cast<int>(status.code()));
-  failed->set_message(std::string(status.message()));
+  SetWireStatus(status, failed);
   failed->set_transfer(transfer);
   events_->Send(slot.sequence.key.router, std::move(event));
 }

@@ -341,11 +341,11 @@ TEST(DecodeEngineTest, SessionLossRetiresEverythingOfThatRouter) {
 TEST(DecodeEngineTest, ModelErrorFailsTheSequencesOfTheStep) {
   Harness harness;
   harness.Admit(GreedyWork(1, CountingPrompt(4), 6), true);
-  harness.fixture.model.FailNext(absl::InternalError("bad day"));
+  harness.fixture.model.FailNext(absl::InternalError("bad day\xff"));
 
   harness.RunAll();
 
-  EXPECT_THAT(harness.last.failed().message(), HasSubstr("bad day"));
+  EXPECT_THAT(harness.last.failed().message(), HasSubstr("bad day?"));
   EXPECT_TRUE(harness.engine.idle());
 }
 

@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/base/check.h"
+#include "common/base/wire_status.h"
 #include "common/engine/ticket_codec.h"
 #include "common/engine/work_codec.h"
 
@@ -227,8 +228,7 @@ void PrefillEngine::SendFailure(RequestKey key, Epoch epoch, const absl::Status&
   failed->set_request(Raw(key.request));
   failed->set_epoch(Raw(epoch));
   failed->set_retryable(retryable);
-  failed->set_code(static_cast<int>(status.code()));
-  failed->set_message(std::string(status.message()));
+  SetWireStatus(status, failed);
   failed->set_transfer(transfer);
   events_->Send(key.router, std::move(event));
 }

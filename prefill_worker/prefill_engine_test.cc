@@ -276,11 +276,11 @@ TEST_F(PrefillEngineTest, PromptThatNeverFitsIsRefusedWithTheNumbers) {
 
 TEST_F(PrefillEngineTest, ModelErrorFailsTheJob) {
   Send(PrefillCommand(GreedyWork(1, CountingPrompt(4), 2), true));
-  fixture_.model.FailNext(absl::InternalError("bad day"));
+  fixture_.model.FailNext(absl::InternalError("bad day\xff"));
 
   EXPECT_TRUE(engine_.Step(fixture_.now));
 
-  EXPECT_THAT(fixture_.events.Take()[0].prefill_failed().message(), HasSubstr("bad day"));
+  EXPECT_THAT(fixture_.events.Take()[0].prefill_failed().message(), HasSubstr("bad day?"));
   EXPECT_FALSE(engine_.HasWork());
 }
 

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/base/wire_status.h"
 #include "router/router_core.h"
 
 namespace baton {
@@ -12,14 +13,6 @@ namespace {
 // How long a worker that refused for lack of room is left alone, whatever it hints.
 constexpr uint32_t kFullPauseMinMs = 25;
 constexpr uint32_t kFullPauseMaxMs = 2000;
-
-// A status that a worker sent; one that claims to be OK is the worker's error.
-absl::Status WireStatus(int32_t code, const std::string& message) {
-  if (code <= 0 || code > 16) {
-    return absl::InternalError(absl::StrCat("a worker failed with code ", code, ": ", message));
-  }
-  return absl::Status(static_cast<absl::StatusCode>(code), message);
-}
 
 enum class TokenFit { kNext, kRepeat, kConflict };
 
@@ -183,7 +176,7 @@ void RouterCore::OnRejected(WorkerId worker, const v1::Rejected& rejected, Insta
     counters_.stale_events += 1;
     return;
   }
-  const absl::Status status = WireStatus(rejected.code(), rejected.message());
+  const absl::Status status = FailureFromWire(rejected.code(), rejected.message());
   if (absl::IsResourceExhausted(status)) {
     PauseWorker(worker, rejected, now);
     CancelWorkers(*request, worker);
@@ -254,7 +247,8 @@ void RouterCore::OnPrefillFailed(WorkerId worker, const v1::PrefillFailed& faile
   if (failed.retryable() || request->state == RequestState::kDecoding) {
     PrefillGone(*request, RetryCause::kPrefillFailed, why, now);
   } else {
-    End(*request, {.status = WireStatus(failed.code(), failed.message()), .knows = worker}, now);
+    End(*request, {.status = FailureFromWire(failed.code(), failed.message()), .knows = worker},
+        now);
   }
 }
 
@@ -329,7 +323,8 @@ void RouterCore::OnSequenceFailed(WorkerId worker, const v1::SequenceFailed& fai
                                          " failed: ", failed.message());
     PlacementGone(*request, RetryCause::kDecodeFailed, why, worker, now);
   } else {
-    End(*request, {.status = WireStatus(failed.code(), failed.message()), .knows = worker}, now);
+    End(*request, {.status = FailureFromWire(failed.code(), failed.message()), .knows = worker},
+        now);
   }
 }
 

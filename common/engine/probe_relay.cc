@@ -2,6 +2,8 @@
 
 #include <string>
 
+#include "common/base/wire_status.h"
+
 namespace baton {
 
 void ProbeRelay::Start(Incarnation router, const v1::Probe& probe) {
@@ -20,7 +22,7 @@ void ProbeRelay::OnFinished(const ProbeFinished& finished) {
   v1::ProbeResult* result = event.mutable_probe_result();
   result->set_probe(number);
   result->set_ok(finished.status.ok());
-  result->set_message(std::string(finished.status.message()));
+  result->set_message(WireMessage(finished.status));
   result->set_round_trip_ms(finished.round_trip_ms);
   result->set_bytes_per_second(finished.bytes_per_second);
   events_->Send(router, std::move(event));

@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/base/check.h"
+#include "common/base/wire_status.h"
 #include "common/base/status_macros.h"
 
 namespace baton {
@@ -103,8 +104,7 @@ v1::Event RejectedEvent(RequestId request, const absl::Status& status) {
   v1::Event event;
   v1::Rejected* rejected = event.mutable_rejected();
   rejected->set_request(Raw(request));
-  rejected->set_code(static_cast<int>(status.code()));
-  rejected->set_message(std::string(status.message()));
+  SetWireStatus(status, rejected);
   if (absl::IsResourceExhausted(status)) rejected->set_retry_after_ms(kRetryAfterMs);
   return event;
 }
