@@ -14,6 +14,7 @@
 #include "common/request/model_profile.h"
 #include "common/request/request_flags.h"
 #include "common/request/request_reader.h"
+#include "common/sampling/sampling_params.h"
 #include "common/worker/engine_parts.h"
 #include "decode_worker/local_runner.h"
 
@@ -22,6 +23,9 @@ ABSL_FLAG(bool, chat, false,
 
 namespace baton {
 namespace {
+
+// What a client may ask for is what the sampler gives. Here, because the router sees no sampler.
+static_assert(RequestLimits::kLogprobsMax == kLogprobsMax);
 
 absl::StatusOr<v1::GenerateRequest> TypedToRequest(const TypedRequest& typed) {
   v1::GenerateRequest request = typed.options;

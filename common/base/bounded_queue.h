@@ -43,18 +43,11 @@ class BoundedQueue {
     return std::exchange(items_, {});
   }
 
-  // As TakeAll, but waits up to `timeout` for the first item, for Close or for Wake.
+  // As TakeAll, but waits up to `timeout` for the first item, or for Close.
   std::vector<T> WaitAll(absl::Duration timeout) {
     absl::MutexLock lock(&mutex_);
     mutex_.AwaitWithTimeout(absl::Condition(this, &BoundedQueue::Ready), timeout);
-    woken_ = false;
     return std::exchange(items_, {});
-  }
-
-  // Ends one WaitAll, the current or the next, although nothing was pushed.
-  void Wake() {
-    absl::MutexLock lock(&mutex_);
-    woken_ = true;
   }
 
   // Refuses every later push. What is inside can still be taken.
@@ -73,15 +66,12 @@ class BoundedQueue {
   }
 
  private:
-  bool Ready() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-    return !items_.empty() || closed_ || woken_;
-  }
+  bool Ready() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return !items_.empty() || closed_; }
 
   const size_t capacity_;
   mutable absl::Mutex mutex_;
   std::vector<T> items_ ABSL_GUARDED_BY(mutex_);
   bool closed_ ABSL_GUARDED_BY(mutex_) = false;
-  bool woken_ ABSL_GUARDED_BY(mutex_) = false;
 };
 
 }  // namespace baton

@@ -272,11 +272,6 @@ bool SessionClient::Send(SessionNumber session, v1::Command command) {
   return stream != nullptr && stream->Push(std::move(command));
 }
 
-void SessionClient::Break(SessionNumber session, const absl::Status& status) {
-  absl::MutexLock lock(&mutex_);
-  if (Stream* const stream = Find(session)) stream->End(status);
-}
-
 void SessionClient::Stop() {
   {
     absl::MutexLock lock(&mutex_);

@@ -43,7 +43,7 @@ class SessionClientHandler {
  public:
   virtual ~SessionClientHandler() = default;
 
-  // Of these two, an error breaks the session with it.
+  // If OnUp or OnEvent returns an error, the session is broken with it.
   virtual absl::Status OnUp(SessionNumber session, const v1::WorkerHello& hello) = 0;
   // Any event but hello and heartbeats.
   virtual absl::Status OnEvent(SessionNumber session, v1::Event event) = 0;
@@ -82,10 +82,6 @@ class SessionClient {
   // Queues a command. False, and nothing is sent, when `session` is not the one that is up, or when
   // the backlog is full: then the session breaks. Never blocks. Any thread, also inside a callback.
   bool Send(SessionNumber session, v1::Command command);
-
-  // Breaks the session; OnDown(`status`) follows, but not inside this call, and a new attempt after
-  // it.
-  void Break(SessionNumber session, const absl::Status& status);
 
   // Ends the session. No callback runs after it has returned. Idempotent.
   // REQUIRES: not called from a callback.

@@ -536,20 +536,6 @@ TEST(SessionTest, FullClientOutboxBreaksTheSession) {
   EXPECT_TRUE(client_handler.journal.Await("up", 2));
 }
 
-TEST(SessionTest, BreakEndsTheSessionAndANewOneFollows) {
-  RecordingHandler handler;
-  TestWorker worker(&handler);
-  RecordingClientHandler client_handler;
-  SessionClient client(worker.address(), &client_handler, FastClientOptions());
-  ASSERT_TRUE(client_handler.journal.Await("up 1"));
-
-  client.Break(SessionNumber{1}, absl::FailedPreconditionError("another model than the others"));
-  client.Break(SessionNumber{7}, absl::InternalError("no such session"));
-
-  EXPECT_TRUE(client_handler.journal.Await("down 1 FAILED_PRECONDITION: another model"));
-  EXPECT_TRUE(client_handler.journal.Await("up 2"));
-}
-
 TEST(SessionTest, SessionWhoseBeginningFindsNoRoomIsBrokenAndANewOneFollows) {
   RecordingHandler handler;
   TestWorker worker(&handler);

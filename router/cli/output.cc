@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "common/request/answer.h"
+#include "router/worker_table.h"
 
 namespace baton::cli {
 namespace {
@@ -16,16 +17,6 @@ using Json = nlohmann::ordered_json;
 // One line; bytes that are no UTF-8 (there should be none) do not make it fail.
 std::string Dump(const Json& json) {
   return json.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
-}
-
-const char* RoleName(v1::Role role) {
-  switch (static_cast<int>(role)) {
-    case v1::ROLE_PREFILL:
-      return "prefill";
-    case v1::ROLE_DECODE:
-      return "decode";
-  }
-  return "unknown";
 }
 
 std::string IncarnationText(uint64_t incarnation) {
