@@ -162,9 +162,10 @@ class CoreDriver {
     event.mutable_admitted()->mutable_ticket()->set_lease(attempt);
     Event(worker, event);
   }
-  void AdmittedLocal(WorkerId worker, uint64_t attempt) {
+  void AdmittedLocal(WorkerId worker, uint64_t attempt, uint32_t cached_tokens = 0) {
     v1::Event event;
     event.mutable_admitted()->set_request(attempt);
+    event.mutable_admitted()->set_cached_tokens(cached_tokens);
     Event(worker, event);
   }
   void Rejected(WorkerId worker, uint64_t attempt, absl::StatusCode code) {
@@ -175,13 +176,15 @@ class CoreDriver {
     Event(worker, event);
   }
   void FirstToken(WorkerId worker, uint64_t attempt, uint32_t index, TokenId token,
-                  uint32_t epoch = 1, v1::FinishReason terminal = v1::FINISH_REASON_UNSPECIFIED) {
+                  uint32_t epoch = 1, v1::FinishReason terminal = v1::FINISH_REASON_UNSPECIFIED,
+                  uint32_t cached_tokens = 0) {
     v1::Event event;
     event.mutable_first_token()->set_request(attempt);
     event.mutable_first_token()->set_epoch(epoch);
     event.mutable_first_token()->mutable_token()->set_index(index);
     event.mutable_first_token()->mutable_token()->set_id(token);
     event.mutable_first_token()->set_terminal(terminal);
+    event.mutable_first_token()->set_cached_tokens(cached_tokens);
     Event(worker, event);
   }
   void PrefillDone(WorkerId worker, uint64_t attempt, uint32_t epoch = 1) {

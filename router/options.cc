@@ -36,8 +36,10 @@ ABSL_FLAG(
     "How often one request is moved after failures of workers in a row. One that was given 64 "
     "tokens or more since the last one begins anew.");
 ABSL_FLAG(uint32_t, streams_max, 8192, "Most calls inside the router at once.");
-ABSL_FLAG(uint64_t, prefill_queue_tokens, 8192,
-          "A prefill worker that has work is given no more tokens than this.");
+ABSL_FLAG(
+    uint64_t, prefill_queue_tokens, 8192,
+    "A prefill worker that has work is given no more tokens to compute than this, judged by how "
+    "many were in prefix caches lately.");
 ABSL_FLAG(uint32_t, local_prefill_tokens, 32,
           "A decode worker that finds all but so many tokens of a request in its prefix cache "
           "computes these itself, instead of waiting for a prefill worker.");

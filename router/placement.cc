@@ -73,7 +73,7 @@ std::vector<const WorkerEntry*> PrefillCandidates(const WorkerTable& workers,
     if (worker.role != v1::ROLE_PREFILL || !worker.ready() || now < worker.full_until) continue;
     if (!Fits(worker, need.tokens) || AtSequencesMax(worker)) continue;
     if (limited && worker.prefill_tokens != 0 &&
-        worker.prefill_tokens + need.tokens > need.prefill_tokens_max) {
+        worker.prefill_tokens + need.prefill_tokens > need.prefill_tokens_max) {
       continue;
     }
     candidates.push_back(&worker);

@@ -27,8 +27,9 @@ struct PlacementNeed {
   bool first_token_only = false;  // One token is all that is wanted: no decode worker is needed.
   std::optional<WorkerId> avoid;  // It failed this request before: taken only if there is no other.
   std::optional<DecodeHome> home = std::nullopt;  // Taken first, if it can admit.
-  uint64_t prefill_tokens_max =
-      0;  // A prefill worker that has work takes no more than this in all.
+  uint64_t prefill_tokens = 0;  // Of `tokens`, how many will be computed, as far as one can tell.
+  // A prefill worker that has work takes no more than so many in all.
+  uint64_t prefill_tokens_max = 0;
 };
 
 // `prefill` absent: the decode worker computes the prompt. `decode` absent: only a first token is

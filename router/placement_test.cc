@@ -24,7 +24,7 @@ class PlacementTest : public testing::Test {
 
   WorkerTable workers{ClusterPolicy{}};
   PairTable pairs{PairOptions{}};
-  PlacementNeed need{.tokens = 100, .avoid = {}, .prefill_tokens_max = 1000};
+  PlacementNeed need{.tokens = 100, .avoid = {}, .prefill_tokens = 100, .prefill_tokens_max = 1000};
   Instant now{std::chrono::seconds(100)};
 };
 

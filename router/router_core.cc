@@ -238,6 +238,7 @@ PlacementNeed RouterCore::NeedOf(const Request& request, std::optional<WorkerId>
           .first_token_only = request.tokens_left() == 1,
           .avoid = avoid,
           .home = request.home,
+          .prefill_tokens = computed_share_.Of(tokens),
           .prefill_tokens_max = options_.prefill_tokens_max};
 }
 
@@ -363,13 +364,14 @@ v1::Finished RouterCore::MakeFinished(const Request& request, const Ending& endi
 std::optional<absl::Status> RouterCore::CannotMeetDeadline(const Request& request,
                                                            Instant now) const {
   const double rate = PrefillTokensPerSecond();
-  const uint64_t ahead = queue_.TokensAhead(request.spec.priority);
-  if (rate <= 0 || ahead == 0) return std::nullopt;
+  // The rate is of tokens that are computed. Nobody is refused on a guess how many these are.
+  const uint64_t ahead = computed_share_.Of(queue_.TokensAhead(request.spec.priority));
+  if (rate <= 0 || ahead == 0 || !computed_share_.known()) return std::nullopt;
   const double wait_ms = std::min(1000.0 * static_cast<double>(ahead) / rate, kWaitMsMax);
   const double left_ms = ToMilliseconds(request.spec.deadline - now);
   if (wait_ms <= left_ms) return std::nullopt;
   return absl::ResourceExhaustedError(absl::StrCat(
-      "the deadline cannot be met: ", ahead, " queued tokens take about ",
+      "the deadline cannot be met: ", ahead, " tokens to compute before it take about ",
       static_cast<uint64_t>(wait_ms), " ms, ", static_cast<uint64_t>(left_ms), " ms are left"));
 }
 
@@ -386,7 +388,8 @@ double RouterCore::PrefillTokensPerSecond() const {
 uint32_t RouterCore::RetryAfterMs() const {
   const double rate = PrefillTokensPerSecond();
   if (rate <= 0) return 1000;
-  const double drained_ms = 1000.0 * static_cast<double>(queue_.tokens()) / rate;
+  const double drained_ms =
+      1000.0 * static_cast<double>(computed_share_.Of(queue_.tokens())) / rate;
   return static_cast<uint32_t>(std::clamp(drained_ms, 100.0, 10000.0));
 }
 

@@ -24,6 +24,7 @@
 #include "proto/worker.pb.h"
 #include "router/actions.h"
 #include "router/admission.h"
+#include "router/computed_share.h"
 #include "router/pair_table.h"
 #include "router/placement.h"
 #include "router/request_table.h"
@@ -39,8 +40,8 @@ struct CoreOptions {
   Duration request_time_max = std::chrono::hours(1);
   // How often one request is moved after failures that come one soon after the other.
   uint32_t retries_max = 3;
-  // A prefill worker with work in hand is given no more tokens than this; the rest waits in the
-  // queue.
+  // A prefill worker with work in hand is given no more tokens to compute than this; the rest waits
+  // in the queue.
   uint64_t prefill_tokens_max = 8192;
   // A decode worker that has the KV of all but so many tokens of a request computes these itself.
   uint32_t local_prefill_tokens_max = 32;
@@ -201,6 +202,8 @@ class RouterCore {
   // It has no room: it is left alone for a while.
   void PauseWorker(WorkerId worker, const v1::Rejected& rejected, Instant now);
   void OnFirstToken(WorkerId worker, const v1::FirstToken& first, Instant now);
+  // So many tokens of the prompt were in a prefix cache.
+  void NoteCached(Request& request, uint32_t cached_tokens);
   void OnPrefillDone(WorkerId worker, const v1::PrefillDone& done);
   void OnPrefillFailed(WorkerId worker, const v1::PrefillFailed& failed, Instant now);
   void OnTokens(WorkerId worker, const v1::Tokens& tokens, Instant now);
@@ -223,6 +226,7 @@ class RouterCore {
   PairTable pairs_;
   RequestTable requests_;
   AdmissionQueue queue_;
+  ComputedShare computed_share_;
   CoreCounters counters_;
   std::vector<Action> actions_;
   bool draining_ = false;

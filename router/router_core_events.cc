@@ -142,7 +142,7 @@ void RouterCore::OnAdmitted(WorkerId worker, const v1::Admitted& admitted, Insta
     request->state = RequestState::kLocalPrefill;
     request->ticket.reset();
     request->prefill_address.clear();
-    if (!request->cached_tokens.has_value()) request->cached_tokens = admitted.cached_tokens();
+    NoteCached(*request, admitted.cached_tokens());
     ReleasePrefill(*request);
     return;
   }
@@ -200,7 +200,7 @@ void RouterCore::OnFirstToken(WorkerId worker, const v1::FirstToken& first, Inst
   if (request == nullptr) return;
   workers_.Find(worker)->prefill_tokens -= request->prefill_charge;
   request->prefill_charge = 0;
-  if (!request->cached_tokens.has_value()) request->cached_tokens = first.cached_tokens();
+  NoteCached(*request, first.cached_tokens());
   request->timings.set_prefill_queue_ms(first.queue_ms());
   request->timings.set_prefill_ms(first.prefill_ms());
   google::protobuf::RepeatedPtrField<v1::Token> tokens;
@@ -220,6 +220,13 @@ void RouterCore::OnFirstToken(WorkerId worker, const v1::FirstToken& first, Inst
   } else if (!request->decode.has_value()) {
     EndAsTold(*request, worker, v1::FINISH_REASON_LENGTH, now);
   }
+}
+
+void RouterCore::NoteCached(Request& request, uint32_t cached_tokens) {
+  // Later attempts find what the first one left there.
+  if (request.cached_tokens.has_value()) return;
+  request.cached_tokens = cached_tokens;
+  computed_share_.Add(request.placed_tokens, cached_tokens);
 }
 
 void RouterCore::OnPrefillDone(WorkerId worker, const v1::PrefillDone& done) {

@@ -73,7 +73,7 @@ void RouterCore::AssignPrefill(Request& request, WorkerId id) {
   WorkerEntry& prefill = *workers_.Find(id);
   request.prefill = id;
   request.prefill_address = prefill.address;
-  request.prefill_charge = request.placed_tokens;
+  request.prefill_charge = computed_share_.Of(request.placed_tokens);
   prefill.attempts += 1;
   prefill.prefill_tokens += request.prefill_charge;
 }

@@ -322,6 +322,21 @@ TEST_F(SplitClusterTest, PrefillWorkerTakesNoMoreThanItsShare) {
   EXPECT_TRUE(driver.Next(decode).has_admit());
 }
 
+// Goal: prompts whose beginning is cached are not dealt out as if all of them were computed.
+TEST_F(SplitClusterTest, PrefillWorkersShareIsOfWhatItComputes) {
+  driver.Ask(6000, 8);
+  const uint64_t first = driver.Next(decode).admit().work().request();
+  driver.Admitted(decode, first);
+  driver.Next(prefill);
+  driver.FirstToken(prefill, first, 0, 11, 1, v1::FINISH_REASON_UNSPECIFIED,
+                    /*cached_tokens=*/4800);
+
+  for (int i = 0; i < 7; ++i) driver.Ask(6000, 8);
+
+  EXPECT_EQ(driver.core.workers().Find(prefill)->prefill_tokens, 6 * 1200u);
+  EXPECT_EQ(driver.core.queued_count(), 1u);
+}
+
 TEST_F(SplitClusterTest, DrainingWorkersFinishWhatTheyHaveAndGetNothingNew) {
   const uint64_t attempt = AskAndAdmit(&id, 2);
   v1::Event draining;
@@ -514,7 +529,8 @@ TEST(RouterCoreQueueTest, DeadlineThatTheQueueCannotMeetIsRefusedAtOnce) {
   v1::Event load;
   load.mutable_load()->mutable_load()->set_prefill_tokens_per_second(100);
   driver.Event(decode, load);
-  driver.Ask();      // Runs.
+  driver.Ask();  // Runs.
+  driver.AdmittedLocal(decode, driver.Next(decode).admit().work().request());
   driver.Ask(1000);  // Waits: about 10 s.
   NewRequest hasty = driver.Make(4, 4);
   hasty.deadline = driver.now + seconds(2);
@@ -548,6 +564,34 @@ TEST(RouterCoreQueueTest, AnswerThatEndsWithAStopStringMakesRoomAtOnce) {
 
   EXPECT_EQ(driver.Next(decode).cancel().request(), attempt);
   EXPECT_EQ(driver.Next(decode).admit().work().prompt_tokens(), 5u);
+}
+
+// The rate that workers report is of what they compute.
+TEST(RouterCoreQueueTest, TokensThatAreCachedMakeNobodyWait) {
+  CoreDriver driver;
+  v1::WorkerHello hello = CoreDriver::Hello(v1::ROLE_DECODE, 1, true);
+  hello.set_sequences_max(1);
+  const WorkerId decode = driver.core.AddWorker("d", v1::ROLE_DECODE);
+  driver.Up(decode, hello);
+  v1::Event load;
+  load.mutable_load()->mutable_load()->set_prefill_tokens_per_second(100);
+  driver.Event(decode, load);
+  const auto hasty = [&driver] {
+    NewRequest request = driver.Make(4, 4);
+    request.deadline = driver.now + seconds(2);
+    return driver.Submit(std::move(request));
+  };
+  driver.Ask(1000);  // Runs.
+  driver.Ask(1000);  // Waits.
+  EXPECT_FALSE(driver.outcomes[hasty()].finish.has_value()) << "nobody knows what is cached";
+
+  // 1000 and 4 tokens wait, of which one in ten is computed: one second.
+  const uint64_t attempt = driver.Next(decode).admit().work().request();
+  driver.AdmittedLocal(decode, attempt, /*cached_tokens=*/900);
+  EXPECT_FALSE(driver.outcomes[hasty()].finish.has_value());
+
+  driver.Ask(1200);
+  EXPECT_EQ(driver.outcomes[hasty()].code(), absl::StatusCode::kResourceExhausted);
 }
 
 TEST(RouterCoreQueueTest, RateThatIsNoRateRefusesNobody) {

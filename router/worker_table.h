@@ -46,7 +46,7 @@ struct WorkerEntry {
 
   // What this router has put on the worker in this session.
   uint32_t attempts = 0;        // Placements not ended.
-  uint64_t prefill_tokens = 0;  // Tokens to prefill whose first token has not come back.
+  uint64_t prefill_tokens = 0;  // To compute for first tokens that have not come back: estimated.
   uint64_t blocks_pledged =
       0;                  // Asked for since the last load report: an upper bound of what it lacks.
   bool draining = false;  // It said so, or was told to, whether it was in use or not.
