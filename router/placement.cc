@@ -125,10 +125,9 @@ uint64_t BlocksFor(const WorkerEntry& worker, uint64_t tokens) {
 }
 
 uint32_t KvTokensMax(const WorkerEntry& worker) {
-  if (worker.hello.blocks_total() == 0) return UINT32_MAX;
   const uint64_t tokens =
       uint64_t{worker.hello.blocks_total()} * worker.hello.model().block_tokens();
-  return static_cast<uint32_t>(std::min<uint64_t>(tokens, UINT32_MAX));
+  return tokens == 0 ? UINT32_MAX : static_cast<uint32_t>(std::min<uint64_t>(tokens, UINT32_MAX));
 }
 
 absl::Status CheckFits(const WorkerTable& workers, const PlacementNeed& need) {

@@ -186,6 +186,9 @@ TEST_F(PlacementTest, WhatNoKnownWorkerCanHoldIsRefusedWithTheNumbers) {
   need.total_tokens_max = 160;
   EXPECT_TRUE(CheckFits(workers, need).ok());
   EXPECT_EQ(KvTokensMax(d), 160u);
+  d.hello.mutable_model()->clear_block_tokens();
+  EXPECT_EQ(KvTokensMax(d), UINT32_MAX) << "it does not say of what size";
+  d.hello.mutable_model()->set_block_tokens(16);
   need.total_tokens_max = 161;
   EXPECT_EQ(CheckFits(workers, need).message(),
             "max_tokens: prompt and answer may grow to 161 tokens, but the largest KV cache of a "
