@@ -131,6 +131,10 @@ BUGS = {
         "router/router_core.cc",
         "  if (worker->draining) SendDrain(id);  // It may not have heard it in its last session.\n",
         ""),
+    "the KV cache of its worker is no limit to an answer": (
+        "router/router_core.cc",
+        "  request.placed_tokens_max = std::min(request.placed_tokens_max, KvTokensMax(decode));\n",
+        ""),
     "prefix blocks are published before they are computed": (
         "common/engine/sequence.cc",
         "  while ((sequence.published_blocks + 1) * block_tokens <= sequence.computed) {\n",
