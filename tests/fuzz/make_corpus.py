@@ -154,8 +154,10 @@ def tokenizer():
     added = [{"id": 40, "content": "<s>", "special": True},
              {"id": 41, "content": "[W]", "single_word": True, "lstrip": True, "rstrip": True}]
     config = {"bos_token": "<s>", "eos_token": {"content": "<s>"}, "clean_up_tokenization_spaces": True}
-    yield (json.dumps({**pieces, "added_tokens": added}).encode() + b"\0" + json.dumps(config).encode() +
-           b"\0" + texts)
+    own_template = {"tokenizer_class": "LlamaTokenizerFast", "add_eos_token": True}
+    for settings in (config, {**config, **own_template}):
+        yield (json.dumps({**pieces, "added_tokens": added}).encode() + b"\0" + json.dumps(settings).encode() +
+               b"\0" + texts)
 
 
 def chat_format():
