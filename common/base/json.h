@@ -18,7 +18,7 @@ namespace baton {
 using Json = nlohmann::json;
 
 // The largest published tokenizer.json has about 3 million values, 8 levels deep. A value takes
-// tens of bytes of memory, and may take two of a text.
+// tens of bytes of memory, for as few as two of text.
 inline constexpr size_t kJsonValueCountMax = size_t{8} << 20;
 inline constexpr int kJsonDepthMax = 64;
 

@@ -115,7 +115,7 @@ class UcxWaysTest : public testing::Test {
         {from_.get(), to_.get()}, [&] { return arrived_ == count; }, bound);
   }
 
-  static constexpr Duration kConnectTime = std::chrono::seconds(3);
+  static constexpr Duration kConnectTime = std::chrono::seconds(2);
   const std::unique_ptr<Transport> to_ = OpenUcxTransport({.listen_host = "127.0.0.1"}).value();
   const std::unique_ptr<Transport> from_ =
       OpenUcxTransport({.listen_host = "127.0.0.1", .connect_time = kConnectTime}).value();
