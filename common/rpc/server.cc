@@ -34,6 +34,10 @@ ABSL_FLAG(std::string, tls_key, "", "PEM file: the private key of --tls_cert, wi
 ABSL_FLAG(std::string, tls_client_ca, "",
           "PEM file of authorities: clients must show a certificate that one of them has signed "
           "(mutual TLS). Needs --tls_cert.");
+ABSL_FLAG(
+    baton::ByteSize, grpc_memory, baton::ByteSize{uint64_t{4} << 30},
+    "Most memory for messages that gRPC has received and that are in use. Beyond it gRPC ends "
+    "calls, whichever they are, with RESOURCE_EXHAUSTED.");
 
 namespace baton {
 namespace {
@@ -83,6 +87,7 @@ void Configure(const RpcServerOptions& options, grpc::ServerBuilder* builder) {
   builder->SetSyncServerOption(grpc::ServerBuilder::SyncServerOption::MAX_POLLERS, 1);
   grpc::ResourceQuota quota("baton");
   quota.SetMaxThreads(options.sync_threads_max);
+  quota.Resize(options.memory_bytes_max);
   builder->SetResourceQuota(quota);
 }
 
@@ -104,6 +109,10 @@ absl::StatusOr<RpcServerOptions> RpcServerOptionsFromFlags() {
   options.listen = absl::GetFlag(FLAGS_listen);
   options.receive_message_bytes_max = MessageBytesMaxFromFlags();
   options.send_message_bytes_max = MessageBytesMaxFromFlags();
+  options.memory_bytes_max = absl::GetFlag(FLAGS_grpc_memory).bytes;
+  if (options.memory_bytes_max < static_cast<uint64_t>(options.receive_message_bytes_max)) {
+    return absl::InvalidArgumentError("--grpc_memory must be at least --message_limit");
+  }
   BATON_ASSIGN_OR_RETURN(
       options.tls,
       LoadServerTls({.certificate = {"tls_cert", absl::GetFlag(FLAGS_tls_cert)},

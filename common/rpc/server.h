@@ -7,6 +7,7 @@
 #ifndef BATON_COMMON_RPC_SERVER_H_
 #define BATON_COMMON_RPC_SERVER_H_
 
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <thread>
@@ -34,6 +35,9 @@ struct RpcServerOptions {
   int send_message_bytes_max = 64 << 20;
   int concurrent_streams_max = 4096;  // Of one connection.
   int sync_threads_max = 8;           // For reflection, the only synchronous service.
+  // Of what was received and is in use. Beyond it gRPC ends calls with RESOURCE_EXHAUSTED,
+  // whichever they are: the last resort before the process ends for lack of memory.
+  uint64_t memory_bytes_max = uint64_t{4} << 30;
   Duration keepalive_interval = std::chrono::seconds(10);
   // Idle clients that have no thread of their own for it look at their connections every 5 s, so
   // that may be how long they take to answer a ping.

@@ -217,6 +217,25 @@ TEST(RpcServerTest, OldConnectionsAreGivenUp) {
   }
 }
 
+TEST(RpcServerTest, MemoryOfMessagesIsBounded) {
+  RpcServerOptions options;
+  options.memory_bytes_max = 1 << 20;
+  auto server = RpcServer::Start(options, {});
+  ASSERT_TRUE(server.ok()) << server.status();
+  (*server)->SetServing(true);
+  const auto channel = CreateChannel((*server)->address());
+
+  const std::string large(32 << 20, '\xff');
+  EXPECT_EQ(UnaryCall(channel, kHealthCheck, large).status().code(),
+            absl::StatusCode::kResourceExhausted);
+  // It goes on when the memory has come back.
+  const Instant end = Now() + std::chrono::seconds(20);
+  for (bool serves = false; !serves; ASSERT_LT(Now(), end)) {
+    const auto answer = UnaryCall(channel, kHealthCheck, "");
+    serves = answer.ok() && *answer == kServing;
+  }
+}
+
 TEST(RpcServerTest, MessageOverTheLimitIsRefused) {
   RpcServerOptions options;
   options.receive_message_bytes_max = 100;
