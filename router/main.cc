@@ -19,7 +19,10 @@ static absl::Status Serve() {
   std::printf("listening on %s\n", router->address().c_str());
   if (metrics_server != nullptr) std::printf("metrics on %s\n", metrics_server->address().c_str());
   std::fflush(stdout);
-  while (!termination.WaitFor(baton::kReloadInterval)) router->ReloadFiles();
+  while (!termination.WaitFor(baton::kReloadInterval)) {
+    router->ReloadFiles();
+    router->UpdateHealth();
+  }
   router->DrainAndStop(baton::DrainGraceFromFlags());
   return absl::OkStatus();
 }

@@ -11,6 +11,8 @@
 namespace baton {
 namespace {
 
+// Its name in the health service.
+constexpr char kService[] = "baton.v1.Inference";
 // How long calls that have ended may take to be flushed to their clients.
 constexpr Duration kFlushGrace = std::chrono::seconds(2);
 
@@ -63,6 +65,7 @@ absl::StatusOr<std::unique_ptr<Router>> Router::Start(RouterOptions options,
             loop->SetWorkers(role, std::move(addresses));
           }));
   router->server_->SetServing(true);
+  router->UpdateHealth();
   return router;
 }
 
@@ -75,6 +78,8 @@ void Router::ReloadFiles() {
   for (const auto& files : certificates_) files->Reload();
   if (keys_ != nullptr) keys_->Reload();
 }
+
+void Router::UpdateHealth() { server_->SetServing(loop_->ready(), kService); }
 
 void Router::DrainAndStop(Duration grace) {
   if (server_ != nullptr) server_->StopListening();

@@ -45,6 +45,9 @@ class Router {
 
   // Looks whether certificates or API keys have changed. Any thread.
   void ReloadFiles();
+  // Health of the service baton.v1.Inference says SERVING while any decode worker is ready: for who
+  // sends calls here. That of the server does not depend on workers. To be called again and again.
+  void UpdateHealth();
 
   // Health says NOT_SERVING at once, and clients are told to go to other routers with their next
   // calls; streams have `grace` to finish, then they end with UNAVAILABLE. Idempotent; one thread.

@@ -140,6 +140,7 @@ void RouterLoop::Run() {
     for (Happening& happening : happenings) Apply(std::move(happening), now);
     if (now >= tick_due) {
       core_.OnTick(now);
+      ready_.store(core_.workers().AnyReady(v1::ROLE_DECODE));
       tick_due = now + options_.tick;
     }
     Perform();

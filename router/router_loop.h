@@ -62,6 +62,8 @@ class RouterLoop {
   // The addresses that should have a session as workers of this role. One that is no longer named
   // keeps its session until that breaks: a name service forgets a worker that drains.
   void SetWorkers(v1::Role role, std::vector<std::string> addresses);
+  // Whether any decode worker is ready, as of a moment ago.
+  bool ready() const { return ready_.load(); }
   // Refuses new requests with kUnavailable from now on.
   void Drain();
 
@@ -135,6 +137,7 @@ class RouterLoop {
   std::atomic<uint64_t> next_request_{1};
   std::atomic<uint32_t> stream_count_{0};  // Submitted, and not done.
   std::atomic<uint32_t> query_count_{0};
+  std::atomic<bool> ready_{false};
 
   EndedCalls ended_calls_;
   SessionCounter session_numbers_;  // Of all links.

@@ -256,6 +256,28 @@ TEST_F(RouterServiceTest, TextThatIsNotUtf8IsRefusedByName) {
   EXPECT_THAT(refusal("Tokenize", "\x0a\x01\xff"), HasSubstr("INVALID_ARGUMENT: text: "));
 }
 
+TEST_F(RouterServiceTest, HealthOfTheServiceFollowsItsWorkers) {
+  FakeWorker worker({});
+  const auto health = [this] {
+    router->UpdateHealth();
+    return UnaryCall(channel, kHealthCheck,
+                     "\x0a\x12"
+                     "baton.v1.Inference")
+        .value();
+  };
+  StartRouter({"127.0.0.1:1"});
+  EXPECT_EQ(health(), kNotServing);
+  EXPECT_TRUE(Serving()) << "the server itself";
+  router = nullptr;
+  StartRouter({worker.address()});
+
+  const Instant end = Now() + seconds(20);
+  while (health() != kServing) ASSERT_LT(Now(), end);
+  worker.Die();
+  while (health() != kNotServing) ASSERT_LT(Now(), end);
+  EXPECT_TRUE(Serving());
+}
+
 TEST_F(RouterServiceTest, BadRequestIdIsRefused) {
   StartRouter({"127.0.0.1:1"});
   grpc::ClientContext context;

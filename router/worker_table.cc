@@ -1,5 +1,6 @@
 #include "router/worker_table.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "absl/strings/escaping.h"
@@ -55,6 +56,12 @@ void WorkerTable::Remove(WorkerId id) {
 WorkerEntry* WorkerTable::Find(WorkerId id) {
   const auto it = workers_.find(id);
   return it == workers_.end() ? nullptr : &it->second;
+}
+
+bool WorkerTable::AnyReady(v1::Role role) const {
+  return std::any_of(workers_.begin(), workers_.end(), [role](const auto& entry) {
+    return entry.second.role == role && entry.second.ready();
+  });
 }
 
 const WorkerEntry* WorkerTable::Find(WorkerId id) const {

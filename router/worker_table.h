@@ -84,6 +84,7 @@ class WorkerTable {
   // Null if there is none.
   WorkerEntry* Find(WorkerId id);
   const WorkerEntry* Find(WorkerId id) const;
+  bool AnyReady(v1::Role role) const;
 
   // Takes the hello of a new session and decides: kReady, kDraining if this process was told to
   // drain, or kRefused with its reason.

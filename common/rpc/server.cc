@@ -153,9 +153,9 @@ RpcServer::RpcServer(std::shared_ptr<grpc::ServerCredentials> credentials,
 
 RpcServer::~RpcServer() { Shutdown(Duration::zero()); }
 
-void RpcServer::SetServing(bool serving) {
+void RpcServer::SetServing(bool serving, const std::string& service) {
   absl::MutexLock lock(&mutex_);
-  if (!draining_) server_->GetHealthCheckService()->SetServingStatus(serving);
+  if (!draining_) server_->GetHealthCheckService()->SetServingStatus(service, serving);
 }
 
 void RpcServer::BeginDrain() {

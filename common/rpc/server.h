@@ -70,8 +70,8 @@ class RpcServer {
   const std::string& address() const { return address_; }
   int port() const { return port_; }
 
-  // What health answers. Without effect once draining.
-  void SetServing(bool serving);
+  // What health answers, of the server or of one service. Without effect once draining.
+  void SetServing(bool serving, const std::string& service = "");
   // Health says NOT_SERVING from now on. Calls go on, and new ones are still accepted: refusing
   // them is the services' business.
   void BeginDrain();

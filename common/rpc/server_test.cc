@@ -230,10 +230,11 @@ TEST(RpcServerTest, MemoryOfMessagesIsBounded) {
             absl::StatusCode::kResourceExhausted);
   // It goes on when the memory has come back.
   const Instant end = Now() + std::chrono::seconds(20);
-  for (bool serves = false; !serves; ASSERT_LT(Now(), end)) {
+  const auto serves = [&channel] {
     const auto answer = UnaryCall(channel, kHealthCheck, "");
-    serves = answer.ok() && *answer == kServing;
-  }
+    return answer.ok() && *answer == kServing;
+  };
+  while (!serves()) ASSERT_LT(Now(), end);
 }
 
 TEST(RpcServerTest, MessageOverTheLimitIsRefused) {

@@ -13,7 +13,8 @@
 
 namespace baton {
 
-// grpc.health.v1: its method, and a HealthCheckResponse as it is on the wire.
+// grpc.health.v1: its method, and a HealthCheckResponse as it is on the wire. An empty request is
+// about the whole server.
 inline constexpr char kHealthCheck[] = "/grpc.health.v1.Health/Check";
 inline constexpr char kServing[] = "\x08\x01";
 inline constexpr char kNotServing[] = "\x08\x02";
