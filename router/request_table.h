@@ -101,8 +101,11 @@ struct Request {
   uint32_t tokens_left() const {
     return spec.total_tokens_max - static_cast<uint32_t>(spec.tokens.size());
   }
-  // Its worker holds no more of an answer without a given length.
-  bool fills_worker() const { return spec.open_ended && spec.tokens.size() >= placed_tokens_max; }
+  // An answer without a given length has not ended, but its worker holds no more of it.
+  bool fills_worker() const {
+    return spec.open_ended && spec.tokens.size() >= placed_tokens_max &&
+           !spec.end_reached().has_value();
+  }
 };
 
 class RequestTable {

@@ -176,6 +176,9 @@ void RouterCore::OnRejected(WorkerId worker, const v1::Rejected& rejected, Insta
     counters_.stale_events += 1;
     return;
   }
+  if (const std::optional<v1::FinishReason> reason = request->spec.end_reached()) {
+    return End(*request, {.reason = *reason, .knows = worker}, now);
+  }
   const absl::Status status = FailureFromWire(rejected.code(), rejected.message());
   if (absl::IsResourceExhausted(status)) {
     PauseWorker(worker, rejected, now);

@@ -109,6 +109,17 @@ TEST_F(FailureTest, PrefillWithoutRoomSendsTheRequestBackToTheQueue) {
   EXPECT_EQ(outcome().finish->finished.retries(), 0u) << "waiting is not a retry";
 }
 
+TEST_F(FailureTest, RefusalAfterTheLastTokenEndsTheRequest) {
+  const uint64_t attempt = Prefilling();
+  driver.FirstToken(p1, attempt, 0, 2);  // It does not say that this one is the last.
+  driver.Rejected(p1, attempt, absl::StatusCode::kResourceExhausted);
+
+  EXPECT_EQ(driver.Next(d1).cancel().request(), attempt);
+  ASSERT_TRUE(outcome().finish.has_value());
+  EXPECT_EQ(outcome().finish->finished.reason(), v1::FINISH_REASON_STOP);
+  EXPECT_TRUE(driver.Idle(d2));
+}
+
 TEST_F(FailureTest, LostPrefillReopensTheLeaseForAnother) {
   const uint64_t attempt = Prefilling();
   driver.Down(p1);

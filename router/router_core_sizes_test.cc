@@ -132,6 +132,20 @@ TEST_F(WorkerSizesTest, WorkerThatIsLostAtItsEndHadComeToIt) {
   EXPECT_EQ(outcome().finish->finished.reason(), v1::FINISH_REASON_LENGTH);
 }
 
+// A worker that calls it cut does not make an answer go on behind its stop token.
+TEST_F(WorkerSizesTest, AnswerThatHasStoppedGoesNowhere) {
+  NewRequest request = driver.Make(4, 2);
+  request.open_ended = true;
+  id = driver.Submit(std::move(request));
+  const uint64_t attempt = driver.Next(small).admit().work().request();
+  driver.AdmittedLocal(small, attempt);
+  driver.Tokens(small, attempt, 0, {11, 2}, 0);
+  driver.Finished(small, attempt, v1::FINISH_REASON_LENGTH);
+
+  ASSERT_TRUE(outcome().finish.has_value());
+  EXPECT_EQ(outcome().finish->finished.reason(), v1::FINISH_REASON_STOP);
+}
+
 TEST_F(WorkerSizesTest, EndBeforeTheWorkersLimitIsNotBelieved) {
   id = AskOpenEnded(4);
   const uint64_t attempt = driver.Next(small).admit().work().request();
