@@ -52,7 +52,7 @@ void GenerateStream::EndRefused(const absl::Status& status) {
   Log(absl::IsUnauthenticated(status) ? LogLevel::kDebug : LogLevel::kInfo, "request refused",
       {{"request", request_id_}, {"key", key_name_}, {"status", status}});
   AddRetryHint(status, context_);
-  FinishCall(status);
+  FinishCall(status, /*refused=*/true);
 }
 
 absl::Status GenerateStream::TakeRequestId(uint64_t drawn) {
@@ -103,12 +103,13 @@ absl::Status GenerateStream::TryBegin(const grpc::ByteBuffer& bytes, const Model
 
 GenerateStream::Step GenerateStream::NextStep() {
   if (busy_) return {};
-  Step step;
+  Step step{.write = false, .end = std::nullopt, .first = !responded_};
   if (!outbox_.empty()) {
     const ResponseOutbox::Message next = outbox_.Pop();
     in_flight_ = ToWire(next.response);
     in_flight_bytes_ = next.bytes;
     step.write = true;
+    responded_ = true;
   } else if (ended_) {
     step.end = end_status_;
   } else {
@@ -120,12 +121,10 @@ GenerateStream::Step GenerateStream::NextStep() {
 
 void GenerateStream::Take(const Step& step) {
   if (step.write) {
-    if (!std::exchange(responded_, true)) {
-      context_->AddInitialMetadata(kRequestIdKey, request_id_);
-    }
+    if (step.first) context_->AddInitialMetadata(kRequestIdKey, request_id_);
     StartWrite(&in_flight_);
   }
-  if (step.end.has_value()) FinishCall(*step.end);
+  if (step.end.has_value()) FinishCall(*step.end, /*refused=*/step.first);
 }
 
 void GenerateStream::PushStarted() {
@@ -233,10 +232,10 @@ void GenerateStream::OnDone() {
 }
 
 // The last touch: `this` may be gone when it returns.
-void GenerateStream::FinishCall(const absl::Status& status) {
+void GenerateStream::FinishCall(const absl::Status& status, bool refused) {
   // Without metadata at its beginning a refused call is nothing but trailers, which is what gRPC's
   // clients may repeat by themselves.
-  if (!responded_) context_->AddTrailingMetadata(kRequestIdKey, request_id_);
+  if (refused) context_->AddTrailingMetadata(kRequestIdKey, request_id_);
   ServerWriteReactor::Finish(ToGrpcStatus(status));
 }
 

@@ -51,6 +51,7 @@ class GenerateStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   struct Step {
     bool write = false;
     std::optional<absl::Status> end;
+    bool first = false;  // Nothing was written before.
   };
 
   absl::Status TryBegin(const grpc::ByteBuffer& bytes, const ModelProfile& model,
@@ -68,7 +69,8 @@ class GenerateStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
     absl::MutexLock lock(&mutex_);
     return cancelled_;
   }
-  void FinishCall(const absl::Status& status);
+  // `refused`: nothing was written.
+  void FinishCall(const absl::Status& status, bool refused);
 
   grpc::CallbackServerContext* const context_;
   RouterLoop* const loop_;
@@ -77,7 +79,6 @@ class GenerateStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   const std::string key_name_;
   const Instant received_ = Now();
   std::string request_id_;      // For people. Constant once Begin has submitted the request.
-  bool responded_ = false;      // A write has begun.
   bool submitted_ = false;      // Constant once Begin is over.
   grpc::ByteBuffer in_flight_;  // Of the write that is under way.
 
@@ -87,6 +88,7 @@ class GenerateStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   ResponseOutbox outbox_ ABSL_GUARDED_BY(mutex_);
   // Begin, a write or the end is under way; the next step has to wait.
   bool busy_ ABSL_GUARDED_BY(mutex_) = true;
+  bool responded_ ABSL_GUARDED_BY(mutex_) = false;  // A write has begun.
   uint64_t in_flight_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
   bool cancelled_ ABSL_GUARDED_BY(mutex_) = false;
   bool broken_ ABSL_GUARDED_BY(mutex_) = false;  // A write failed.
