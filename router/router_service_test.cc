@@ -2,19 +2,16 @@
 #include "router/router_service.h"
 
 #include <gmock/gmock.h>
-#include <grpc/impl/codegen/grpc_types.h>
-#include <grpcpp/create_channel.h>
 #include <gtest/gtest.h>
 
 #include <chrono>
 #include <thread>
 
 #include "absl/synchronization/notification.h"
-#include "common/rpc/channel.h"
-#include "common/rpc/grpc_setup.h"
 #include "common/rpc/testing/unary_call.h"
 #include "router/fake_worker.h"
 #include "router/router.h"
+#include "router/testing/router_service_fixture.h"
 
 namespace baton {
 namespace {
@@ -25,146 +22,9 @@ using ::testing::AllOf;
 using ::testing::AnyOf;
 using ::testing::ElementsAreArray;
 using ::testing::HasSubstr;
-using ::testing::Not;
 using ::testing::StartsWith;
 
-// A call and all that came of it.
-struct Reply {
-  grpc::Status status;
-  std::vector<v1::Started> started;
-  std::vector<TokenId> ids;
-  std::string text;
-  std::vector<v1::Finished> finished;
-  std::string request_id_header;
-  std::string request_id_trailer;
-  std::string retry_after;
-};
-
-class RouterServiceTest : public testing::Test {
- protected:
-  void StartRouter(const std::vector<std::string>& decode, CoreOptions core = {}) {
-    RouterOptions options;
-    options.model = "deploy/demo_model/model";
-    options.workers.decode = decode;
-    options.workers.prefill = prefill;
-    options.workers.resolve_interval = milliseconds(5);
-    if (resolver) options.resolver = resolver;
-    options.loop.core = std::move(core);
-    options.loop.tick = milliseconds(5);
-    options.loop.streams_max = streams_max;
-    options.loop.client_read_max = client_read_max;
-    options.texts.jobs_max = text_jobs_max;
-    options.loop.session.backoff_max = milliseconds(200);
-    options.version = "test";
-    absl::StatusOr<std::unique_ptr<Router>> started = Router::Start(std::move(options), &metrics);
-    ASSERT_TRUE(started.ok()) << started.status();
-    router = *std::move(started);
-    channel = CreateChannel(router->address());
-    stub = v1::Inference::NewStub(channel);
-  }
-  static v1::GenerateRequest Ask(uint32_t max_tokens = 8) {
-    v1::GenerateRequest request;
-    for (const TokenId id : kPrompt) request.mutable_prompt_ids()->add_ids(id);
-    request.set_max_tokens(max_tokens);
-    return request;
-  }
-  // What every worker would answer.
-  static std::vector<TokenId> Expected(uint32_t max_tokens = 8) {
-    std::vector<TokenId> tokens = kPrompt;
-    for (uint32_t i = 0; i < max_tokens; ++i) tokens.push_back(HashToken(tokens));
-    return {tokens.begin() + static_cast<ptrdiff_t>(kPrompt.size()), tokens.end()};
-  }
-  using Reader = grpc::ClientReader<v1::GenerateResponse>;
-  // Reads until `ids_max` tokens came or the stream ended.
-  static void Read(Reader* reader, size_t ids_max, Reply* reply) {
-    v1::GenerateResponse response;
-    while (reply->ids.size() < ids_max && reader->Read(&response)) {
-      if (response.has_started()) reply->started.push_back(response.started());
-      if (response.has_finished()) reply->finished.push_back(response.finished());
-      for (const v1::Token& token : response.delta().tokens()) {
-        EXPECT_EQ(token.index(), reply->ids.size());
-        reply->ids.push_back(token.id());
-      }
-      reply->text += response.delta().text();
-    }
-  }
-  Reply Call(const v1::GenerateRequest& request, grpc::ClientContext* context) {
-    Reply reply;
-    const auto reader = stub->Generate(context, request);
-    Read(reader.get(), SIZE_MAX, &reply);
-    reply.status = reader->Finish();
-    const auto value = [](const auto& metadata, const char* key) {
-      const auto it = metadata.find(key);
-      return it == metadata.end() ? "" : std::string(it->second.data(), it->second.size());
-    };
-    reply.request_id_header = value(context->GetServerInitialMetadata(), "x-request-id");
-    reply.request_id_trailer = value(context->GetServerTrailingMetadata(), "x-request-id");
-    reply.retry_after = value(context->GetServerTrailingMetadata(), "retry-after-ms");
-    return reply;
-  }
-  Reply Call(const v1::GenerateRequest& request) {
-    grpc::ClientContext context;
-    return Call(request, &context);
-  }
-  v1::GetClusterResponse Cluster() {
-    grpc::ClientContext context;
-    v1::GetClusterResponse response;
-    EXPECT_TRUE(stub->GetCluster(&context, {}, &response).ok());
-    return response;
-  }
-  // Asks for the cluster until it is as wanted; each round waits for the router's thread.
-  template <typename Condition>
-  bool AwaitCluster(const Condition& condition) {
-    const Instant end = Now() + seconds(20);
-    while (Now() < end) {
-      if (condition(Cluster())) return true;
-    }
-    return false;
-  }
-
-  // A refused call has nothing but trailers, so that gRPC's own retries may repeat it.
-  static void ExpectOnlyTrailers(const Reply& reply) {
-    EXPECT_TRUE(reply.started.empty());
-    EXPECT_EQ(reply.request_id_header, "");
-    EXPECT_NE(reply.request_id_trailer, "");
-  }
-
-  // What grpc.health.v1 says.
-  bool Serving() {
-    const auto answer = UnaryCall(channel, kHealthCheck, "");
-    return answer.ok() && *answer == kServing;
-  }
-
-  static const std::vector<TokenId> kPrompt;
-  // A client that takes nothing from the network but what it reads.
-  std::unique_ptr<v1::Inference::Stub> SlowClient() {
-    SetUpGrpc();
-    grpc::ChannelArguments arguments;
-    arguments.SetInt(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, 1);
-    arguments.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);
-    return v1::Inference::NewStub(grpc::CreateCustomChannel(
-        router->address(), grpc::InsecureChannelCredentials(), arguments));
-  }
-  // Asks until the router takes the call.
-  bool AwaitRoom() {
-    const Instant end = Now() + seconds(20);
-    while (Now() < end) {
-      if (Call(Ask()).status.ok()) return true;
-    }
-    return false;
-  }
-
-  uint32_t streams_max = 8192;
-  Duration client_read_max = seconds(30);
-  size_t text_jobs_max = 8192;
-  std::vector<std::string> prefill;
-  WorkerDirectory::Resolver resolver;
-  MetricsRegistry metrics;
-  std::unique_ptr<Router> router;
-  std::shared_ptr<grpc::Channel> channel;
-  std::unique_ptr<v1::Inference::Stub> stub;
-};
-const std::vector<TokenId> RouterServiceTest::kPrompt = {310, 320, 330};
+class RouterServiceTest : public RouterServiceFixture {};
 
 TEST_F(RouterServiceTest, StreamIsStartedThenDeltasThenFinished) {
   FakeWorker worker({});
@@ -370,147 +230,6 @@ TEST_F(RouterServiceTest, WorkerOfAnotherModelIsRefusedAndSaysWhy) {
   EXPECT_TRUE(AwaitCluster(refused));
   EXPECT_TRUE(Call(Ask()).status.ok());
   EXPECT_EQ(bad.seen().admits, 0);
-}
-
-TEST_F(RouterServiceTest, FullQueueSaysWhenToComeBack) {
-  CoreOptions core;
-  core.queue.requests = 1;
-  StartRouter({"127.0.0.1:1"}, core);
-  grpc::ClientContext context;
-  const auto reader = stub->Generate(&context, Ask());
-  ASSERT_TRUE(AwaitCluster([](const auto& cluster) { return cluster.requests_queued() == 1; }));
-
-  const Reply reply = Call(Ask());
-
-  EXPECT_EQ(reply.status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
-  EXPECT_THAT(reply.status.error_message(), HasSubstr("queue is full"));
-  EXPECT_EQ(reply.retry_after, "1000");
-  ExpectOnlyTrailers(reply);
-  context.TryCancel();
-  (void)reader->Finish();
-}
-
-TEST_F(RouterServiceTest, RefusedCallIsRepeatedByAClientThatHasARetryPolicy) {
-  CoreOptions core;
-  core.queue.requests = 1;
-  StartRouter({"127.0.0.1:1"}, core);
-  grpc::ClientContext waits;
-  const auto reader = stub->Generate(&waits, Ask());
-  ASSERT_TRUE(AwaitCluster([](const auto& cluster) { return cluster.requests_queued() == 1; }));
-  grpc::ChannelArguments arguments;
-  arguments.SetServiceConfigJSON(R"({"methodConfig": [{"name": [{}], "retryPolicy": {
-      "maxAttempts": 3, "initialBackoff": "0.01s", "maxBackoff": "0.01s", "backoffMultiplier": 1,
-      "retryableStatusCodes": ["RESOURCE_EXHAUSTED"]}}]})");
-  const auto retrying = v1::Inference::NewStub(
-      grpc::CreateCustomChannel(router->address(), grpc::InsecureChannelCredentials(), arguments));
-  grpc::ClientContext context;
-  const auto refused = retrying->Generate(&context, Ask());
-  Reply reply;
-
-  Read(refused.get(), SIZE_MAX, &reply);
-  EXPECT_EQ(refused->Finish().error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
-  Counter& ended = metrics.AddCounter(kRequestsTotal, "", {{"status", "RESOURCE_EXHAUSTED"}});
-  EXPECT_EQ(ended.Value(), 3);
-  waits.TryCancel();
-  (void)reader->Finish();
-}
-
-TEST_F(RouterServiceTest, RequestThatWaitsForAWorkerIsStarted) {
-  StartRouter({"127.0.0.1:1"});
-  grpc::ClientContext context;
-  const auto reader = stub->Generate(&context, Ask());
-  v1::GenerateResponse response;
-
-  EXPECT_TRUE(reader->Read(&response));
-  EXPECT_TRUE(response.has_started());
-  context.TryCancel();
-  (void)reader->Finish();
-}
-
-TEST_F(RouterServiceTest, AnswerThatIsCompleteOnArrivalIsStartedAndFinished) {
-  StartRouter({"127.0.0.1:1"});
-  v1::GenerateRequest request = Ask(1);
-  request.add_generated_ids(400);
-
-  const Reply reply = Call(request);
-
-  EXPECT_TRUE(reply.status.ok()) << reply.status.error_message();
-  EXPECT_EQ(reply.started.size(), 1u);
-  EXPECT_EQ(reply.finished.size(), 1u);
-}
-
-TEST_F(RouterServiceTest, CallBeyondTheStreamsSaysWhenToComeBack) {
-  streams_max = 1;
-  StartRouter({"127.0.0.1:1"});
-  grpc::ClientContext context;
-  const auto reader = stub->Generate(&context, Ask());
-  ASSERT_TRUE(AwaitCluster([](const auto& cluster) { return cluster.requests_queued() == 1; }));
-
-  const Reply reply = Call(Ask());
-
-  EXPECT_EQ(reply.status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
-  EXPECT_THAT(reply.status.error_message(), HasSubstr("1 calls inside"));
-  EXPECT_EQ(reply.retry_after, "1000");
-  ExpectOnlyTrailers(reply);
-  context.TryCancel();
-  (void)reader->Finish();
-}
-
-TEST_F(RouterServiceTest, CallStaysInsideUntilItsEndIsReadOrTheTimeForThatIsOver) {
-  streams_max = 1;
-  client_read_max = seconds(2);
-  FakeWorker worker({.event_tokens = 50});
-  StartRouter({worker.address()});
-  const auto slow = SlowClient();
-  grpc::ClientContext context;
-  const auto reader = slow->Generate(&context, Ask(2000));
-  const auto at_rest = [](const auto& cluster) { return cluster.requests_running() == 0; };
-  ASSERT_TRUE(worker.Await([](const FakeWorker::Seen& seen) { return seen.admits == 1; }));
-  ASSERT_TRUE(AwaitCluster(at_rest));
-
-  EXPECT_THAT(Call(Ask()).status.error_message(), HasSubstr("1 calls inside"));
-  EXPECT_TRUE(AwaitRoom());
-  Reply reply;
-  Read(reader.get(), SIZE_MAX, &reply);
-  EXPECT_FALSE(reader->Finish().ok()) << "the rest was not there any more";
-  EXPECT_TRUE(reply.finished.empty());
-}
-
-TEST_F(RouterServiceTest, SlowClientGetsItsStatusAndNoneOfWhatItHasNotRead) {
-  CoreOptions core;
-  core.client_buffer_bytes_max = 4000;
-  FakeWorker worker({.event_tokens = 50});
-  StartRouter({worker.address()}, core);
-  const auto slow = SlowClient();
-  grpc::ClientContext context;
-  const auto reader = slow->Generate(&context, Ask(2000));
-  ASSERT_TRUE(worker.Await([](const FakeWorker::Seen& seen) { return seen.cancels == 1; }));
-  ASSERT_TRUE(AwaitCluster([](const auto& cluster) { return cluster.requests_running() == 0; }));
-
-  Reply reply;
-  Read(reader.get(), SIZE_MAX, &reply);
-  const grpc::Status status = reader->Finish();
-
-  EXPECT_THAT(status.error_message(), HasSubstr("reads too slowly"));
-  EXPECT_LT(reply.ids.size(), 500u);
-}
-
-TEST_F(RouterServiceTest, FailedCallOfAClientThatNeverReadsIsCut) {
-  streams_max = 1;
-  client_read_max = milliseconds(100);
-  CoreOptions core;
-  core.client_buffer_bytes_max = 4000;
-  FakeWorker worker({.event_tokens = 50});
-  StartRouter({worker.address()}, core);
-  const auto slow = SlowClient();
-  grpc::ClientContext context;
-  const auto reader = slow->Generate(&context, Ask(2000));
-  ASSERT_TRUE(worker.Await([](const FakeWorker::Seen& seen) { return seen.cancels == 1; }));
-
-  EXPECT_TRUE(AwaitRoom());
-  Reply reply;
-  Read(reader.get(), SIZE_MAX, &reply);
-  EXPECT_THAT(reader->Finish().error_message(), Not(HasSubstr("too slowly"))) << "it was not cut";
 }
 
 TEST_F(RouterServiceTest, WorkerThatComesLateServesWhatWaits) {

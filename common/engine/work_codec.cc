@@ -6,8 +6,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/base/check.h"
-#include "common/base/wire_status.h"
 #include "common/base/status_macros.h"
+#include "common/base/wire_status.h"
 
 namespace baton {
 namespace {

@@ -10,12 +10,12 @@
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
-#include "common/base/json.h"
+#include "common/json/bounded_json.h"
 
 namespace baton {
 
 // Parses one JSON object. `name` is for messages. kInvalidArgument: not JSON, not an object, beyond
-// the limits of common/base/json.h, or the same key twice in the outermost object.
+// the limits of common/json/bounded_json.h, or the same key twice in the outermost object.
 absl::StatusOr<nlohmann::json> ParseJsonObject(absl::string_view text, const std::string& name);
 
 // Typed access to the members of one object. Borrows it. Every error names the file and the key.

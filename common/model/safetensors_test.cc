@@ -12,7 +12,7 @@
 #include <fstream>
 #include <random>
 
-#include "common/base/json.h"
+#include "common/json/bounded_json.h"
 
 namespace baton {
 namespace {

@@ -9,7 +9,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "common/base/json.h"
+#include "common/json/bounded_json.h"
 
 namespace baton {
 

@@ -130,8 +130,11 @@ BUGS = {
         "      if (const absl::Status health = parts_.model->Health(); !health.ok()) Break(health);\n",
         "      if (const absl::Status health = parts_.model->Health(); can_step && !health.ok()) Break(health);\n",
         "gpu_failures_test"),
-    "memory that ends: a step's scratch is not there from the start": (
-        KERNELS + "cuda_state.cc", "  Scratch(kScratchBytesMin);\n", "", "gpu_failures_test"),
+    "memory that ends: what steps need is not there from the start": (
+        KERNELS + "cuda_state.cc", "  BATON_RETURN_IF_ERROR(AllocateInputs(InputBytesFor(bounds)));\n", "",
+        "gpu_failures_test"),
+    "memory that ends: widened chunks are taken at the place of the first": (
+        KERNELS + "cuda_kernels.cc", "    part.table.sequences += begin;\n", "", "cuda_kernels_test"),
     "swapping: KV does not come back to the GPU": (
         "common/kv_cache/swap_space.cc",
         "                    return device.Scatter(to, host);\n",

@@ -1,4 +1,4 @@
-#include "common/base/json.h"
+#include "common/json/bounded_json.h"
 
 #include <cstdint>
 #include <fstream>

@@ -2,8 +2,8 @@
 // kept.
 //
 // Pure functions; any thread. `name` is for messages.
-#ifndef BATON_COMMON_BASE_JSON_H_
-#define BATON_COMMON_BASE_JSON_H_
+#ifndef BATON_COMMON_JSON_BOUNDED_JSON_H_
+#define BATON_COMMON_JSON_BOUNDED_JSON_H_
 
 #include <cstddef>
 #include <nlohmann/json_fwd.hpp>
@@ -37,4 +37,4 @@ absl::StatusOr<Json> ReadJsonFile(const std::string& path, size_t bytes_max);
 
 }  // namespace baton
 
-#endif  // BATON_COMMON_BASE_JSON_H_
+#endif  // BATON_COMMON_JSON_BOUNDED_JSON_H_

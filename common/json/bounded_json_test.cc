@@ -1,4 +1,4 @@
-#include "common/base/json.h"
+#include "common/json/bounded_json.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
