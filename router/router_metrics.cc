@@ -9,6 +9,14 @@ constexpr WorkerState kStates[] = {WorkerState::kConnecting, WorkerState::kReady
                                    WorkerState::kDraining, WorkerState::kRefused,
                                    WorkerState::kLost};
 
+// Statuses that a request may end with.
+constexpr absl::StatusCode kRequestEnds[] = {
+    absl::StatusCode::kOk,          absl::StatusCode::kInvalidArgument,
+    absl::StatusCode::kCancelled,   absl::StatusCode::kDeadlineExceeded,
+    absl::StatusCode::kUnavailable, absl::StatusCode::kResourceExhausted,
+    absl::StatusCode::kAborted,     absl::StatusCode::kUnimplemented,
+    absl::StatusCode::kInternal};
+
 constexpr double kMillisecondsPerSecond = 1000.0;
 
 }  // namespace
@@ -51,13 +59,23 @@ RouterMetrics::RouterMetrics(MetricsRegistry* registry)
                               {{"role", RoleName(role)}, {"state", WorkerStateName(state)}});
     }
   }
+  // A series that begins with its first count has no increase there.
+  for (const absl::StatusCode code : kRequestEnds) RequestCounter(code);
+  for (size_t i = 0; i < kRetryCauseCount; ++i) RetryCounter(static_cast<RetryCause>(i));
+}
+
+Counter& RouterMetrics::RequestCounter(absl::StatusCode code) {
+  return registry_->AddCounter(kRequestsTotal, "Requests by the status they ended with.",
+                               {{"status", absl::StatusCodeToString(code)}});
+}
+
+Counter& RouterMetrics::RetryCounter(RetryCause cause) {
+  return registry_->AddCounter("baton_retries_total", "Requests that were moved, by cause.",
+                               {{"cause", RetryCauseName(cause)}});
 }
 
 void RouterMetrics::CountRequest(const absl::Status& status) {
-  registry_
-      ->AddCounter(kRequestsTotal, "Requests by the status they ended with.",
-                   {{"status", absl::StatusCodeToString(status.code())}})
-      .Increment();
+  RequestCounter(status.code()).Increment();
 }
 
 void RouterMetrics::CountKey(const absl::StatusOr<std::string>& name) {
@@ -68,7 +86,7 @@ void RouterMetrics::CountKey(const absl::StatusOr<std::string>& name) {
   } else {
     registry_
         ->AddCounter("baton_calls_refused_total",
-                     "Calls that had not the API key they need, by the status they ended with.",
+                     "Calls refused for a missing or insufficient API key, by status.",
                      {{"status", absl::StatusCodeToString(name.status().code())}})
         .Increment();
   }
@@ -105,9 +123,7 @@ void RouterMetrics::Update(const RouterCore& core) {
   const CoreCounters& now = core.counters();
   for (size_t i = 0; i < kRetryCauseCount; ++i) {
     if (now.retries[i] == seen_.retries[i]) continue;
-    registry_
-        ->AddCounter("baton_retries_total", "Requests that were moved, by cause.",
-                     {{"cause", RetryCauseName(static_cast<RetryCause>(i))}})
+    RetryCounter(static_cast<RetryCause>(i))
         .Increment(static_cast<double>(now.retries[i] - seen_.retries[i]));
   }
   local_prefills_.Increment(static_cast<double>(now.local_prefills - seen_.local_prefills));

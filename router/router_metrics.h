@@ -30,6 +30,8 @@ class RouterMetrics {
   void Update(const RouterCore& core);
 
  private:
+  Counter& RequestCounter(absl::StatusCode code);
+  Counter& RetryCounter(RetryCause cause);
   void UpdatePairs(const RouterCore& core);
 
   MetricsRegistry* const registry_;

@@ -42,6 +42,9 @@ ABSL_FLAG(
 namespace baton {
 namespace {
 
+// How long cancelled calls may take to end before those that are there then are cancelled.
+constexpr Duration kCancelInterval = std::chrono::milliseconds(100);
+
 int Milliseconds(Duration duration) {
   return static_cast<int>(std::chrono::duration_cast<std::chrono::milliseconds>(duration).count());
 }
@@ -182,8 +185,10 @@ void RpcServer::StopListening() {
 void RpcServer::Shutdown(Duration grace) {
   StopListening();
   if (!closing_.joinable()) return;
-  if (!closed_.WaitForNotificationWithTimeout(absl::FromChrono(grace))) {
+  // Again and again: a call may come in before the other thread has closed the door.
+  while (!closed_.WaitForNotificationWithTimeout(absl::FromChrono(grace))) {
     grpc_server_cancel_all_calls(server_->c_server());
+    grace = kCancelInterval;
   }
   closing_.join();
 }

@@ -197,7 +197,10 @@ class ClusterTest(unittest.TestCase):
 
     def test_metrics_have_the_names_of_the_field(self):
         self.ask("generate", "--prompt", "x", "--max_tokens", "3")
-        wanted = {"router": ["baton_requests_total", "baton_time_to_first_token_seconds_bucket"],
+        # What was never counted is there, too, so that the first of its kind shows as an increase.
+        wanted = {"router": ["baton_requests_total", "baton_time_to_first_token_seconds_bucket",
+                             'baton_requests_total{status="INTERNAL"} 0',
+                             'baton_retries_total{cause="decode_lost"} 0'],
                   "prefill_0": ["baton_tokens_total", "baton_handoff_bytes_total"],
                   "decode_0": ["baton_kv_blocks", "baton_engine_step_seconds_bucket"]}
         for name, metrics in wanted.items():
