@@ -97,7 +97,7 @@ absl::Status GenerateStream::TryBegin(const grpc::ByteBuffer& bytes, const Model
     busy_ = false;
     step = NextStep();
   }
-  Take(step);
+  if (step.any()) Take(step);
   return absl::OkStatus();
 }
 
@@ -142,7 +142,7 @@ void GenerateStream::Accept() {
     PushStarted();
     step = NextStep();
   }
-  Take(step);
+  if (step.any()) Take(step);
 }
 
 bool GenerateStream::Write(v1::Delta delta, uint64_t bytes) {
@@ -156,7 +156,7 @@ bool GenerateStream::Write(v1::Delta delta, uint64_t bytes) {
     outbox_.Push(std::move(response), bytes);
     step = NextStep();
   }
-  Take(step);
+  if (step.any()) Take(step);
   return true;
 }
 
@@ -194,7 +194,7 @@ void GenerateStream::End(const absl::Status& status, const v1::Finished& finishe
     end_status_ = status;
     step = NextStep();
   }
-  Take(step);
+  if (step.any()) Take(step);
 }
 
 // RouterLoop sees to it that the call is not done yet, and its context there.
@@ -215,7 +215,7 @@ void GenerateStream::OnWriteDone(bool ok) {
     }
     step = NextStep();
   }
-  Take(step);
+  if (step.any()) Take(step);
 }
 
 void GenerateStream::OnCancel() {

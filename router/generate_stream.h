@@ -52,6 +52,9 @@ class GenerateStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
     bool write = false;
     std::optional<absl::Status> end;
     bool first = false;  // Nothing was written before.
+
+    // If not, `this` may be gone already: whoever has the step of the end may have taken it.
+    bool any() const { return write || end.has_value(); }
   };
 
   absl::Status TryBegin(const grpc::ByteBuffer& bytes, const ModelProfile& model,
@@ -62,7 +65,7 @@ class GenerateStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   void PushStarted() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // To be taken at once, without the lock, after whatever may have made one possible.
   Step NextStep() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  // `this` may be gone when it returns, or when NextStep gave nothing to take.
+  // REQUIRES: step.any(). `this` may be gone when it returns.
   void Take(const Step& step);
   // The call's context does not know before gRPC has the reactor.
   bool cancelled() {
