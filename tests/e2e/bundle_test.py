@@ -47,7 +47,9 @@ class BundleTest(unittest.TestCase):
         worker = [self.folder / "out/bin/baton_decode_worker", "--model", ROOT / "deploy/demo_model/model",
                   "--listen", "127.0.0.1:0", "--kv_memory", "16MiB"]
 
-        with subprocess.Popen(worker, env={}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        # What sanitizers need is in the environment.
+        environment = {name: value for name, value in os.environ.items() if name != "LD_LIBRARY_PATH"}
+        with subprocess.Popen(worker, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
             address = running.stdout.readline()
             maps = pathlib.Path(f"/proc/{running.pid}/maps").read_text()
             running.terminate()
