@@ -16,15 +16,32 @@ using std::chrono::seconds;
 using ::testing::HasSubstr;
 using ::testing::Not;
 
-class RouterRefusalsTest : public RouterServiceFixture {};
+class RouterRefusalsTest : public RouterServiceFixture {
+ protected:
+  // A call that takes a place in the router's queue until it goes.
+  class WaitingCall {
+   public:
+    explicit WaitingCall(RouterRefusalsTest* test)
+        : reader_(test->stub->Generate(&context_, Ask())) {
+      EXPECT_TRUE(
+          test->AwaitCluster([](const auto& cluster) { return cluster.requests_queued() == 1; }));
+    }
+    ~WaitingCall() {
+      context_.TryCancel();
+      (void)reader_->Finish();
+    }
+
+   private:
+    grpc::ClientContext context_;
+    const std::unique_ptr<Reader> reader_;
+  };
+};
 
 TEST_F(RouterRefusalsTest, FullQueueSaysWhenToComeBack) {
   CoreOptions core;
   core.queue.requests = 1;
   StartRouter({"127.0.0.1:1"}, core);
-  grpc::ClientContext context;
-  const auto reader = stub->Generate(&context, Ask());
-  ASSERT_TRUE(AwaitCluster([](const auto& cluster) { return cluster.requests_queued() == 1; }));
+  const WaitingCall first(this);
 
   const Reply reply = Call(Ask());
 
@@ -32,17 +49,13 @@ TEST_F(RouterRefusalsTest, FullQueueSaysWhenToComeBack) {
   EXPECT_THAT(reply.status.error_message(), HasSubstr("queue is full"));
   EXPECT_EQ(reply.retry_after, "1000");
   ExpectOnlyTrailers(reply);
-  context.TryCancel();
-  (void)reader->Finish();
 }
 
 TEST_F(RouterRefusalsTest, RefusedCallIsRepeatedByAClientThatHasARetryPolicy) {
   CoreOptions core;
   core.queue.requests = 1;
   StartRouter({"127.0.0.1:1"}, core);
-  grpc::ClientContext waits;
-  const auto reader = stub->Generate(&waits, Ask());
-  ASSERT_TRUE(AwaitCluster([](const auto& cluster) { return cluster.requests_queued() == 1; }));
+  const WaitingCall first(this);
   grpc::ChannelArguments arguments;
   arguments.SetServiceConfigJSON(R"({"methodConfig": [{"name": [{}], "retryPolicy": {
       "maxAttempts": 3, "initialBackoff": "0.01s", "maxBackoff": "0.01s", "backoffMultiplier": 1,
@@ -57,8 +70,6 @@ TEST_F(RouterRefusalsTest, RefusedCallIsRepeatedByAClientThatHasARetryPolicy) {
   EXPECT_EQ(refused->Finish().error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
   Counter& ended = metrics.AddCounter(kRequestsTotal, "", {{"status", "RESOURCE_EXHAUSTED"}});
   EXPECT_EQ(ended.Value(), 3);
-  waits.TryCancel();
-  (void)reader->Finish();
 }
 
 TEST_F(RouterRefusalsTest, RequestThatWaitsForAWorkerIsStarted) {
@@ -88,9 +99,7 @@ TEST_F(RouterRefusalsTest, AnswerThatIsCompleteOnArrivalIsStartedAndFinished) {
 TEST_F(RouterRefusalsTest, CallBeyondTheStreamsSaysWhenToComeBack) {
   streams_max = 1;
   StartRouter({"127.0.0.1:1"});
-  grpc::ClientContext context;
-  const auto reader = stub->Generate(&context, Ask());
-  ASSERT_TRUE(AwaitCluster([](const auto& cluster) { return cluster.requests_queued() == 1; }));
+  const WaitingCall first(this);
 
   const Reply reply = Call(Ask());
 
@@ -98,8 +107,6 @@ TEST_F(RouterRefusalsTest, CallBeyondTheStreamsSaysWhenToComeBack) {
   EXPECT_THAT(reply.status.error_message(), HasSubstr("1 calls inside"));
   EXPECT_EQ(reply.retry_after, "1000");
   ExpectOnlyTrailers(reply);
-  context.TryCancel();
-  (void)reader->Finish();
 }
 
 TEST_F(RouterRefusalsTest, CallStaysInsideUntilItsEndIsReadOrTheTimeForThatIsOver) {

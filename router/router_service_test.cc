@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "absl/synchronization/notification.h"
+#include "common/rpc/channel.h"
 #include "common/rpc/testing/unary_call.h"
 #include "router/fake_worker.h"
 #include "router/router.h"
@@ -270,6 +271,8 @@ TEST_F(RouterServiceTest, DrainFinishesStreamsAndRefusesNewOnes) {
     late.set_deadline(std::chrono::system_clock::now() + milliseconds(50));
     refused = Call(Ask(), &late);
   } while (refused.status.error_code() == grpc::StatusCode::DEADLINE_EXCEEDED);
+  const absl::Status connects =
+      UnaryCall(CreateChannel(router->address()), kHealthCheck, "").status();
   worker.Release();
   Read(reader.get(), SIZE_MAX, &reply);
   const grpc::Status status = reader->Finish();
@@ -277,6 +280,7 @@ TEST_F(RouterServiceTest, DrainFinishesStreamsAndRefusesNewOnes) {
 
   EXPECT_THAT(refused.status.error_code(),
               AnyOf(grpc::StatusCode::UNAVAILABLE, grpc::StatusCode::CANCELLED));
+  EXPECT_EQ(connects.code(), absl::StatusCode::kUnavailable) << "clients go to other routers";
   EXPECT_TRUE(status.ok()) << status.error_message();
   EXPECT_THAT(reply.ids, ElementsAreArray(Expected()));
 }

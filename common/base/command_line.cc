@@ -413,9 +413,8 @@ std::string HelpText(const ProgramInfo& info) {
                   "  --help\n      Prints this.\n", "  --version\n      Prints the version.\n\n");
   absl::StrAppend(
       &out,
-      "--name=value and --name value are the same; --name, --noname and --name=false set a\n"
-      "switch. A flag may also be given by the environment as BATON_<NAME> (BATON_FLAGFILE\n"
-      "too).\n"
+      "--name=value and --name value are the same; --name and --noname set a switch. A\n"
+      "flag may also be given by the environment as BATON_<NAME> (BATON_FLAGFILE too).\n"
       "The command line wins over flag files, and these over the environment.\n");
   return out;
 }
