@@ -59,6 +59,7 @@ DecodeEngine::~DecodeEngine() {
   // A lease that is being filled does not own its blocks alone: they go to quarantine, not to the
   // pool.
   while (!slots_.empty()) Drop(slots_.begin()->first);
+  executor_->Forget();
 }
 
 // --- Commands -----------------------------------------------------------------------------------
@@ -303,6 +304,7 @@ void DecodeEngine::Drop(RequestKey key) {
   scheduler_.Remove(&slot->sequence);
   lease_owner_.erase(slot->lease);
   deadlines_.Remove(slot->sequence.deadline, key);
+  GiveBack(std::move(slot->sequence.blocks));
   slots_.erase(key);
 }
 
@@ -320,17 +322,26 @@ void DecodeEngine::Fail(RequestKey key, const absl::Status& status, bool retryab
 // --- The step -----------------------------------------------------------------------------------
 
 bool DecodeEngine::Step(Instant now) {
-  std::vector<StepItem> items = PlanDecodeRows();
-  const std::vector<StepItem> chunks = PlanChunks(now);
-  items.insert(items.end(), chunks.begin(), chunks.end());
+  std::vector<StepItem> items = StartedItems();
+  // Such a step runs since the one before it ended.
+  const Instant begin = items.empty() ? now : step_ended_;
+  if (items.empty()) {
+    executor_->Forget();
+    written_.clear();
+    items = PlanDecodeRows();
+    const std::vector<StepItem> chunks = PlanChunks(now);
+    items.insert(items.end(), chunks.begin(), chunks.end());
+  }
   if (items.empty()) return false;
   // One whose KV came back is as good as one that never lost it.
   const auto decode_rows = std::count_if(items.begin(), items.end(), [](const StepItem& item) {
     return item.sequence->pending() == 1 && item.sequence->generated() > 0;
   });
 
-  const auto sampled = executor_->Run(items, nullptr);
-  const Instant end = clock_();
+  std::vector<BlockTable> written = std::exchange(written_, {});
+  const auto sampled = executor_->Run(items, nullptr, [&] { return PlanAhead(items); });
+  written.clear();
+  const Instant end = step_ended_ = clock_();
   if (!sampled.ok()) {
     // Another worker may be able to go on.
     for (const StepItem& item : items) {
@@ -338,7 +349,7 @@ bool DecodeEngine::Step(Instant now) {
     }
     return true;
   }
-  CountStep(items, static_cast<size_t>(decode_rows), end - now);
+  CountStep(items, static_cast<size_t>(decode_rows), end - begin);
   for (size_t i = 0; i < items.size(); ++i) {
     Slot& slot = *slots_.at(items[i].sequence->key);
     KeepBlocks(slot.sequence);
@@ -373,8 +384,7 @@ std::vector<StepItem> DecodeEngine::PlanChunks(Instant now) {
   });
 }
 
-std::vector<StepItem> DecodeEngine::PlanDecodeRows() {
-  // Oldest first, so that who has waited longest is the last to be preempted.
+std::vector<DecodeEngine::Slot*> DecodeEngine::RunningSlots() const {
   std::vector<Slot*> running;
   for (const auto& [key, slot] : slots_) {
     if (slot->state == State::kRunning) running.push_back(slot.get());
@@ -385,8 +395,12 @@ std::vector<StepItem> DecodeEngine::PlanDecodeRows() {
     }
     return a->sequence.arrival < b->sequence.arrival;
   });
+  return running;
+}
+
+std::vector<StepItem> DecodeEngine::PlanDecodeRows() {
   std::vector<StepItem> items;
-  for (Slot* slot : running) {
+  for (Slot* slot : RunningSlots()) {
     if (slot->state != State::kRunning || !Grow(*slot)) continue;
     items.push_back({.sequence = &slot->sequence, .count = 1});
   }

@@ -69,13 +69,17 @@ class DecodeEngine final : public WorkerEngine {
   void OnTick(Instant now) override;
   void BeginDrain() override { draining_ = true; }
 
-  bool HasWork() const override { return running_count_ > 0 || !scheduler_.empty(); }
+  bool HasWork() const override {
+    return running_count_ > 0 || !scheduler_.empty() || !executor_->started().empty();
+  }
   bool Step(Instant now) override;
 
   v1::WorkerLoad Load() const override;
   const EngineStats& stats() const override { return stats_; }
-  // No request, no block in quarantine and none being sent.
-  bool idle() const override { return slots_.empty() && retiring_.empty() && moves_.empty(); }
+  // No request, no block in quarantine and none being sent or computed.
+  bool idle() const override {
+    return slots_.empty() && retiring_.empty() && moves_.empty() && executor_->started().empty();
+  }
   size_t sequence_count() const { return slots_.size(); }
 
  private:
@@ -143,11 +147,22 @@ class DecodeEngine final : public WorkerEngine {
   // Ends the current epoch: its blocks wait in quarantine until nothing can land in them.
   void RetireEpoch(Slot& slot);
 
+  // Those that decode, in the order in which they get room: who has waited longest is the last to
+  // be preempted.
+  std::vector<Slot*> RunningSlots() const;
   // Gives every running sequence room for its next token, preempting others where there is none.
   std::vector<StepItem> PlanDecodeRows();
   // Local prefill, replays, and sequences that come back with their KV.
   std::vector<StepItem> PlanChunks(Instant now);
   void CountStep(std::span<const StepItem> items, size_t decode_rows, Duration duration);
+
+  // Steps that are started before the one before them has ended (decode_engine_ahead.cc).
+  // Those of the step that was started that are still here, and run.
+  std::vector<StepItem> StartedItems();
+  // As Executor::PlanAhead, while `items` run.
+  std::vector<StepItem> PlanAhead(std::span<const StepItem> items);
+  // Nobody else may have the blocks as long as the device may write them.
+  void GiveBack(BlockTable blocks);
 
   // Preemption (decode_engine_preemption.cc).
   // Makes room for the sequence's next token, if need be by preempting others.
@@ -195,12 +210,14 @@ class DecodeEngine final : public WorkerEngine {
   absl::flat_hash_map<LeaseId, RequestKey> lease_owner_;
   std::map<std::pair<LeaseId, Epoch>, std::vector<BlockId>> retiring_;  // Quarantined blocks.
   std::map<TransferId, Move> moves_;                                    // Not released.
+  std::vector<BlockTable> written_;  // Of nobody any more, but a step that was started has them.
   ProbeRelay probes_;
   std::map<Incarnation, v1::Event> unsent_tokens_;  // By router, of the current step.
   uint32_t running_count_ = 0;
   uint64_t next_arrival_ = 0;
   uint64_t next_lease_ = 1;
   uint64_t next_move_ = 1;
+  Instant step_ended_{};
   bool draining_ = false;
   RateMeter prefill_rate_;
   RateMeter decode_rate_;

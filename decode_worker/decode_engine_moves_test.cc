@@ -67,7 +67,8 @@ TEST_F(MovesTest, PushesTheTicketsTokensAndCommitsTheOneThatFollows) {
   ASSERT_THAT(transfers.committed, SizeIs(1));
   EXPECT_EQ(transfers.committed[0].second.token, expected[3]);
   EXPECT_EQ(transfers.committed[0].second.index, 3u);
-  EXPECT_FALSE(harness.engine.HasWork()) << "there must not be two that go on with it";
+  EXPECT_FALSE(harness.engine.Step(harness.fixture.now))
+      << "there must not be two that go on with it";
 }
 
 TEST_F(MovesTest, WaitsForTheTokenThatFollows) {
@@ -90,6 +91,7 @@ TEST_F(MovesTest, ForgetsTheSequenceOnceItIsThereButKeepsBlocksThatAreRead) {
   EXPECT_TRUE(harness.last.has_migrated());
   EXPECT_EQ(harness.last.migrated().nonce(), 77u);
   EXPECT_EQ(harness.engine.sequence_count(), 0u);
+  EXPECT_FALSE(harness.engine.Step(harness.fixture.now));
   EXPECT_FALSE(harness.engine.idle());
   EXPECT_EQ(harness.fixture.pool.counts().in_use, 4u);
   Tell(TransferReleased{.id = transfers.begun[0].id});
@@ -172,6 +174,7 @@ TEST_F(MovesTest, CancelAbortsTheTransfer) {
   harness.Cancel(1);
 
   EXPECT_THAT(transfers.aborted, SizeIs(1));
+  EXPECT_FALSE(harness.engine.Step(harness.fixture.now));
   EXPECT_EQ(harness.fixture.pool.counts().in_use, 4u);
   Tell(TransferReleased{.id = transfers.begun[0].id});
   EXPECT_TRUE(harness.engine.idle());

@@ -27,6 +27,7 @@ DecodeEngine::Slot* DecodeEngine::ChooseVictim() {
 }
 
 void DecodeEngine::Preempt(Slot& slot) {
+  BATON_CHECK(executor_->started().empty());  // Its blocks go to others at once.
   ++stats_.preempted;
   if (SwapPays(slot.sequence)) SwapOut(slot);
   slot.sequence.GiveUpBlocks();

@@ -9,9 +9,6 @@
 namespace baton {
 namespace {
 
-// Of a step: 6 MiB. A penalty makes one for each different token of a sequence.
-constexpr size_t kEditsMax = size_t{1} << 18;
-
 const SamplePlan& PlanOf(size_t vocab, Sequence& sequence) {
   return sequence.planner.Plan(vocab, sequence.tokens, sequence.prompt_tokens, sequence.sampling,
                                sequence.stop);
@@ -19,8 +16,14 @@ const SamplePlan& PlanOf(size_t vocab, Sequence& sequence) {
 
 }  // namespace
 
-absl::StatusOr<std::vector<std::optional<SampledToken>>> Executor::Run(
-    std::span<const StepItem> items, const LayerDone& layer_done) {
+absl::StatusOr<Executor::Sampled> Executor::Run(std::span<const StepItem> items,
+                                                const LayerDone& layer_done,
+                                                const PlanAhead& ahead) {
+  if (started_.empty() && ahead != nullptr) {
+    std::optional<Draft> draft = DraftStep(items);
+    if (draft.has_value()) BATON_RETURN_IF_ERROR(Start(*std::move(draft)));
+  }
+  if (!started_.empty()) return RunStarted(items, ahead);
   std::vector<BatchRow> rows;
   std::vector<Sequence*> sampling;
   rows.reserve(items.size());
@@ -61,10 +64,7 @@ absl::StatusOr<std::vector<SampledToken>> Executor::RunSampling(std::span<const 
   for (uint32_t i = 0; i < sampling.size(); ++i) {
     const SamplePlan& plan = PlanOf(vocab, *sampling[i]);
     SampleRow& row = samples.emplace_back(plan.row);
-    row.edits_begin = static_cast<uint32_t>(edits_.size());
-    const bool fits = edits_.size() + plan.edits.size() <= kEditsMax;
-    if (fits) edits_.insert(edits_.end(), plan.edits.begin(), plan.edits.end());
-    row.edits_end = static_cast<uint32_t>(edits_.size());
+    const bool fits = AppendEdits(plan, row);
     if (!fits || sampling[i]->sampling.logprobs.has_value()) raw_rows.push_back(i);
   }
   logits_.resize(raw_rows.size() * vocab);
@@ -90,6 +90,14 @@ absl::StatusOr<std::vector<SampledToken>> Executor::RunSampling(std::span<const 
     }
   }
   return tokens;
+}
+
+bool Executor::AppendEdits(const SamplePlan& plan, SampleRow& row) {
+  row.edits_begin = row.edits_end = static_cast<uint32_t>(edits_.size());
+  if (edits_.size() + plan.edits.size() > kEditsMax) return false;
+  edits_.insert(edits_.end(), plan.edits.begin(), plan.edits.end());
+  row.edits_end = static_cast<uint32_t>(edits_.size());
+  return true;
 }
 
 absl::StatusOr<std::vector<SampledToken>> Executor::RunWithLogits(

@@ -1,6 +1,7 @@
 // Goal: a model that samples tokens itself gives what the host would have sampled from its logits,
-// log-probabilities too, whatever the sequences of a step ask for. Method: the same sequences
-// through a model of either kind; what they get is compared with ==.
+// log-probabilities too, whatever the sequences of a step ask for, and whether steps wait for each
+// other or not. Method: the same sequences through a model of either kind; what they get is
+// compared with ==.
 #include "common/engine/executor.h"
 
 #include <gtest/gtest.h>
@@ -166,6 +167,174 @@ TEST(ExecutorTest, ADeviceThatSamplesGivesWhatTheHostWould) {
   }
   EXPECT_EQ(host.model.rows_to_host, 50 * 4u);
   EXPECT_EQ(device.model.rows_to_host, 50 * 2u) << "of those that ask for log-probabilities alone";
+}
+
+// Sequences of the fake model, whose tokens depend on all that is in their blocks.
+class FakeBatch {
+ public:
+  static constexpr uint32_t kBlocks = 16;  // Of a sequence.
+
+  explicit FakeBatch(uint64_t starts_seed = 0)
+      : arena_(KvArena::Create(*device_, model.Layout(4), 8 * kBlocks).value()),
+        executor(&model, arena_.get()) {
+    if (starts_seed != 0) model.StartSteps(starts_seed);
+  }
+
+  // A sequence with a prompt of its own, which has run but for the last token.
+  Sequence& Add(const SamplingParams& params, const StopParams& stop = {}) {
+    auto number = static_cast<uint32_t>(sequences.size());
+    Sequence& sequence = *sequences.emplace_back(std::make_unique<Sequence>());
+    sequence.tokens = {static_cast<TokenId>(number), 5, 6, 5};
+    sequence.prompt_tokens = 3;
+    sequence.total_tokens_max = 4 * kBlocks;
+    sequence.sampling = params;
+    sequence.stop = stop;
+    sequence.arrival = number;
+    sequence.blocks = BlockTable(&pool_);
+    sequence.blocks.Append(pool_.Acquire(kBlocks).value());
+    const BatchRow prompt = {.tokens = std::span(sequence.tokens).first(3),
+                             .start = 0,
+                             .blocks = sequence.blocks.blocks(),
+                             .logit_count = 0};
+    EXPECT_TRUE(FakeModel().Forward({&prompt, 1}, *arena_, {}, nullptr).ok());
+    sequence.computed = 3;
+    return sequence;
+  }
+  std::vector<StepItem> Items() const {
+    std::vector<StepItem> items;
+    for (const std::unique_ptr<Sequence>& sequence : sequences) {
+      items.push_back({.sequence = sequence.get(), .count = 1});
+    }
+    return items;
+  }
+  // A step of all; the next one may be of all, too.
+  absl::Status Step() {
+    return executor.Run(Items(), nullptr, [this] { return Items(); }).status();
+  }
+
+  FakeModel model;
+
+ private:
+  const std::unique_ptr<Device> device_ = MakeHostDevice();
+  BlockPool pool_{8 * kBlocks};
+  const std::unique_ptr<KvArena> arena_;
+
+ public:
+  Executor executor;
+  std::vector<std::unique_ptr<Sequence>> sequences;
+};
+
+class StartedStepsTest : public testing::TestWithParam<uint64_t> {};
+
+TEST_P(StartedStepsTest, GiveTheTokensOfStepsThatWait) {
+  FakeBatch waiting;
+  FakeBatch started(GetParam());
+  for (FakeBatch* batch : {&waiting, &started}) {
+    batch->Add({.temperature = 0.0f});
+    batch->Add({.temperature = 5.0f, .top_k = 50, .seed = 7});
+    batch->Add(
+        {.temperature = 5.0f, .top_p = 0.9f, .logit_bias = {{3, 1.0f}, {9, -1.0f}}, .seed = 8});
+    batch->Add({.temperature = 5.0f, .seed = 9},
+               {.stop_token_ids = {1, 2, 3, 4}, .min_tokens = 20});
+  }
+  for (int step = 0; step < 40; ++step) {
+    ASSERT_TRUE(waiting.Step().ok());
+    ASSERT_TRUE(started.Step().ok());
+    ASSERT_EQ(started.executor.started().size(), 4u);
+    for (size_t i = 0; i < 4; ++i) {
+      ASSERT_EQ(started.sequences[i]->tokens, waiting.sequences[i]->tokens)
+          << "step " << step << " sequence " << i;
+      ASSERT_EQ(started.sequences[i]->computed, waiting.sequences[i]->computed);
+    }
+  }
+  EXPECT_EQ(started.model.started_steps(), 41u);
+  EXPECT_EQ(waiting.model.started_steps(), 0u);
+}
+
+// Goal: what a sequence gets does not depend on who is in the started step beside it.
+TEST_P(StartedStepsTest, SomeComeAndOthersGo) {
+  FakeBatch waiting;
+  FakeBatch started(GetParam());
+  for (FakeBatch* batch : {&waiting, &started}) {
+    for (uint64_t seed = 1; seed <= 4; ++seed) batch->Add({.temperature = 5.0f, .seed = seed});
+  }
+  // Those that run in the steps from here on, one after the other.
+  const std::vector<std::vector<size_t>> steps = {{0, 1}, {0, 1}, {0, 1, 2}, {2, 1},
+                                                  {1},    {1, 3}, {3, 1},    {0, 1, 2, 3}};
+  for (size_t step = 0; step < steps.size(); ++step) {
+    for (FakeBatch* batch : {&waiting, &started}) {
+      const std::vector<StepItem> all = batch->Items();
+      const auto pick = [&](const std::vector<size_t>& places) {
+        std::vector<StepItem> items;
+        for (const size_t place : places) items.push_back(all[place]);
+        return items;
+      };
+      std::vector<StepItem> items = pick(steps[step]);
+      // Whoever was not in the step that was started waits for the next one.
+      if (!batch->executor.started().empty()) {
+        std::erase_if(items, [&](const StepItem& item) {
+          const auto rows = batch->executor.started();
+          return std::none_of(rows.begin(), rows.end(), [&](const Executor::StartedRow& row) {
+            return row.arrival == item.sequence->arrival;
+          });
+        });
+      }
+      ASSERT_EQ(items.size(), steps[step].size());
+      const auto ahead = [&] {
+        return step + 1 == steps.size() ? std::vector<StepItem>() : pick(steps[step + 1]);
+      };
+      const auto sampled = batch->executor.Run(items, nullptr, ahead);
+      ASSERT_TRUE(sampled.ok()) << sampled.status();
+    }
+    for (size_t i = 0; i < 4; ++i) {
+      ASSERT_EQ(started.sequences[i]->tokens, waiting.sequences[i]->tokens)
+          << "step " << step << " sequence " << i;
+    }
+  }
+  EXPECT_TRUE(started.executor.started().empty());
+  EXPECT_EQ(started.model.started_steps(), steps.size());
+}
+
+INSTANTIATE_TEST_SUITE_P(Draws, StartedStepsTest, testing::Values(1, 2, 3, 4));
+
+TEST(ExecutorTest, NothingIsStartedThatNeedsTheTokenBefore) {
+  for (const SamplingParams& params :
+       {SamplingParams{.presence_penalty = 0.5f}, SamplingParams{.frequency_penalty = 0.5f},
+        SamplingParams{.repetition_penalty = 1.2f}}) {
+    FakeBatch batch(1);
+    batch.Add({});
+    batch.Add(params);
+    ASSERT_TRUE(batch.Step().ok());
+    EXPECT_TRUE(batch.executor.started().empty());
+    ASSERT_TRUE(batch.Step().ok());
+  }
+  FakeBatch batch(1);
+  batch.Add({.logprobs = 1});
+  ASSERT_TRUE(batch.Step().ok());
+  EXPECT_EQ(batch.model.started_steps(), 0u) << "the host needs the logits";
+}
+
+TEST(ExecutorTest, AfterAnErrorNothingIsStarted) {
+  for (uint64_t seed = 1; seed <= 8; ++seed) {
+    FakeBatch batch(seed);
+    batch.Add({});
+    const std::vector<TokenId> expected = FakeContinuation(batch.sequences[0]->tokens, 10);
+    const size_t prompt = batch.sequences[0]->tokens.size();
+    ASSERT_TRUE(batch.Step().ok());
+    batch.model.FailNext(absl::InternalError("bad day"));
+    // The step that fails is the one that was started already, or the one after it, which is then
+    // tried again.
+    int failed = 0;
+    for (int step = 0; step < 9; ++step) {
+      if (batch.Step().ok()) continue;
+      ++failed;
+      EXPECT_TRUE(batch.executor.started().empty());
+    }
+    EXPECT_LE(failed, 1);
+    std::vector<TokenId> got(batch.sequences[0]->tokens.begin() + static_cast<ptrdiff_t>(prompt),
+                             batch.sequences[0]->tokens.end());
+    EXPECT_EQ(got, std::vector<TokenId>(expected.begin(), expected.end() - failed));
+  }
 }
 
 }  // namespace

@@ -90,6 +90,16 @@ void CheckOutput(const KernelContext& context, const ConstTensorView& x, size_t 
   BATON_CHECK(output.bias.dim(0) == output.weight->outputs());
 }
 
+void CheckSampling(const KernelContext& context, const TensorView& logits,
+                   std::span<const SampleRow> samples, std::span<const LogitEdit> edits) {
+  CheckF32(context, logits, 2);
+  BATON_CHECK(CanSampleTokens(context, logits.dim(1)));
+  BATON_CHECK(samples.size() == logits.dim(0));
+  for (const SampleRow& sample : samples) {
+    BATON_CHECK(sample.edits_begin <= sample.edits_end && sample.edits_end <= edits.size());
+  }
+}
+
 void CheckGated(const KernelContext& context, const ConstTensorView& gate,
                 const ConstTensorView& up, const TensorView& out) {
   CheckActivations(context, gate, 2);
@@ -164,6 +174,17 @@ Placed<uint32_t> KernelContext::Place(std::span<const uint32_t> rows) {
   return {rows, static_cast<const uint32_t*>(state_->Place(rows.data(), rows.size_bytes()))};
 }
 
+Placed<SampleRow> KernelContext::Place(std::span<const SampleRow> samples) {
+  if (state_ == nullptr) return samples;
+  return {samples,
+          static_cast<const SampleRow*>(state_->Place(samples.data(), samples.size_bytes()))};
+}
+
+Placed<LogitEdit> KernelContext::Place(std::span<const LogitEdit> edits) {
+  if (state_ == nullptr) return edits;
+  return {edits, static_cast<const LogitEdit*>(state_->Place(edits.data(), edits.size_bytes()))};
+}
+
 PlacedSequences KernelContext::Place(std::span<const SequenceRows> sequences, uint32_t end_max) {
   PlacedSequences placed = sequences;
   if (state_ != nullptr) placed.device = state_->Place(sequences, end_max);
@@ -212,7 +233,11 @@ void Embedding(KernelContext& context, const ConstTensorView& table, const Place
   CheckF32(context, out, 2);
   BATON_CHECK(out.dim(0) == ids.host.size());
   BATON_CHECK(out.dim(1) == table.dim(1));
-  for (TokenId id : ids.host) BATON_CHECK(id >= 0 && static_cast<size_t>(id) < table.dim(0));
+  const bool chooses = context.table().sample_vocab_max > 0;
+  for (TokenId id : ids.host) {
+    const bool chosen = chooses && id < 0 && id >= ChosenBy(kStartedRowsMax - 1);
+    BATON_CHECK(chosen || (id >= 0 && static_cast<size_t>(id) < table.dim(0)));
+  }
   context.table().embedding(context, table, ids, out);
 }
 
@@ -467,14 +492,20 @@ bool CanSampleTokens(const KernelContext& context, size_t vocab) {
 absl::Status SampleTokens(KernelContext& context, const TensorView& logits,
                           std::span<const SampleRow> samples, std::span<const LogitEdit> edits,
                           std::span<TokenId> tokens) {
-  CheckF32(context, logits, 2);
-  BATON_CHECK(CanSampleTokens(context, logits.dim(1)));
-  BATON_CHECK(samples.size() == logits.dim(0));
+  CheckSampling(context, logits, samples, edits);
   BATON_CHECK(tokens.size() == logits.dim(0));
-  for (const SampleRow& sample : samples) {
-    BATON_CHECK(sample.edits_begin <= sample.edits_end && sample.edits_end <= edits.size());
-  }
   return context.table().sample_tokens(context, logits, samples, edits, tokens);
+}
+
+absl::Status StartSampling(KernelContext& context, const TensorView& logits,
+                           const Placed<SampleRow>& samples, const Placed<LogitEdit>& edits) {
+  CheckSampling(context, logits, samples.host, edits.host);
+  BATON_CHECK(logits.dim(0) <= kStartedRowsMax);
+  return context.table().start_sampling(context, logits, samples, edits);
+}
+
+absl::Status FinishSampling(KernelContext& context, std::span<TokenId> tokens) {
+  return context.table().finish_sampling(context, tokens);
 }
 
 }  // namespace baton

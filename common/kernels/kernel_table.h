@@ -64,11 +64,14 @@ struct KernelTable {
                         std::span<const TensorView> out);
   void (*combine_routed)(KernelContext&, const ConstTensorView& x, const Routing& routing,
                          const TensorView& out);
-  // 0, and null, if the device does not choose tokens.
+  // 0, and null, all three, if the device does not choose tokens.
   uint32_t sample_vocab_max;
   absl::Status (*sample_tokens)(KernelContext&, const TensorView& logits,
                                 std::span<const SampleRow> samples,
                                 std::span<const LogitEdit> edits, std::span<TokenId> tokens);
+  absl::Status (*start_sampling)(KernelContext&, const TensorView& logits,
+                                 const Placed<SampleRow>& samples, const Placed<LogitEdit>& edits);
+  absl::Status (*finish_sampling)(KernelContext&, std::span<TokenId> tokens);
 };
 
 // The CPU's, in cpu/cpu_kernels.cc.

@@ -68,6 +68,10 @@ struct Placed {
   const T* device = nullptr;
 };
 
+// In place of an id: the token that this row of the last StartSampling chooses. Of a device that
+// samples tokens only.
+constexpr TokenId ChosenBy(uint32_t row) { return -1 - static_cast<TokenId>(row); }
+
 // The sequences of a batch.
 struct PlacedSequences {
   PlacedSequences() = default;
@@ -131,6 +135,8 @@ class KernelContext {
   void BeginStep();
   Placed<TokenId> Place(std::span<const TokenId> ids);
   Placed<uint32_t> Place(std::span<const uint32_t> rows);
+  Placed<SampleRow> Place(std::span<const SampleRow> samples);
+  Placed<LogitEdit> Place(std::span<const LogitEdit> edits);
   // `end_max` as in StepShape; 0: as the sequences are. Borrows them.
   PlacedSequences Place(std::span<const SequenceRows> sequences, uint32_t end_max = 0);
   // Calls the operations of a step. With a shape they are always the same ones, with the same
@@ -229,7 +235,7 @@ inline PlacedSequences::PlacedSequences(std::span<const SequenceRows> sequences)
 inline constexpr uint32_t kHeadDimMax = 1024;
 
 // out[i] = table[ids[i]]. table [vocab, n] of a weight type; out [ids, n], float32.
-// REQUIRES: 0 <= id < vocab.
+// REQUIRES: 0 <= id < vocab, or ChosenBy.
 void Embedding(KernelContext& context, const ConstTensorView& table, const Placed<TokenId>& ids,
                const TensorView& out);
 
@@ -417,6 +423,13 @@ bool CanSampleTokens(const KernelContext& context, size_t vocab);
 absl::Status SampleTokens(KernelContext& context, const TensorView& logits,
                           std::span<const SampleRow> samples, std::span<const LogitEdit> edits,
                           std::span<TokenId> tokens);
+// The same in two halves, at most kStartedRowsMax rows: the device does the first when it comes to
+// it, and the second waits for it. At most two are started and not finished; the oldest comes
+// first.
+constexpr uint32_t kStartedRowsMax = 1024;
+absl::Status StartSampling(KernelContext& context, const TensorView& logits,
+                           const Placed<SampleRow>& samples, const Placed<LogitEdit>& edits);
+absl::Status FinishSampling(KernelContext& context, std::span<TokenId> tokens);
 
 }  // namespace baton
 

@@ -7,6 +7,7 @@
 #define BATON_COMMON_MODEL_BATCH_H_
 
 #include <cstdint>
+#include <optional>
 #include <span>
 
 #include "common/base/ids.h"
@@ -21,6 +22,16 @@ struct BatchRow {
   // `start` sees in any layer are not looked at.
   std::span<const BlockId> blocks;
   uint32_t logit_count = 0;  // The last so many tokens want logits; 0 inside a prompt.
+};
+
+// A row of a decode step that is started while the step before it may still run: one token, whose
+// successor is wanted.
+struct DecodeRow {
+  TokenId token = 0;  // In [0, vocab_size). Of no meaning with chosen_by:
+  // the token is the one that this row of the step before chooses.
+  std::optional<uint32_t> chosen_by = {};
+  uint32_t start = 0;  // As in BatchRow, with what the step before writes.
+  std::span<const BlockId> blocks;
 };
 
 // For a model that samples tokens itself. Host memory. n: the sum of the rows' logit_count.

@@ -298,24 +298,29 @@ Decoder::Step Decoder::PlaceBatch(Batch& batch, const StepShape* shape) {
   return step;
 }
 
+bool Decoder::HaveShape(size_t rows) const {
+  // NCCL does not give up a group that a recording knows.
+  if (collective_ != nullptr) return false;
+  const uint32_t padded = context_->PaddedRows(static_cast<uint32_t>(rows));
+  if (padded > std::min<size_t>(batch_tokens_max_, logits_.dim(0))) return false;
+  for (uint32_t i = 0; i < config_.layers; ++i) {
+    // Otherwise experts are chosen on the host.
+    if (config_.HasExperts(i) && !experts_->RunsOnDevice(weights_->layer(i).experts, padded)) {
+      return false;
+    }
+  }
+  return true;
+}
+
 std::optional<StepShape> Decoder::ShapeOf(std::span<const BatchRow> rows, const KvArena& cache,
                                           const LayerDone& layer_done) const {
-  // NCCL does not give up a group that a recording knows.
-  if (layer_done != nullptr || collective_ != nullptr) return std::nullopt;
+  if (layer_done != nullptr || !HaveShape(rows.size())) return std::nullopt;
   uint32_t end = kRecordedEndMin;
   for (const BatchRow& row : rows) {
     if (row.tokens.size() != 1 || row.logit_count != 1) return std::nullopt;
     end = std::max(end, row.start + 1);
   }
-  const uint32_t padded = context_->PaddedRows(static_cast<uint32_t>(rows.size()));
-  if (padded > std::min<size_t>(batch_tokens_max_, logits_.dim(0))) return std::nullopt;
-  for (uint32_t i = 0; i < config_.layers; ++i) {
-    // Otherwise experts are chosen on the host.
-    if (config_.HasExperts(i) && !experts_->RunsOnDevice(weights_->layer(i).experts, padded)) {
-      return std::nullopt;
-    }
-  }
-  return StepShape{.rows = padded,
+  return StepShape{.rows = context_->PaddedRows(static_cast<uint32_t>(rows.size())),
                    .end_max = std::bit_ceil(end),
                    .cache = cache.BlockData(BlockId{0}, rank()),
                    .layout = cache.layout().Fingerprint()};
@@ -377,6 +382,43 @@ absl::Status Decoder::ForwardAndSample(std::span<const BatchRow> rows, KvArena& 
     return SampleTokens(*context_, logits_.Rows(0, count), samples, edits,
                         choice.tokens.subspan(begin, count));
   });
+}
+
+bool Decoder::CanStart(size_t rows) const {
+  return samples_tokens() && rows > 0 && rows <= kStartedRowsMax && HaveShape(rows);
+}
+
+absl::Status Decoder::StartStep(std::span<const DecodeRow> rows, KvArena& cache,
+                                std::span<const SampleRow> samples,
+                                std::span<const LogitEdit> edits) {
+  BATON_CHECK(CanStart(rows.size()));
+  std::vector<BatchRow> batch_rows;
+  for (const DecodeRow& row : rows) {
+    batch_rows.push_back(
+        {.tokens = {&row.token, 1}, .start = row.start, .blocks = row.blocks, .logit_count = 1});
+  }
+  BATON_RETURN_IF_ERROR(CheckCall(batch_rows, cache, samples.size()));
+  Batch batch = PrepareBatch(batch_rows, cache.layout().block_tokens);
+  for (size_t i = 0; i < rows.size(); ++i) {
+    if (rows[i].chosen_by.has_value()) batch.tokens[i] = ChosenBy(*rows[i].chosen_by);
+  }
+  const std::optional<StepShape> shape = ShapeOf(batch_rows, cache, nullptr);
+  const Step step = PlaceBatch(batch, &*shape);
+  const Placed<SampleRow> placed_samples = context_->Place(samples);
+  const Placed<LogitEdit> placed_edits = context_->Place(edits);
+  const size_t tokens = batch.tokens.size();
+  BATON_RETURN_IF_ERROR(context_->RunStep(&*shape, [&]() -> absl::Status {
+    const absl::Status status = RunLayers(step, cache, Cut(tokens), nullptr);
+    return status.ok() ? RunHead(scratch_.h.Rows(0, tokens)) : status;
+  }));
+  const absl::Status started =
+      StartSampling(*context_, logits_.Rows(0, rows.size()), placed_samples, placed_edits);
+  if (!started.ok()) context_->Finish().IgnoreError();  // What came before may be running.
+  return started;
+}
+
+absl::Status Decoder::FinishStep(std::span<TokenId> tokens) {
+  return FinishSampling(*context_, tokens);
 }
 
 absl::Status Decoder::TakeRawLogits(const TokenChoice& choice, size_t begin, size_t count) {

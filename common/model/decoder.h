@@ -50,6 +50,11 @@ class Decoder final : public Model {
   bool samples_tokens() const override { return CanSampleTokens(*context_, config_.vocab_size); }
   absl::Status ForwardAndSample(std::span<const BatchRow> rows, KvArena& cache,
                                 const TokenChoice& choice, const LayerDone& layer_done) override;
+  bool CanStart(size_t rows) const override;
+  absl::Status StartStep(std::span<const DecodeRow> rows, KvArena& cache,
+                         std::span<const SampleRow> samples,
+                         std::span<const LogitEdit> edits) override;
+  absl::Status FinishStep(std::span<TokenId> tokens) override;
 
   // What these calls refuse before they do anything. `logit_rows`: that there is room for.
   absl::Status CheckCall(std::span<const BatchRow> rows, const KvArena& cache,
@@ -111,6 +116,8 @@ class Decoder final : public Model {
   static Batch PrepareBatch(std::span<const BatchRow> rows, uint32_t block_tokens);
   // With a shape the batch is filled up to its rows.
   Step PlaceBatch(Batch& batch, const StepShape* shape);
+  // Whether steps of one token for each of so many sequences have a shape.
+  bool HaveShape(size_t rows) const;
   // The shape of a step of one token for each sequence, which a device may record.
   std::optional<StepShape> ShapeOf(std::span<const BatchRow> rows, const KvArena& cache,
                                    const LayerDone& layer_done) const;

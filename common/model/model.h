@@ -83,6 +83,27 @@ class Model {
                                         const LayerDone& /*layer_done*/) {
     return absl::UnimplementedError("the model does not sample tokens");
   }
+
+  // Decode steps that the device does one after the other without waiting for the host: the next
+  // one is started before the tokens of the one that runs are known.
+
+  // Whether StartStep takes so many rows.
+  virtual bool CanStart(size_t /*rows*/) const { return false; }
+  // Hands the step to the device: it writes K and V, and chooses the token of row i as samples[i]
+  // and the edits say. All arguments but the cache may go when this returns. The blocks of the rows
+  // must stay theirs until the step is finished. After an error the device does nothing of it any
+  // more. REQUIRES: CanStart; at most one other step is
+  // started and not finished, and it is the one that `chosen_by` counts; no other call meanwhile.
+  virtual absl::Status StartStep(std::span<const DecodeRow> /*rows*/, KvArena& /*cache*/,
+                                 std::span<const SampleRow> /*samples*/,
+                                 std::span<const LogitEdit> /*edits*/) {
+    return absl::UnimplementedError("the model does not start steps");
+  }
+  // Waits for the oldest started step; gives the token of each row. After an error the device does
+  // nothing more of it. REQUIRES: there is one; tokens.size() fits exactly.
+  virtual absl::Status FinishStep(std::span<TokenId> /*tokens*/) {
+    return absl::UnimplementedError("the model does not start steps");
+  }
 };
 
 }  // namespace baton

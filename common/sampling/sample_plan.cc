@@ -35,7 +35,8 @@ LogitEdit PenaltyOf(TokenId id, size_t count, const SamplingParams& params) {
 
 // Every change by itself, in the order in which they are made to any one token.
 std::vector<LogitEdit> SingleEdits(std::span<const TokenId> tokens, std::span<const TokenId> output,
-                                   const SamplingParams& params, const StopParams& stop) {
+                                   const SamplingParams& params, const StopParams& stop,
+                                   bool barred) {
   std::vector<LogitEdit> edits;
   for (const auto& [id, bias] : params.logit_bias) {
     edits.push_back({.id = id, .bias = bias, .flags = kBiased});
@@ -49,7 +50,7 @@ std::vector<LogitEdit> SingleEdits(std::span<const TokenId> tokens, std::span<co
     ForEachDistinct(
         output, [&](TokenId id, size_t count) { edits.push_back(PenaltyOf(id, count, params)); });
   }
-  if (output.size() < stop.min_tokens) {
+  if (barred) {
     for (const TokenId id : stop.stop_token_ids) edits.push_back({.id = id, .flags = kBarred});
   }
   return edits;
@@ -100,12 +101,9 @@ void Replace(std::span<const LogitEdit> own, std::vector<LogitEdit>& edits) {
   edits.insert(end, own.begin() + static_cast<ptrdiff_t>(had), own.end());
 }
 
-}  // namespace
-
-SamplePlan PlanSample(size_t vocab, std::span<const TokenId> tokens, uint32_t prompt_tokens,
-                      const SamplingParams& params, const StopParams& stop, uint32_t sample_index) {
-  BATON_CHECK(prompt_tokens <= tokens.size());
-  std::vector<LogitEdit> single = SingleEdits(tokens, tokens.subspan(prompt_tokens), params, stop);
+// Of so many tokens; `single` as SingleEdits says.
+SamplePlan PlanOf(size_t vocab, std::vector<LogitEdit> single, size_t token_count,
+                  const SamplingParams& params, uint32_t sample_index) {
   std::erase_if(single, [vocab](const LogitEdit& edit) {
     return edit.id < 0 || static_cast<size_t>(edit.id) >= vocab;
   });
@@ -117,16 +115,45 @@ SamplePlan PlanSample(size_t vocab, std::span<const TokenId> tokens, uint32_t pr
               .top_k = params.top_k,
               .top_p = params.top_p,
               .min_p = params.min_p,
-              .u = UniformAt(params.seed, sample_index, static_cast<uint32_t>(tokens.size())),
+              .u = UniformAt(params.seed, sample_index, static_cast<uint32_t>(token_count)),
               .edits_begin = 0,
               .edits_end = static_cast<uint32_t>(plan.edits.size())};
   return plan;
 }
 
+}  // namespace
+
+SamplePlan PlanSample(size_t vocab, std::span<const TokenId> tokens, uint32_t prompt_tokens,
+                      const SamplingParams& params, const StopParams& stop, uint32_t sample_index) {
+  BATON_CHECK(prompt_tokens <= tokens.size());
+  const std::span<const TokenId> output = tokens.subspan(prompt_tokens);
+  const bool barred = output.size() < stop.min_tokens;
+  return PlanOf(vocab, SingleEdits(tokens, output, params, stop, barred), tokens.size(), params,
+                sample_index);
+}
+
+bool DisregardsTokens(const SamplingParams& params) {
+  return params.repetition_penalty == 1.0f && !CountsOutput(params);
+}
+
+const SamplePlan& SamplePlanner::PlanAhead(size_t vocab, size_t token_count, uint32_t prompt_tokens,
+                                           const SamplingParams& params, const StopParams& stop) {
+  BATON_CHECK(DisregardsTokens(params));
+  const size_t seen = std::exchange(planned_tokens_, token_count);
+  const size_t barred_below = size_t{prompt_tokens} + stop.min_tokens;
+  const bool barred = token_count < barred_below;
+  if (seen == 0 || barred != (seen < barred_below)) {
+    plan_ = PlanOf(vocab, SingleEdits({}, {}, params, stop, barred), token_count, params, 0);
+  } else {
+    plan_.row.u = UniformAt(params.seed, 0, static_cast<uint32_t>(token_count));
+  }
+  return plan_;
+}
+
 const SamplePlan& SamplePlanner::Plan(size_t vocab, std::span<const TokenId> tokens,
                                       uint32_t prompt_tokens, const SamplingParams& params,
                                       const StopParams& stop) {
-  BATON_CHECK(tokens.size() >= planned_tokens_ && prompt_tokens <= tokens.size());
+  BATON_CHECK(prompt_tokens <= tokens.size());
   const size_t seen = std::exchange(planned_tokens_, tokens.size());
   const size_t barred_below = size_t{prompt_tokens} + stop.min_tokens;
   const bool barred = tokens.size() < barred_below;

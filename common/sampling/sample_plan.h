@@ -25,14 +25,22 @@ SamplePlan PlanSample(size_t vocab, std::span<const TokenId> tokens, uint32_t pr
                       const SamplingParams& params, const StopParams& stop,
                       uint32_t sample_index = 0);
 
+// Whether the plans of such a request depend on how many tokens there are, and not on which.
+bool DisregardsTokens(const SamplingParams& params);
+
 // The plans of one sequence, token after token. They are those of PlanSample, which sorts all
 // tokens each time; here one new token is brought into the last plan. Any one thread.
 class SamplePlanner {
  public:
-  // REQUIRES: `tokens` begin with those of the call before; the other arguments are the same.
+  // REQUIRES: `tokens` begin with those of the call before, or are fewer; the other arguments are
+  // the same.
   // The plan is good until the next call.
   const SamplePlan& Plan(size_t vocab, std::span<const TokenId> tokens, uint32_t prompt_tokens,
                          const SamplingParams& params, const StopParams& stop);
+  // The same when there will be `token_count` tokens, of which the last ones are not known yet.
+  // REQUIRES: DisregardsTokens(params).
+  const SamplePlan& PlanAhead(size_t vocab, size_t token_count, uint32_t prompt_tokens,
+                              const SamplingParams& params, const StopParams& stop);
 
  private:
   SamplePlan plan_;

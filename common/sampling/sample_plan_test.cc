@@ -113,8 +113,8 @@ bool Equal(std::span<const LogitEdit> a, std::span<const LogitEdit> b) {
       });
 }
 
-// Goal: a plan that is brought forward is the one that is made anew, whatever the options are and
-// however many tokens are new.
+// Goal: a plan that is brought forward, or made before the token is known, is the one that is made
+// anew, whatever the options are and however many tokens are new.
 TEST(SamplePlannerTest, PlansAsIfItLookedAtAllTokens) {
   constexpr TokenId kVocab = 20;
   std::mt19937 random(2);
@@ -136,7 +136,11 @@ TEST(SamplePlannerTest, PlansAsIfItLookedAtAllTokens) {
     const auto prompt_tokens = static_cast<uint32_t>(random() % (tokens.size() + 1));
     SamplePlanner planner;
     for (int step = 0; step < 40; ++step) {
-      const SamplePlan& plan = planner.Plan(kVocab, tokens, prompt_tokens, params, stop);
+      const bool ahead = DisregardsTokens(params) && random() % 2 == 0;
+      if (ahead) tokens.push_back(token());  // Whatever it will be.
+      const SamplePlan& plan =
+          ahead ? planner.PlanAhead(kVocab, tokens.size(), prompt_tokens, params, stop)
+                : planner.Plan(kVocab, tokens, prompt_tokens, params, stop);
 
       const SamplePlan expected = PlanSample(kVocab, tokens, prompt_tokens, params, stop);
       ASSERT_TRUE(Equal(plan.edits, expected.edits)) << "round " << round << " step " << step;
@@ -146,6 +150,8 @@ TEST(SamplePlannerTest, PlansAsIfItLookedAtAllTokens) {
       // Mostly one more; sometimes none, or many.
       const size_t kinds[] = {1, 1, 1, 1, 1, 1, 0, 2};
       for (size_t more = kinds[random() % 8]; more > 0; --more) tokens.push_back(token());
+      // As after a step that failed.
+      if (random() % 16 == 0 && tokens.size() > prompt_tokens) tokens.pop_back();
     }
   }
 }

@@ -71,7 +71,8 @@ class Harness {
                           .start = grant.held_tokens,
                           .blocks = grant.blocks,
                           .logit_count = 0};
-    ASSERT_TRUE(fixture.model.Forward(std::span(&row, 1), *fixture.arena, {}, nullptr).ok());
+    FakeModel prefill_model(97, 256, window);
+    ASSERT_TRUE(prefill_model.Forward(std::span(&row, 1), *fixture.arena, {}, nullptr).ok());
     engine.OnTransferEvent(
         LeaseFilled{.lease = grant.lease,
                     .epoch = grant.epoch,
@@ -94,7 +95,8 @@ class Harness {
   void RunAll() {
     for (int step = 0; engine.HasWork(); ++step) {
       ASSERT_LT(step, 100000);
-      ASSERT_TRUE(engine.Step(fixture.now));
+      // The last one may only have forgotten a step that was started.
+      ASSERT_TRUE(engine.Step(fixture.now) || !engine.HasWork());
       fixture.pool.CheckInvariants();
       Listen();
     }

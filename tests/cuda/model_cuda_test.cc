@@ -251,6 +251,63 @@ TEST_P(ModelCudaTest, GreedyTokensThatTheGpuChoosesAreEqual) {
   }
 }
 
+// The same with steps that are started before the one before has ended. Later ones have no tokens
+// from the host, fewer sequences in another order, and one that was not in the step before.
+TEST_P(ModelCudaTest, GreedyTokensOfStartedStepsAreEqual) {
+  Load("f32", DType::kF32);
+  constexpr uint32_t kSequences = 4;
+  if (!model_->CanStart(kSequences)) GTEST_SKIP() << "the model does not start such steps";
+  const std::vector<TokenId>& greedy = golden_.greedy;
+  const auto prompt_tokens = static_cast<uint32_t>(golden_.prompt.size());
+  std::vector<BatchRow> prompts;
+  for (uint32_t sequence = 0; sequence < kSequences; ++sequence) {
+    prompts.push_back(Row(golden_.prompt, 0, prompt_tokens, sequence));
+  }
+  Run(prompts);
+  // Those of each step, in its order.
+  std::vector<std::vector<uint32_t>> steps;
+  for (size_t step = 0; step + 1 < greedy.size(); ++step) {
+    steps.push_back(step % 3 == 0   ? std::vector<uint32_t>{0, 1, 2}
+                    : step % 3 == 1 ? std::vector<uint32_t>{2, 0}
+                                    : std::vector<uint32_t>{0, 2, 3});
+  }
+  std::vector<uint32_t> done(kSequences);  // Tokens that each sequence has run, or will have.
+  const auto start = [&](size_t step) {
+    std::vector<DecodeRow> rows;
+    for (const uint32_t sequence : steps[step]) {
+      DecodeRow row = {.start = prompt_tokens + done[sequence], .blocks = BlocksOf(sequence)};
+      const std::vector<uint32_t> before = step == 0 ? std::vector<uint32_t>() : steps[step - 1];
+      const auto place = std::find(before.begin(), before.end(), sequence);
+      if (place == before.end()) {
+        row.token = greedy[done[sequence]];
+      } else {
+        row.chosen_by = static_cast<uint32_t>(place - before.begin());
+      }
+      ++done[sequence];
+      rows.push_back(row);
+    }
+    const std::vector<SampleRow> samples(rows.size());
+    return model_->StartStep(rows, *cache_, samples, {});
+  };
+  std::vector<uint32_t> checked(kSequences);
+
+  ASSERT_TRUE(start(0).ok());
+  for (size_t step = 0; step < steps.size(); ++step) {
+    if (step + 1 < steps.size()) {
+      const absl::Status status = start(step + 1);
+      ASSERT_TRUE(status.ok()) << status;
+    }
+    std::vector<TokenId> chosen(steps[step].size());
+    const absl::Status status = model_->FinishStep(chosen);
+    ASSERT_TRUE(status.ok()) << status;
+    for (size_t i = 0; i < chosen.size(); ++i) {
+      const uint32_t sequence = steps[step][i];
+      ASSERT_EQ(chosen[i], greedy[++checked[sequence]]) << "step " << step << " of " << sequence;
+    }
+  }
+  EXPECT_EQ(checked[0], greedy.size() - 1);
+}
+
 // More rows than logits are computed of at a time.
 class ManyRowsTest : public ModelCudaTest {};
 

@@ -103,6 +103,15 @@ BUGS = {
         "  Upload();\n  step_inputs_ = used_;\n",
         "  if (shape == nullptr || recordings_[*shape].graph == nullptr) Upload();\n  step_inputs_ = used_;\n",
         "model_cuda_test"),
+    "started steps: inputs are overwritten before they are uploaded": (
+        KERNELS + "cuda_state.cc",
+        '  Check(cudaEventSynchronize(uploads_done_), "waiting for uploads");\n', "", "model_cuda_test"),
+    "started steps: a row takes the token of its place in the step before": (
+        KERNELS + "rowwise.cu", "id < 0 ? chosen[-1 - id] : id", "id < 0 ? chosen[blockIdx.x] : id",
+        "model_cuda_test"),
+    "started steps: tokens are read before they have arrived": (
+        KERNELS + "started_tokens.cc", "CudaStatus(cudaEventSynchronize(slot.there), what)",
+        "CudaStatus(cudaSuccess, what)", "model_cuda_test"),
     "KV leaves the GPU before the copy is complete": (
         "common/device/cuda/cuda_device.cc",
         "      CudaStatus(cudaStreamSynchronize(copies_), name_ + \": finishing copies\");",

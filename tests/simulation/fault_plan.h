@@ -26,6 +26,7 @@ struct FaultPlan {
   uint32_t window = 0;                               // Of the model's attention; 0: none.
   bool local_prefill = true;                         // Of decode workers, when the router asks.
   bool colocated = false;        // Decode workers always compute prompts themselves.
+  bool started_steps = false;    // Decode workers start steps before the one before has ended.
   bool late_workers = false;     // Some join while requests are running.
   size_t message_bytes_max = 0;  // Of a KV message; 0: one layer of one block.
 
@@ -63,8 +64,9 @@ struct FaultPlan {
   bool unlimited_retries() const { return retries_max > 1000; }
 };
 
-// `rare` decides what most seeds have nothing of.
-inline FaultPlan DrawPlan(Dice& dice, Dice& rare) {
+// `rare` decides what most seeds have nothing of, and `steps` how workers step: so the plans of
+// known seeds stay what they are.
+inline FaultPlan DrawPlan(Dice& dice, Dice& rare, Dice steps) {
   FaultPlan plan;
   plan.prefill_workers = dice.Below(4);
   plan.decode_workers = dice.Between(1, 3);
@@ -114,6 +116,8 @@ inline FaultPlan DrawPlan(Dice& dice, Dice& rare) {
   }
   plan.swap_blocks = dice.Chance(0.5) ? 0 : dice.Between(4, 64);
   plan.local_prefill_tokens_max = dice.Chance(0.5) ? 0 : dice.Between(1, 20);
+
+  plan.started_steps = steps.Chance(0.5);
 
   if (rare.Chance(0.15)) {
     plan.open_ended = 0.5;

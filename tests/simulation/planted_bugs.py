@@ -135,6 +135,18 @@ BUGS = {
         "router/router_core.cc",
         "  request.placed_tokens_max = std::min(request.placed_tokens_max, KvTokensMax(decode));\n",
         ""),
+    "blocks are free while a step that was started writes them": (
+        "decode_worker/decode_engine_ahead.cc",
+        "  if (!executor_->started().empty()) written_.push_back(std::move(blocks));\n",
+        ""),
+    "a step is started without room for its tokens": (
+        "decode_worker/decode_engine_ahead.cc",
+        "    const uint32_t tokens = sequence.token_count() + (in_step.contains(&sequence) ? 1 : 0);\n",
+        "    const uint32_t tokens = sequence.token_count();\n"),
+    "a worker with a started step is at rest": (
+        "decode_worker/decode_engine.h",
+        "return running_count_ > 0 || !scheduler_.empty() || !executor_->started().empty();",
+        "return running_count_ > 0 || !scheduler_.empty();"),
     "prefix blocks are published before they are computed": (
         "common/engine/sequence.cc",
         "  while ((sequence.published_blocks + 1) * block_tokens <= sequence.computed) {\n",

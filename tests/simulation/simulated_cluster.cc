@@ -58,24 +58,25 @@ void Happened::Add(const Happened& other) {
   messages_refused += other.messages_refused;
   preempted += other.preempted;
   swapped += other.swapped;
+  started_steps += other.started_steps;
 }
 
 std::string Happened::ToString() const {
-  return absl::StrCat("requests ", requests, ", completed ", completed, ", retries ", retries,
-                      ", moves ", moves, ", moves failed ", moves_failed, "\nworkers killed ",
-                      crashes, ", paused ", pauses, ", drained ", drains, ", routers killed ",
-                      router_crashes, ", sessions broken ", sessions_broken,
-                      "\ntransfers acknowledged ", transfers_acked, ", failed ", transfers_failed,
-                      ", connections closed by force ", force_closes, "\nmessages refused ",
-                      messages_refused, ", checksum mismatches ", checksum_mismatches,
-                      ", sequences preempted ", preempted, ", came back with their KV ", swapped);
+  return absl::StrCat(
+      "requests ", requests, ", completed ", completed, ", retries ", retries, ", moves ", moves,
+      ", moves failed ", moves_failed, "\nworkers killed ", crashes, ", paused ", pauses,
+      ", drained ", drains, ", routers killed ", router_crashes, ", sessions broken ",
+      sessions_broken, "\ntransfers acknowledged ", transfers_acked, ", failed ", transfers_failed,
+      ", connections closed by force ", force_closes, "\nmessages refused ", messages_refused,
+      ", checksum mismatches ", checksum_mismatches, ", sequences preempted ", preempted,
+      ", came back with their KV ", swapped, "\nsteps started ahead ", started_steps);
 }
 
 SimulatedCluster::SimulatedCluster(uint64_t seed, Record& record)
     : dice_(seed),
       record_(record),
       rare_(~seed),
-      plan_(DrawPlan(dice_, rare_)),
+      plan_(DrawPlan(dice_, rare_, Dice(3 * seed + 1))),
       latency_max_(dice_.Between(milliseconds(1), milliseconds(20))),
       delivery_(new SimulatedDelivery(plan_, faults_, now_, dice_.Roll())),
       network_(std::unique_ptr<DeliveryPolicy>(delivery_)) {
@@ -526,6 +527,7 @@ void SimulatedCluster::Collect(const SimulatedWorker& worker) {
                                 in.refused_overlap + in.refused_size;
   happened_.preempted += worker.stats().preempted;
   happened_.swapped += worker.stats().swapped_in;
+  happened_.started_steps += worker.started_steps();
 }
 
 SimulatedCluster::Place* SimulatedCluster::Find(WorkerId id) {

@@ -112,6 +112,7 @@ SimulatedWorker::SimulatedWorker(std::string name, v1::Role role, Incarnation in
       arena_(KvArena::Create(*device_, model_.Layout(kSimulatedBlockTokens), blocks).value()),
       pool_(arena_->block_count()),
       executor_(&model_, arena_.get()) {
+  if (plan.started_steps && role == v1::ROLE_DECODE) model_.StartSteps(seed);
   auto transport = std::make_unique<GuardedTransport>(network.Open(name_), this);
   address_ = transport->address();
   transfers_ = std::make_unique<TransferCore>(
@@ -179,6 +180,11 @@ bool SimulatedWorker::RunTransfers() {
 }
 
 bool SimulatedWorker::RunEngine() {
+  if (std::exchange(in_step_, false)) {
+    engine_->Step(now_);
+    pool_.CheckInvariants();
+    return true;
+  }
   const bool any = !inbox_.empty();
   for (InboxItem& item : std::exchange(inbox_, {})) {
     if (const auto* opened = std::get_if<SessionOpened>(&item)) {
@@ -207,7 +213,9 @@ bool SimulatedWorker::RunEngine() {
     engine_->OnTick(now_);
     next_tick_ = now_ + kEngineTick;
   }
-  const bool stepped = engine_->HasWork() && engine_->Step(now_);
+  // What was started before may still run when KV arrives, and this thread only waits for it then.
+  in_step_ = engine_->HasWork() && plan_.started_steps;
+  const bool stepped = in_step_ || (engine_->HasWork() && engine_->Step(now_));
   if (any || stepped) pool_.CheckInvariants();
   return any || stepped;
 }

@@ -71,6 +71,7 @@ class SimulatedWorker final : public EventPort, public TransferPort {
   void CheckAtRest();
 
   const EngineStats& stats() const { return engine_->stats(); }
+  uint64_t started_steps() const { return model_.started_steps(); }
   const KvReceiver::Counters& received() const { return transfers_->receiver().counters(); }
   const KvSender::Counters& sent() const { return transfers_->sender().counters(); }
 
@@ -122,6 +123,7 @@ class SimulatedWorker final : public EventPort, public TransferPort {
   std::vector<Incarnation> sessions_;  // Open ones, as the engine's thread knows them.
   Instant next_tick_{};
   bool draining_ = false;
+  bool in_step_ = false;  // The engine's thread; it ends when that is run again.
 };
 
 }  // namespace baton

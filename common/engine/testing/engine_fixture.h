@@ -4,6 +4,7 @@
 #define BATON_COMMON_ENGINE_TESTING_ENGINE_FIXTURE_H_
 
 #include <cstdint>
+#include <cstdlib>
 #include <memory>
 #include <string>
 #include <utility>
@@ -89,7 +90,8 @@ class RecordedTransfers final : public TransferPort {
   std::string address_ = "decode";
 };
 
-// Owns what an engine borrows. `block_tokens` is 4.
+// Owns what an engine borrows. `block_tokens` is 4. With BATON_TEST_STARTED_STEPS in the
+// environment the model starts steps, and its number draws when they are computed.
 struct EngineFixture {
   static constexpr uint32_t kBlockTokens = 4;
 
@@ -98,7 +100,10 @@ struct EngineFixture {
         device(MakeHostDevice()),
         arena(KvArena::Create(*device, model.Layout(kBlockTokens), block_count).value()),
         pool(block_count),
-        executor(&model, arena.get()) {}
+        executor(&model, arena.get()) {
+    const char* const seed = std::getenv("BATON_TEST_STARTED_STEPS");
+    if (seed != nullptr) model.StartSteps(std::strtoull(seed, nullptr, 10));
+  }
 
   FakeModel model;
   std::unique_ptr<Device> device;

@@ -351,6 +351,8 @@ const KernelTable& CpuKernels() {
       .combine_routed = nullptr,
       .sample_vocab_max = 0,
       .sample_tokens = nullptr,
+      .start_sampling = nullptr,
+      .finish_sampling = nullptr,
   };
   return kTable;
 }

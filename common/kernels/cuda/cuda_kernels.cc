@@ -41,7 +41,8 @@ void EmbeddingCuda(KernelContext& context, const ConstTensorView& table, const P
   static_assert(sizeof(TokenId) == sizeof(int32_t));
   const auto* numbers = reinterpret_cast<const int32_t*>(DeviceNumbers(context, ids));
   StateOf(context).Check(Embedding(StateOf(context).launch(), table.data(), table.dtype(), numbers,
-                                   Size(ids.host.size()), Size(table.dim(1)), out.f32()),
+                                   StateOf(context).started_tokens().data(), Size(ids.host.size()),
+                                   Size(table.dim(1)), out.f32()),
                          "embedding");
 }
 
@@ -299,6 +300,26 @@ absl::Status SampleTokensCuda(KernelContext& context, const TensorView& logits,
   return state.TakeStatus();
 }
 
+absl::Status StartSamplingCuda(KernelContext& context, const TensorView& logits,
+                               const Placed<SampleRow>& samples, const Placed<LogitEdit>& edits) {
+  CudaState& state = StateOf(context);
+  const uint32_t rows = Size(logits.dim(0));
+  const uint32_t vocab = Size(logits.dim(1));
+  const SampleRow* const placed = DeviceNumbers(context, samples);
+  const LogitEdit* const changes = DeviceNumbers(context, edits);
+  void* const scratch = state.Scratch(SampleScratchBytes(rows, vocab));
+  if (!state.ok()) return state.TakeStatus();
+  state.Check(SampleTokens(state.launch(), logits.f32(), rows, vocab, placed, changes, scratch,
+                           state.started_tokens().data()),
+              "choosing tokens");
+  if (!state.ok()) return state.TakeStatus();
+  return state.started_tokens().Bring(rows);
+}
+
+absl::Status FinishSamplingCuda(KernelContext& context, std::span<TokenId> tokens) {
+  return StateOf(context).started_tokens().Take(tokens);
+}
+
 }  // namespace
 
 const KernelTable& CudaKernels() {
@@ -332,6 +353,8 @@ const KernelTable& CudaKernels() {
       .combine_routed = CombineRoutedCuda,
       .sample_vocab_max = kSampleVocabMax,
       .sample_tokens = SampleTokensCuda,
+      .start_sampling = StartSamplingCuda,
+      .finish_sampling = FinishSamplingCuda,
   };
   return kTable;
 }

@@ -55,6 +55,7 @@ absl::Status CudaState::Allocate() {
   Check(cudaEventCreateWithFlags(&forked_, cudaEventDisableTiming), "creating an event");
   Check(cudaEventCreateWithFlags(&uploads_done_, cudaEventDisableTiming), "creating an event");
   BATON_RETURN_IF_ERROR(AllocateInputs(kInputBytesMin));
+  BATON_RETURN_IF_ERROR(started_tokens_.Allocate());
   Scratch(scratch_expected_);
   return TakeStatus();
 }

@@ -23,6 +23,7 @@
 #include "absl/status/statusor.h"
 #include "common/device/cuda/cuda_device.h"
 #include "common/kernels/cuda/launch.h"
+#include "common/kernels/cuda/started_tokens.h"
 #include "common/kernels/kernels.h"
 
 namespace baton::cuda {
@@ -66,6 +67,7 @@ class CudaState final : public KernelState {
   const Launch& launch() const { return launch_; }
   cublasLtHandle_t cublas() const { return cublas_; }
   CudaDevice& device() { return device_; }
+  StartedTokens& started_tokens() { return started_tokens_; }
   // Keeps the first error, which the step returns.
   void Check(cudaError_t error, const char* what);
   void Check(absl::Status status);
@@ -117,6 +119,7 @@ class CudaState final : public KernelState {
       : device_(device),
         launch_(launch),
         activations_(options.activations),
+        started_tokens_(device),
         scratch_expected_(options.scratch_bytes) {}
   absl::Status Allocate();
   absl::Status AllocateInputs(size_t bytes);
@@ -131,6 +134,7 @@ class CudaState final : public KernelState {
   CudaDevice& device_;
   const Launch launch_;
   const DType activations_;
+  StartedTokens started_tokens_;
   cublasLtHandle_t cublas_ = nullptr;
   DeviceMemory workspaces_;
   Lane lanes_[kLanes];

@@ -68,9 +68,10 @@ cudaError_t FindCode();
 // ---- rowwise.cu ------------------------------------------------------------------------------
 // `type` is the type of activations: kF32, kF16 or kBF16. The residual stream x is float32.
 
-// out[i] = float(table[ids[i]]). table [.., n] of type table_type.
+// out[i] = float(table[ids[i]]), where an id below zero stands for chosen[-1 - id]. table [.., n] of
+// type table_type.
 cudaError_t Embedding(const Launch& launch, const void* table, DType table_type, const int32_t* ids,
-                      uint32_t rows, uint32_t n, float* out);
+                      const int32_t* chosen, uint32_t rows, uint32_t n, float* out);
 
 // out = weight * (x / sqrt(mean(x^2) + epsilon)). x of x_type, out of out_type; `out` may be `x`.
 cudaError_t RmsNorm(const Launch& launch, const void* x, DType x_type, const float* weight,

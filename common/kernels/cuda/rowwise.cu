@@ -48,10 +48,12 @@ __device__ float BlockSum(float x) {
 }
 
 template <typename T>
-__global__ void EmbeddingKernel(const T* table, const int32_t* ids, uint32_t n, float* out) {
+__global__ void EmbeddingKernel(const T* table, const int32_t* ids, const int32_t* chosen,
+                                uint32_t n, float* out) {
   WaitForPrevious();
   LetNextStart();
-  const T* const from = table + static_cast<size_t>(ids[blockIdx.x]) * n;
+  const int32_t id = ids[blockIdx.x];
+  const T* const from = table + static_cast<size_t>(id < 0 ? chosen[-1 - id] : id) * n;
   float* const to = out + static_cast<size_t>(blockIdx.x) * n;
   for (uint32_t i = threadIdx.x; i < n; i += blockDim.x) to[i] = ToFloat(from[i]);
 }
@@ -460,12 +462,12 @@ cudaError_t FindCode() {
 }
 
 cudaError_t Embedding(const Launch& launch, const void* table, DType table_type, const int32_t* ids,
-                      uint32_t rows, uint32_t n, float* out) {
+                      const int32_t* chosen, uint32_t rows, uint32_t n, float* out) {
   if (rows == 0) return cudaSuccess;
   return WithActivationType(table_type, [&](auto sample) {
     using T = decltype(sample);
     return StartKernel(EmbeddingKernel<T>, dim3(rows), RowThreads(n, 4), 0, launch,
-                       static_cast<const T*>(table), ids, n, out);
+                       static_cast<const T*>(table), ids, chosen, n, out);
   });
 }
 
