@@ -324,8 +324,9 @@ void DecodeEngine::Fail(RequestKey key, const absl::Status& status, bool retryab
 bool DecodeEngine::Step(Instant now) {
   std::vector<StepItem> items = StartedItems();
   // Such a step runs since the one before it ended.
-  const Instant begin = items.empty() ? now : step_ended_;
-  if (items.empty()) {
+  const bool is_ahead = !items.empty();
+  const Instant begin = is_ahead ? step_ended_ : now;
+  if (!is_ahead) {
     executor_->Forget();
     written_.clear();
     items = PlanDecodeRows();
@@ -350,6 +351,7 @@ bool DecodeEngine::Step(Instant now) {
     return true;
   }
   CountStep(items, static_cast<size_t>(decode_rows), end - begin);
+  if (is_ahead) ++stats_.steps_ahead;
   for (size_t i = 0; i < items.size(); ++i) {
     Slot& slot = *slots_.at(items[i].sequence->key);
     KeepBlocks(slot.sequence);

@@ -31,7 +31,8 @@ struct EngineStats {
   uint64_t swapped_out = 0;  // Of these, went to the host's memory with their KV.
   uint64_t swapped_in = 0;   // And came back.
   uint64_t steps = 0;
-  uint64_t step_rows = 0;  // Decode rows of all steps: step_rows / steps is the mean batch.
+  uint64_t steps_ahead = 0;  // Of these, started before the one before them had ended.
+  uint64_t step_rows = 0;    // Decode rows of all steps: step_rows / steps is the mean batch.
 };
 
 class WorkerEngine {

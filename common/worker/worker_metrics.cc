@@ -14,6 +14,12 @@ Counter& TokenCounter(MetricsRegistry* registry, const char* phase) {
                               {{"phase", phase}});
 }
 
+Counter& StepCounter(MetricsRegistry* registry, const char* start) {
+  return registry->AddCounter("baton_engine_steps_total",
+                              "Engine steps, by whether they waited for the one before them",
+                              {{"start", start}});
+}
+
 Counter& SequenceCounter(MetricsRegistry* registry, const char* end) {
   return registry->AddCounter("baton_sequences_total", "Sequences by what became of them",
                               {{"end", end}});
@@ -51,6 +57,8 @@ void CatchUp(Counter& counter, uint64_t total) {
 WorkerMetrics::WorkerMetrics(MetricsRegistry* registry)
     : step_seconds_(registry->AddHistogram(kEngineStepSeconds, "Time of one engine step",
                                            StepSecondsBuckets())),
+      steps_waited_(StepCounter(registry, "waited")),
+      steps_ahead_(StepCounter(registry, "ahead")),
       blocks_{.free = BlockGauge(registry, "free"),
               .cached = BlockGauge(registry, "cached"),
               .in_use = BlockGauge(registry, "in_use"),
@@ -109,6 +117,8 @@ void WorkerMetrics::Update(const v1::WorkerLoad& load, const EngineStats& stats,
   running_.Set(load.sequences_running());
   waiting_.Set(load.sequences_waiting());
   queued_tokens_.Set(static_cast<double>(load.tokens_queued()));
+  CatchUp(steps_waited_, stats.steps - stats.steps_ahead);
+  CatchUp(steps_ahead_, stats.steps_ahead);
   CatchUp(prompt_tokens_, stats.prompt_tokens);
   CatchUp(cached_tokens_, stats.cached_tokens);
   CatchUp(decode_tokens_, stats.decode_tokens);

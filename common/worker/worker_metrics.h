@@ -29,6 +29,8 @@ class WorkerMetrics {
   };
 
   Histogram& step_seconds_;
+  Counter& steps_waited_;
+  Counter& steps_ahead_;
   Blocks blocks_;
   Gauge& running_;
   Gauge& waiting_;

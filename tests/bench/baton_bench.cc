@@ -43,6 +43,9 @@ ABSL_FLAG(uint32_t, chunk_tokens, 512, "Most prompt tokens that are computed in 
 ABSL_FLAG(double, limit_gb, 0,
           "GB/s that one GPU can read, as cuda_bench measures; on a CPU it is measured here.");
 ABSL_FLAG(double, limit_tflop, 0, "TFLOP/s that one GPU can compute, likewise.");
+ABSL_FLAG(bool, steps_ahead, true,
+          "Where the device can: start each decode step before the one before it has ended, as "
+          "workers do.");
 ABSL_FLAG(uint32_t, repeat, 3, "Runs of each test; the median is shown.");
 
 namespace baton {
@@ -180,6 +183,8 @@ class Bench {
               Step(sequence, 1, test.depth + done, count, done + count == test.tokens));
         }
       }
+    } else if (absl::GetFlag(FLAGS_steps_ahead) && model_->CanStart(test.batch)) {
+      BATON_RETURN_IF_ERROR(DecodeAhead(test));
     } else {
       for (uint32_t done = 0; done < test.tokens; ++done) {
         BATON_RETURN_IF_ERROR(Step(0, test.batch, test.depth + done, 1, true));
@@ -216,6 +221,22 @@ class Bench {
                     arena.shard_layout().block_bytes());
       }
     }
+  }
+
+  // As a worker's engine does: each step is started before the one before it has ended.
+  absl::Status DecodeAhead(const BenchTest& test) {
+    const std::vector<SampleRow> samples(test.batch);
+    std::vector<TokenId> chosen(test.batch);
+    for (uint32_t done = 0; done < test.tokens; ++done) {
+      std::vector<DecodeRow> rows;
+      for (uint32_t i = 0; i < test.batch; ++i) {
+        rows.push_back({.start = test.depth + done, .blocks = blocks_[i]});
+        if (done > 0) rows.back().chosen_by = i;
+      }
+      BATON_RETURN_IF_ERROR(model_->StartStep(rows, *arena_, samples, {}));
+      if (done > 0) BATON_RETURN_IF_ERROR(model_->FinishStep(chosen));
+    }
+    return model_->FinishStep(chosen);
   }
 
   absl::Status Step(uint32_t first, uint32_t batch, uint32_t position, uint32_t count,

@@ -1,11 +1,15 @@
 // What a step of the decode engine costs beside the model: planning, blocks, sampling plans,
-// events. A GPU idles meanwhile, so it is to be compared with the time of a step.
+// events. A GPU that waits for the host idles meanwhile, so it is to be compared with the time of a
+// step.
 //
-// The model is one that takes no time and samples its tokens itself, as a GPU does.
+// The model is one that takes no time and samples its tokens itself, as a GPU does; or, where steps
+// are started ahead, one whose device takes a given time for each and does one after the other.
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdint>
+#include <deque>
 #include <memory>
 #include <string>
 #include <utility>
@@ -26,7 +30,9 @@ constexpr TokenId kDifferentTokens = 512;
 
 class IdleModel final : public Model {
  public:
-  IdleModel() {
+  // Of the device, for a step; and whether steps are started ahead.
+  explicit IdleModel(Duration step = {}, bool starts_steps = false)
+      : step_(step), starts_steps_(starts_steps) {
     config_.layers = 1;
     config_.kv_heads = 1;
     config_.head_dim = 1;
@@ -47,11 +53,38 @@ class IdleModel final : public Model {
   absl::Status ForwardAndSample(std::span<const BatchRow> /*rows*/, KvArena& /*cache*/,
                                 const TokenChoice& choice,
                                 const LayerDone& /*layer_done*/) override {
-    for (TokenId& token : choice.tokens) token = next_++ % kDifferentTokens;
+    Choose(choice.tokens);
+    WaitUntil(Now() + step_);
+    return absl::OkStatus();
+  }
+  bool CanStart(size_t /*rows*/) const override { return starts_steps_; }
+  absl::Status StartStep(std::span<const DecodeRow> /*rows*/, KvArena& /*cache*/,
+                         std::span<const SampleRow> /*samples*/,
+                         std::span<const LogitEdit> /*edits*/) override {
+    idle_from_ = std::max(idle_from_, Now()) + step_;
+    ends_.push_back(idle_from_);
+    return absl::OkStatus();
+  }
+  absl::Status FinishStep(std::span<TokenId> tokens) override {
+    Choose(tokens);
+    WaitUntil(ends_.front());
+    ends_.pop_front();
     return absl::OkStatus();
   }
 
  private:
+  void Choose(std::span<TokenId> tokens) {
+    for (TokenId& token : tokens) token = next_++ % kDifferentTokens;
+  }
+  static void WaitUntil(Instant end) {
+    while (Now() < end) {
+    }
+  }
+
+  const Duration step_;
+  const bool starts_steps_;
+  Instant idle_from_{};
+  std::deque<Instant> ends_;  // Of the steps that were started.
   ModelConfig config_;
   std::string name_ = "idle";
   TokenId next_ = 0;
@@ -65,8 +98,10 @@ class DroppedEvents final : public EventPort {
 // Sequences that run without end, each behind `depth` tokens of its own.
 class RunningEngine {
  public:
-  RunningEngine(uint32_t sequences, uint32_t depth, float repetition_penalty)
-      : blocks_(sequences * ((depth + kRoomTokens) / kBlockTokens + 1)),
+  RunningEngine(uint32_t sequences, uint32_t depth, float repetition_penalty, Duration step = {},
+                bool starts_steps = false)
+      : model_(step, starts_steps),
+        blocks_(sequences * ((depth + kRoomTokens) / kBlockTokens + 1)),
         arena_(KvArena::Create(
                    *device_,
                    {.layers = 1, .kv_heads = 1, .head_dim = 1, .block_tokens = kBlockTokens},
@@ -100,8 +135,8 @@ class RunningEngine {
     engine_.OnCommand(Incarnation{7}, command, Now());
   }
 
-  const uint32_t blocks_;
   IdleModel model_;
+  const uint32_t blocks_;
   std::unique_ptr<Device> device_ = MakeHostDevice();
   std::unique_ptr<KvArena> arena_;
   BlockPool pool_;
@@ -136,6 +171,30 @@ BENCHMARK_CAPTURE(BenchStep, greedy, 1.0f)
     ->Unit(benchmark::kMicrosecond);
 BENCHMARK_CAPTURE(BenchStep, penalty, 1.1f)
     ->ArgsProduct({{1, 16, 64}, {1024, 3000}})
+    ->Unit(benchmark::kMicrosecond);
+
+// How long a device that takes `step` for a step idles between two of them.
+void BenchIdle(benchmark::State& state, Duration step, bool starts_steps) {
+  const auto sequences = static_cast<uint32_t>(state.range(0));
+  RunningEngine engine(sequences, 1024, 1.0f, step, starts_steps);
+  uint64_t steps = 0;
+  const Instant begin = Now();
+  for (auto _ : state) {
+    engine.Step();
+    ++steps;
+  }
+  const double each = ToMilliseconds(Now() - begin) / static_cast<double>(steps);
+  state.counters["idle_us"] = 1000.0 * (each - ToMilliseconds(step));
+}
+
+constexpr Duration kStep = std::chrono::milliseconds(2);
+BENCHMARK_CAPTURE(BenchIdle, waits, kStep, false)
+    ->ArgsProduct({{1, 16, 64, 256}})
+    ->Iterations(1000)
+    ->Unit(benchmark::kMicrosecond);
+BENCHMARK_CAPTURE(BenchIdle, ahead, kStep, true)
+    ->ArgsProduct({{1, 16, 64, 256}})
+    ->Iterations(1000)
     ->Unit(benchmark::kMicrosecond);
 
 }  // namespace

@@ -3,6 +3,7 @@
 // user would run it, a memory as good. Method: the demo model's lists; see recall_test.
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <cstdlib>
 #include <fstream>
 #include <iostream>
@@ -17,6 +18,7 @@
 #include "common/worker/engine_parts.h"
 #include "decode_worker/local_runner.h"
 #include "tests/support/cluster.h"
+#include "tests/support/metrics_page.h"
 #include "tests/support/recall.h"
 #include "tests/support/ucx_with_cuda.h"
 #include "tests/support/workload.h"
@@ -76,6 +78,18 @@ class ClusterCudaTest : public testing::Test {
     return oracle;
   }
 
+  // The GPU has done most steps without waiting for the host.
+  static void ExpectStepsAhead(Process& worker) {
+    const auto address = worker.WaitForLine("metrics on ", std::chrono::seconds(10));
+    ASSERT_TRUE(address.ok()) << address.status();
+    const absl::StatusOr<MetricsPage> page = ReadMetrics(*address);
+    ASSERT_TRUE(page.ok()) << page.status();
+    const auto steps = [&page](const std::string& start) {
+      return page->at(absl::StrCat("baton_engine_steps_total{start=\"", start, "\"}"));
+    };
+    EXPECT_GT(steps("ahead"), steps("waited"));
+  }
+
   static void ExpectStaging(const Process& worker, const std::string& staging) {
     std::ifstream file(worker.log());
     const std::string log(std::istreambuf_iterator<char>(file), {});
@@ -100,7 +114,7 @@ class ClusterCudaTest : public testing::Test {
          .decode = 1,
          .worker_flags = worker_flags,
          // What does not arrive is not computed again.
-         .decode_flags = {"--swap_memory=64MiB", "--local_prefill=never"},
+         .decode_flags = {"--swap_memory=64MiB", "--local_prefill=never", "--metrics=127.0.0.1:0"},
          .router_flags = router_flags,
          .place = [&](const std::string& role, int /*index*/, std::vector<std::string>* command) {
            const bool prefill = role == "prefill";
@@ -120,6 +134,7 @@ class ClusterCudaTest : public testing::Test {
       score.same += answers[q].tokens == cpu.answers[q] ? 1 : 0;
     }
     EXPECT_TRUE((*cluster)->WaitUntil(Cluster::AtRest)) << "a block is lost";
+    ExpectStepsAhead((*cluster)->decode(0));
     ExpectStaging((*cluster)->prefill(0), pair.prefill_staging);
     ExpectStaging((*cluster)->decode(0), pair.decode_staging);
     std::cout << "recall: " << cpu.right << " of " << answers.size() << " on the CPU, "

@@ -68,8 +68,8 @@ cudaError_t FindCode();
 // ---- rowwise.cu ------------------------------------------------------------------------------
 // `type` is the type of activations: kF32, kF16 or kBF16. The residual stream x is float32.
 
-// out[i] = float(table[ids[i]]), where an id below zero stands for chosen[-1 - id]. table [.., n] of
-// type table_type.
+// out[i] = float(table[ids[i]]), where an id below zero stands for chosen[-1 - id]. table [.., n]
+// of type table_type.
 cudaError_t Embedding(const Launch& launch, const void* table, DType table_type, const int32_t* ids,
                       const int32_t* chosen, uint32_t rows, uint32_t n, float* out);
 
