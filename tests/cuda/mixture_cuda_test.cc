@@ -88,19 +88,21 @@ class MixtureCudaTest : public testing::TestWithParam<Case> {
                              .block_tokens = kBlockTokens,
                              .dtype = DType::kBF16};
     cache_ = KvArena::Create(devices, layout, kSequences * kBlocksEach).value();
+    for (uint32_t i = 0; i < kSequences; ++i) {
+      for (uint32_t j = 0; j < kBlocksEach; ++j) blocks_[i][j] = BlockId{j * kSequences + i};
+    }
   }
+  std::span<const BlockId> BlocksOf(uint32_t sequence) const { return blocks_[sequence]; }
 
   // Tokens [begin, end) of every sequence in one step: their logits, by sequence. With `layer_done`
   // the step is not recorded.
   std::vector<Floats> Step(uint32_t begin, uint32_t end,
                            const Model::LayerDone& layer_done = nullptr) {
-    std::vector<std::vector<BlockId>> blocks(kSequences);
     std::vector<BatchRow> rows;
     for (uint32_t i = 0; i < kSequences; ++i) {
-      for (uint32_t j = 0; j < kBlocksEach; ++j) blocks[i].push_back(BlockId{j * kSequences + i});
       rows.push_back({.tokens = std::span(tokens_[i]).subspan(begin, end - begin),
                       .start = begin,
-                      .blocks = blocks[i],
+                      .blocks = BlocksOf(i),
                       .logit_count = end - begin});
     }
     Floats all(size_t{kSequences} * (end - begin) * kVocab);
@@ -131,6 +133,7 @@ class MixtureCudaTest : public testing::TestWithParam<Case> {
   std::unique_ptr<Model> model_;
   std::unique_ptr<KvArena> cache_;
   std::vector<std::vector<TokenId>> tokens_;
+  BlockId blocks_[kSequences][kBlocksEach] = {};
 };
 
 // The share of tokens whose logits are far from the others', by the largest difference in units of
@@ -178,6 +181,42 @@ TEST_P(MixtureCudaTest, StepsThatAreReplayedEqualThoseThatAreNot) {
   const std::vector<Floats> not_recorded = Steps(1, [](uint32_t) {});
 
   EXPECT_EQ(replayed, not_recorded);
+}
+
+// Each sequence goes on from its first token.
+TEST_P(MixtureCudaTest, StartedStepsChooseTheTokensOfThoseThatWait) {
+  Load({gpu_.get()});
+  ASSERT_TRUE(model_->CanStart(kSequences));
+  const std::vector<SampleRow> samples(kSequences);
+  std::vector<std::vector<TokenId>> expected;
+  std::vector<TokenId> tokens(kSequences, 7);
+  for (uint32_t step = 0; step < kTokens; ++step) {
+    std::vector<BatchRow> rows;
+    for (uint32_t i = 0; i < kSequences; ++i) {
+      rows.push_back(
+          {.tokens = {&tokens[i], 1}, .start = step, .blocks = BlocksOf(i), .logit_count = 1});
+    }
+    expected.emplace_back(kSequences);
+    const TokenChoice choice = {.samples = samples, .edits = {}, .tokens = expected.back()};
+    ASSERT_TRUE(model_->ForwardAndSample(rows, *cache_, choice, nullptr).ok());
+    tokens = expected.back();
+  }
+
+  std::vector<std::vector<TokenId>> chosen;
+  for (uint32_t step = 0; step <= kTokens; ++step) {
+    std::vector<DecodeRow> rows;
+    for (uint32_t i = 0; i < kSequences; ++i) {
+      rows.push_back({.token = 7, .start = step, .blocks = BlocksOf(i)});
+      if (step > 0) rows.back().chosen_by = i;
+    }
+    if (step < kTokens) {
+      ASSERT_TRUE(model_->StartStep(rows, *cache_, samples, {}).ok());
+    }
+    if (step == 0) continue;
+    chosen.emplace_back(kSequences);
+    ASSERT_TRUE(model_->FinishStep(chosen.back()).ok());
+  }
+  EXPECT_EQ(chosen, expected);
 }
 
 // Each computes half of every expert.
