@@ -127,7 +127,8 @@ TEST(DecodeEngineTest, WindowSparesPreemption) {
 TEST(DecodeEngineTest, SwappedSequenceWithAWindowLeavesNoFalsePrefixes) {
   constexpr uint32_t kWindow = 14;
   Harness harness(/*blocks=*/17, 16, kWindow, /*swap_blocks=*/64);
-  harness.fixture.model.StartNoSteps();  // They hold a block more at times: nobody would give way.
+  harness.fixture.starting_model
+      .StartNoSteps();  // They hold a block more at times: nobody would give way.
   std::map<uint64_t, std::vector<TokenId>> prompts;
   const auto step = [&] {
     ASSERT_TRUE(harness.engine.Step(harness.fixture.now));

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "common/engine/testing/fake_model.h"
+#include "common/engine/testing/starting_model.h"
 
 namespace baton {
 namespace {
@@ -176,8 +177,8 @@ class FakeBatch {
 
   explicit FakeBatch(uint64_t starts_seed = 0)
       : arena_(KvArena::Create(*device_, model.Layout(4), 8 * kBlocks).value()),
-        executor(&model, arena_.get()) {
-    if (starts_seed != 0) model.StartSteps(starts_seed);
+        executor(&starting_model, arena_.get()) {
+    if (starts_seed != 0) starting_model.StartSteps(starts_seed);
   }
 
   // A sequence with a prompt of its own, which has run but for the last token.
@@ -213,6 +214,7 @@ class FakeBatch {
   }
 
   FakeModel model;
+  StartingModel starting_model{&model};
 
  private:
   const std::unique_ptr<Device> device_ = MakeHostDevice();
@@ -247,8 +249,8 @@ TEST_P(StartedStepsTest, GiveTheTokensOfStepsThatWait) {
       ASSERT_EQ(started.sequences[i]->computed, waiting.sequences[i]->computed);
     }
   }
-  EXPECT_EQ(started.model.started_steps(), 41u);
-  EXPECT_EQ(waiting.model.started_steps(), 0u);
+  EXPECT_EQ(started.starting_model.started_steps(), 41u);
+  EXPECT_EQ(waiting.starting_model.started_steps(), 0u);
 }
 
 // Goal: what a sequence gets does not depend on who is in the started step beside it.
@@ -292,7 +294,7 @@ TEST_P(StartedStepsTest, SomeComeAndOthersGo) {
     }
   }
   EXPECT_TRUE(started.executor.started().empty());
-  EXPECT_EQ(started.model.started_steps(), steps.size());
+  EXPECT_EQ(started.starting_model.started_steps(), steps.size());
 }
 
 INSTANTIATE_TEST_SUITE_P(Draws, StartedStepsTest, testing::Values(1, 2, 3, 4));
@@ -311,7 +313,7 @@ TEST(ExecutorTest, NothingIsStartedThatNeedsTheTokenBefore) {
   FakeBatch batch(1);
   batch.Add({.logprobs = 1});
   ASSERT_TRUE(batch.Step().ok());
-  EXPECT_EQ(batch.model.started_steps(), 0u) << "the host needs the logits";
+  EXPECT_EQ(batch.starting_model.started_steps(), 0u) << "the host needs the logits";
 }
 
 TEST(ExecutorTest, AfterAnErrorNothingIsStarted) {

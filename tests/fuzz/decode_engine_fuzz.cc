@@ -20,7 +20,8 @@ class World {
  public:
   explicit World(FuzzInput input)
       : input_(input),
-        fixture_(input_.Below(2) == 0 ? 0 : 9),
+        kind_(input_.Below(4)),
+        fixture_(kind_ % 2 == 0 ? 0 : 9),
         transfers_(fixture_.arena.get()),
         engine_(std::make_unique<DecodeEngine>(
             DecodeEngineOptions{.incarnation = Incarnation{1},
@@ -29,7 +30,9 @@ class World {
                                 .local_prefill = static_cast<LocalPrefill>(input_.Below(3))},
             &fixture_.executor, &fixture_.pool, &fixture_.events, &transfers_,
             [this] { return fixture_.now; }, [this] { return ++random_; },
-            input_.Below(2) == 0 ? nullptr : MakeSwapSpace())) {}
+            input_.Below(2) == 0 ? nullptr : MakeSwapSpace())) {
+    if (kind_ >= 2) fixture_.starting_model.StartSteps(input_.Byte());
+  }
 
   void Run() {
     for (size_t act = 0; act < kActsMax && !input_.empty(); ++act) {
@@ -41,6 +44,7 @@ class World {
     transfers_.refuses = false;
     while (!transfers_.retired.empty()) Quiesce();
     while (!transfers_.transfers.empty()) ReleaseTransfer();
+    BATON_CHECK(!engine_->Step(fixture_.now));  // At most it forgets one that was started.
     BATON_CHECK(engine_->idle() && !engine_->HasWork());
     const BlockCounts& counts = fixture_.pool.counts();
     BATON_CHECK(counts.free + counts.cached == counts.total);
@@ -230,6 +234,7 @@ class World {
   };
 
   FuzzInput input_;
+  const uint32_t kind_;  // Whether the model has a window, and whether it starts steps.
   EngineSurroundings fixture_;
   OwingTransfers transfers_;
   uint64_t random_ = 0;

@@ -70,9 +70,10 @@ struct EngineSurroundings {
         device(MakeHostDevice()),
         arena(KvArena::Create(*device, model.Layout(kBlockTokens), kBlockCount).value()),
         pool(kBlockCount),
-        executor(&model, arena.get()) {}
+        executor(&starting_model, arena.get()) {}
 
   QuickModel model;
+  StartingModel starting_model{&model};
   std::unique_ptr<Device> device;
   std::unique_ptr<KvArena> arena;
   BlockPool pool;

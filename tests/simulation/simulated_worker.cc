@@ -111,8 +111,8 @@ SimulatedWorker::SimulatedWorker(std::string name, v1::Role role, Incarnation in
       device_(MakeHostDevice()),
       arena_(KvArena::Create(*device_, model_.Layout(kSimulatedBlockTokens), blocks).value()),
       pool_(arena_->block_count()),
-      executor_(&model_, arena_.get()) {
-  if (plan.started_steps && role == v1::ROLE_DECODE) model_.StartSteps(seed);
+      executor_(&starting_model_, arena_.get()) {
+  if (plan.started_steps && role == v1::ROLE_DECODE) starting_model_.StartSteps(seed);
   auto transport = std::make_unique<GuardedTransport>(network.Open(name_), this);
   address_ = transport->address();
   transfers_ = std::make_unique<TransferCore>(

@@ -17,6 +17,7 @@
 #include "common/engine/executor.h"
 #include "common/engine/ports.h"
 #include "common/engine/testing/fake_model.h"
+#include "common/engine/testing/starting_model.h"
 #include "common/engine/worker_engine.h"
 #include "common/kv_cache/block_pool.h"
 #include "common/kv_transfer/transfer_core.h"
@@ -71,7 +72,7 @@ class SimulatedWorker final : public EventPort, public TransferPort {
   void CheckAtRest();
 
   const EngineStats& stats() const { return engine_->stats(); }
-  uint64_t started_steps() const { return model_.started_steps(); }
+  uint64_t started_steps() const { return starting_model_.started_steps(); }
   const KvReceiver::Counters& received() const { return transfers_->receiver().counters(); }
   const KvSender::Counters& sent() const { return transfers_->sender().counters(); }
 
@@ -110,6 +111,7 @@ class SimulatedWorker final : public EventPort, public TransferPort {
   Record& record_;
 
   FakeModel model_;
+  StartingModel starting_model_{&model_};
   std::unique_ptr<Device> device_;
   std::unique_ptr<KvArena> arena_;
   BlockPool pool_;

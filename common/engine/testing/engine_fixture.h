@@ -13,6 +13,7 @@
 #include "common/engine/executor.h"
 #include "common/engine/ports.h"
 #include "common/engine/testing/fake_model.h"
+#include "common/engine/testing/starting_model.h"
 #include "common/kv_cache/block_pool.h"
 
 namespace baton {
@@ -100,12 +101,13 @@ struct EngineFixture {
         device(MakeHostDevice()),
         arena(KvArena::Create(*device, model.Layout(kBlockTokens), block_count).value()),
         pool(block_count),
-        executor(&model, arena.get()) {
+        executor(&starting_model, arena.get()) {
     const char* const seed = std::getenv("BATON_TEST_STARTED_STEPS");
-    if (seed != nullptr) model.StartSteps(std::strtoull(seed, nullptr, 10));
+    if (seed != nullptr) starting_model.StartSteps(std::strtoull(seed, nullptr, 10));
   }
 
   FakeModel model;
+  StartingModel starting_model{&model};
   std::unique_ptr<Device> device;
   std::unique_ptr<KvArena> arena;
   BlockPool pool;

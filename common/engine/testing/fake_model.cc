@@ -6,9 +6,6 @@
 #include <utility>
 
 #include "common/base/check.h"
-#include "common/base/status_macros.h"
-#include "common/sampling/sample_plan.h"
-#include "common/sampling/sampler.h"
 
 namespace baton {
 namespace {
@@ -88,12 +85,6 @@ void FakeModel::WriteRow(KvArena& cache, const BatchRow& row, uint32_t layer,
 
 absl::Status FakeModel::Forward(std::span<const BatchRow> rows, KvArena& cache,
                                 std::span<float> logits, const LayerDone& layer_done) {
-  BATON_CHECK(started_.empty());
-  return ForwardNow(rows, cache, logits, layer_done);
-}
-
-absl::Status FakeModel::ForwardNow(std::span<const BatchRow> rows, KvArena& cache,
-                                   std::span<float> logits, const LayerDone& layer_done) {
   if (!next_error_.ok()) return std::exchange(next_error_, absl::OkStatus());
   for (uint32_t layer = 0; layer < kLayers; ++layer) {
     for (const BatchRow& row : rows) {
@@ -124,86 +115,6 @@ absl::Status FakeModel::ForwardNow(std::span<const BatchRow> rows, KvArena& cach
   }
   BATON_CHECK(logit_row * config_.vocab_size == logits.size());
   return absl::OkStatus();
-}
-
-absl::Status FakeModel::ForwardAndSample(std::span<const BatchRow> rows, KvArena& cache,
-                                         const TokenChoice& choice, const LayerDone& layer_done) {
-  BATON_CHECK(started_.empty());
-  return SampleNow(rows, cache, choice, layer_done);
-}
-
-absl::Status FakeModel::SampleNow(std::span<const BatchRow> rows, KvArena& cache,
-                                  const TokenChoice& choice, const LayerDone& layer_done) {
-  const size_t vocab = config_.vocab_size;
-  std::vector<float> logits(choice.samples.size() * vocab);
-  BATON_RETURN_IF_ERROR(ForwardNow(rows, cache, logits, layer_done));
-  for (size_t i = 0; i < choice.raw_rows.size(); ++i) {
-    std::copy_n(logits.begin() + static_cast<ptrdiff_t>(choice.raw_rows[i] * vocab), vocab,
-                choice.raw_logits.begin() + static_cast<ptrdiff_t>(i * vocab));
-  }
-  for (size_t i = 0; i < choice.samples.size(); ++i) {
-    const SampleRow& row = choice.samples[i];
-    const SamplePlan plan = {
-        .row = row,
-        .edits = {choice.edits.begin() + row.edits_begin, choice.edits.begin() + row.edits_end}};
-    choice.tokens[i] = Sample(std::span(logits).subspan(i * vocab, vocab), plan, std::nullopt).id;
-  }
-  return absl::OkStatus();
-}
-
-absl::Status FakeModel::StartStep(std::span<const DecodeRow> rows, KvArena& cache,
-                                  std::span<const SampleRow> samples,
-                                  std::span<const LogitEdit> edits) {
-  BATON_CHECK(starts_steps_ && started_.size() < 2 && samples.size() == rows.size());
-  draws_ = draws_ * 0x5851F42D4C957F2Dull + 0x14057B7EF767814Full;
-  const uint64_t drawn = draws_ >> 33;
-  // An error shows at once, or when the step is waited for.
-  if (!next_error_.ok() && drawn % 4 == 0) return std::exchange(next_error_, absl::OkStatus());
-  StartedStep& step = started_.emplace_back();
-  ++started_steps_;
-  step.cache = &cache;
-  step.samples.assign(samples.begin(), samples.end());
-  step.edits.assign(edits.begin(), edits.end());
-  for (const DecodeRow& row : rows) {
-    step.rows.push_back({.token = row.token,
-                         .chosen_by = row.chosen_by,
-                         .start = row.start,
-                         .blocks = {row.blocks.begin(), row.blocks.end()}});
-  }
-  if (drawn % 2 == 0) ComputeStarted(started_.size());
-  return absl::OkStatus();
-}
-
-void FakeModel::ComputeStarted(size_t count) {
-  for (size_t i = 0; i < count; ++i) {
-    StartedStep& step = started_[i];
-    if (!std::exchange(step.done, true)) step.status = Compute(step);
-  }
-}
-
-absl::Status FakeModel::Compute(StartedStep& step) {
-  std::vector<BatchRow> rows;
-  for (StartedRow& row : step.rows) {
-    if (row.chosen_by.has_value()) row.token = chosen_.at(*row.chosen_by);
-    rows.push_back(
-        {.tokens = {&row.token, 1}, .start = row.start, .blocks = row.blocks, .logit_count = 1});
-  }
-  // As of a device that fails, but for what comes next: that has something to begin with.
-  chosen_.assign(rows.size(), 0);
-  step.tokens = chosen_;
-  const TokenChoice choice = {.samples = step.samples, .edits = step.edits, .tokens = step.tokens};
-  BATON_RETURN_IF_ERROR(SampleNow(rows, *step.cache, choice, nullptr));
-  chosen_ = step.tokens;
-  return absl::OkStatus();
-}
-
-absl::Status FakeModel::FinishStep(std::span<TokenId> tokens) {
-  ComputeStarted(1);
-  const StartedStep step = std::move(started_.front());
-  started_.pop_front();
-  BATON_CHECK(tokens.size() == step.tokens.size());
-  std::copy(step.tokens.begin(), step.tokens.end(), tokens.begin());
-  return step.status;
 }
 
 std::vector<TokenId> FakeContinuation(std::vector<TokenId> tokens, uint32_t count,
