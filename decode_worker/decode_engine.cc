@@ -88,7 +88,9 @@ void DecodeEngine::OnAdmit(Incarnation router, const v1::Admit& admit, Instant n
   slot.state = State::kBroken;  // Until the first epoch is open.
   TakeCachedPrefix(*pool_, block_tokens_, slot.sequence);
   slot.held_blocks = slot.sequence.blocks.size();
-  if (absl::Status room = CheckRoom(slot.sequence); !room.ok()) return Reject(key, room);
+  absl::Status room = CheckRoom(slot.sequence);
+  if (!room.ok() && TakeBackWritten()) room = CheckRoom(slot.sequence);
+  if (!room.ok()) return Reject(key, room);
   deadlines_.Add(slot.sequence.deadline, key);
   slots_[key] = std::move(owned);
   lease_owner_[slot.lease] = key;
@@ -134,6 +136,13 @@ absl::Status DecodeEngine::CheckRoom(const Sequence& sequence) const {
   return absl::OkStatus();
 }
 
+absl::Status DecodeEngine::ReserveAll(Sequence& sequence) {
+  const uint32_t tokens = sequence.token_count();
+  const absl::Status reserved = ReserveBlocks(*pool_, block_tokens_, tokens, sequence);
+  if (reserved.ok() || !TakeBackWritten()) return reserved;
+  return ReserveBlocks(*pool_, block_tokens_, tokens, sequence);
+}
+
 absl::Status DecodeEngine::Open(Slot& slot, bool local_prefill_asked) {
   if (local_prefill_asked && options_.local_prefill == LocalPrefill::kRefused) {
     return absl::FailedPreconditionError("this decode worker does not compute prompts");
@@ -141,7 +150,7 @@ absl::Status DecodeEngine::Open(Slot& slot, bool local_prefill_asked) {
   const bool local_prefill = local_prefill_asked || options_.local_prefill == LocalPrefill::kAlways;
   Sequence& sequence = slot.sequence;
   BATON_CHECK(slot.state == State::kBroken);
-  BATON_RETURN_IF_ERROR(ReserveBlocks(*pool_, block_tokens_, sequence.token_count(), sequence));
+  BATON_RETURN_IF_ERROR(ReserveAll(sequence));
   v1::Event event;
   v1::Admitted* admitted = event.mutable_admitted();
   admitted->set_request(Raw(sequence.key.request));
@@ -304,7 +313,7 @@ void DecodeEngine::Drop(RequestKey key) {
   scheduler_.Remove(&slot->sequence);
   lease_owner_.erase(slot->lease);
   deadlines_.Remove(slot->sequence.deadline, key);
-  GiveBack(std::move(slot->sequence.blocks));
+  GiveBackBlocks(slot->sequence);
   slots_.erase(key);
 }
 
@@ -323,12 +332,11 @@ void DecodeEngine::Fail(RequestKey key, const absl::Status& status, bool retryab
 
 bool DecodeEngine::Step(Instant now) {
   std::vector<StepItem> items = StartedItems();
-  // Such a step runs since the one before it ended.
   const bool is_ahead = !items.empty();
-  const Instant begin = is_ahead ? step_ended_ : now;
-  if (!is_ahead) {
-    executor_->Forget();
-    written_.clear();
+  if (is_ahead) {
+    now = step_ended_;  // Since then it runs.
+  } else {
+    if (ForgetStarted()) now = clock_();
     items = PlanDecodeRows();
     const std::vector<StepItem> chunks = PlanChunks(now);
     items.insert(items.end(), chunks.begin(), chunks.end());
@@ -350,7 +358,7 @@ bool DecodeEngine::Step(Instant now) {
     }
     return true;
   }
-  CountStep(items, static_cast<size_t>(decode_rows), end - begin);
+  CountStep(items, static_cast<size_t>(decode_rows), end - now);
   if (is_ahead) ++stats_.steps_ahead;
   for (size_t i = 0; i < items.size(); ++i) {
     Slot& slot = *slots_.at(items[i].sequence->key);

@@ -142,6 +142,8 @@ class DecodeEngine final : public WorkerEngine {
   void RememberToken(Slot& slot, const v1::Token& token);
 
   absl::Status CheckRoom(const Sequence& sequence) const;
+  // Blocks for all of its tokens.
+  absl::Status ReserveAll(Sequence& sequence);
   // Opens epoch+1 on fresh blocks and answers with the ticket, or starts local prefill.
   absl::Status Open(Slot& slot, bool local_prefill_asked);
   // Ends the current epoch: its blocks wait in quarantine until nothing can land in them.
@@ -161,8 +163,12 @@ class DecodeEngine final : public WorkerEngine {
   std::vector<StepItem> StartedItems();
   // As Executor::PlanAhead, while `items` run.
   std::vector<StepItem> PlanAhead(std::span<const StepItem> items);
-  // Nobody else may have the blocks as long as the device may write them.
-  void GiveBack(BlockTable blocks);
+  // Waits for the step that was started, if there is one, and forgets it. Whether there was.
+  bool ForgetStarted();
+  // Of one that is no more. Nobody else may have them as long as the device may write them.
+  void GiveBackBlocks(Sequence& sequence);
+  // Waits until the device writes none of those. Whether there were any.
+  bool TakeBackWritten();
 
   // Preemption (decode_engine_preemption.cc).
   // Makes room for the sequence's next token, if need be by preempting others.
@@ -210,7 +216,7 @@ class DecodeEngine final : public WorkerEngine {
   absl::flat_hash_map<LeaseId, RequestKey> lease_owner_;
   std::map<std::pair<LeaseId, Epoch>, std::vector<BlockId>> retiring_;  // Quarantined blocks.
   std::map<TransferId, Move> moves_;                                    // Not released.
-  std::vector<BlockTable> written_;  // Of nobody any more, but a step that was started has them.
+  std::vector<BlockTable> written_;  // Of nobody any more, but a step that was started writes them.
   ProbeRelay probes_;
   std::map<Incarnation, v1::Event> unsent_tokens_;  // By router, of the current step.
   uint32_t running_count_ = 0;

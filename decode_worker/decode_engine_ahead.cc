@@ -28,7 +28,9 @@ std::vector<StepItem> DecodeEngine::PlanAhead(std::span<const StepItem> items) {
   for (Slot* slot : RunningSlots()) {
     Sequence& sequence = slot->sequence;
     const uint32_t tokens = sequence.token_count() + (in_step.contains(&sequence) ? 1 : 0);
-    if (tokens >= sequence.total_tokens_max) continue;  // It ends with this step, in any case.
+    // With the token of this step it ends, or moves, in any case.
+    if (tokens >= sequence.total_tokens_max) continue;
+    if (slot->next_home.has_value() && tokens > slot->next_home->prompt_tokens) continue;
     // Nobody gives way for a step that may be of no use.
     if (!ReserveBlocks(*pool_, block_tokens_, tokens, sequence).ok()) return {};
     ahead.push_back({.sequence = &sequence, .count = 1});
@@ -36,8 +38,23 @@ std::vector<StepItem> DecodeEngine::PlanAhead(std::span<const StepItem> items) {
   return ahead;
 }
 
-void DecodeEngine::GiveBack(BlockTable blocks) {
-  if (!executor_->started().empty()) written_.push_back(std::move(blocks));
+void DecodeEngine::GiveBackBlocks(Sequence& sequence) {
+  if (executor_->IsStarted(sequence)) written_.push_back(std::move(sequence.blocks));
+  sequence.GiveUpBlocks();
+}
+
+bool DecodeEngine::ForgetStarted() {
+  if (executor_->started().empty()) return false;
+  executor_->Forget();
+  written_.clear();
+  return true;
+}
+
+bool DecodeEngine::TakeBackWritten() {
+  if (written_.empty()) return false;
+  executor_->Settle();
+  written_.clear();
+  return true;
 }
 
 }  // namespace baton

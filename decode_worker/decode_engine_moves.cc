@@ -78,8 +78,8 @@ absl::Status DecodeEngine::BeginMove(Slot& slot, const Ticket& ticket, Instant n
   }
   const auto blocks =
       sequence.blocks.blocks().first(executor_->arena().layout().BlocksFor(sent_tokens));
-  // A step that was started may be writing to the last block.
-  executor_->Settle();
+  // A step that was started may be writing to the last of them: the token behind those that are
+  // sent.
   const TransferId id{next_move_++};
   absl::Status begun = transfers_->BeginTransfer(id, ticket, {blocks.begin(), blocks.end()});
   if (!begun.ok()) return begun;

@@ -92,7 +92,7 @@ LocalResult LocalRunner::Run(const v1::Work& work, const OnToken& on_token) {
       }
     }
     engine_.OnTick(Now());
-    if (engine_.HasWork()) BATON_CHECK(engine_.Step(Now()));
+    if (engine_.HasWork()) BATON_CHECK(engine_.Step(Now()) || !engine_.HasWork());
   }
 }
 

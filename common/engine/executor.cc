@@ -19,6 +19,7 @@ const SamplePlan& PlanOf(size_t vocab, Sequence& sequence) {
 absl::StatusOr<Executor::Sampled> Executor::Run(std::span<const StepItem> items,
                                                 const LayerDone& layer_done,
                                                 const PlanAhead& ahead) {
+  BATON_CHECK(layer_done == nullptr || (ahead == nullptr && started_.empty()));
   if (started_.empty() && ahead != nullptr) {
     std::optional<Draft> draft = DraftStep(items);
     if (draft.has_value()) BATON_RETURN_IF_ERROR(Start(*std::move(draft)));

@@ -53,15 +53,17 @@ class Executor {
   // one, which is appended to its sequence; the others get nullopt. On an error no sequence has
   // changed, and no step is started.
   //
-  // With `ahead`, the step after this one may have been started when it returns. REQUIRES: then the
-  // next call's items are sequences of started(), one token each, and what is known of them has not
-  // changed since this call returned; those that are left out are forgotten.
+  // With `ahead`, the step after this one may have been started when it returns; there is no
+  // `layer_done` then. REQUIRES: if so, the next call's items are sequences of started(), one token
+  // each, and what is known of them has not changed since this call returned; those that are left
+  // out are forgotten.
   absl::StatusOr<Sampled> Run(std::span<const StepItem> items, const LayerDone& layer_done,
                               const PlanAhead& ahead = nullptr);
 
   // The rows of the step that was started and not run. The device may still read their blocks, and
   // write the token after those that were computed. Empty: there is none.
   std::span<const StartedRow> started() const;
+  bool IsStarted(const Sequence& sequence) const { return StartedRowOf(sequence).has_value(); }
   // Waits until the device has done the step that was started, if there is one. Its tokens are
   // kept.
   void Settle();

@@ -78,6 +78,14 @@ absl::Status Executor::Start(Draft draft) {
 
 absl::StatusOr<Executor::Sampled> Executor::RunStarted(std::span<const StepItem> items,
                                                        const PlanAhead& ahead) {
+  // Who is left out may come back with the next step, and goes on from what is known of it.
+  absl::flat_hash_map<uint64_t, uint32_t> row_of;
+  for (const StepItem& item : items) {
+    BATON_CHECK(item.count == 1 && item.sequence->pending() == 1);
+    const uint64_t arrival = item.sequence->arrival;
+    row_of[arrival] = started_.front().row_of.at(arrival);
+  }
+  started_.front().row_of = std::move(row_of);
   if (ahead != nullptr) {
     const std::vector<StepItem> next = ahead();
     std::optional<Draft> draft = next.empty() ? std::nullopt : DraftStep(next);
@@ -93,7 +101,6 @@ absl::StatusOr<Executor::Sampled> Executor::RunStarted(std::span<const StepItem>
   Sampled sampled(items.size());
   for (size_t i = 0; i < items.size(); ++i) {
     Sequence& sequence = *items[i].sequence;
-    BATON_CHECK(items[i].count == 1 && sequence.pending() == 1);
     const uint32_t row = started_.front().row_of.at(sequence.arrival);
     sampled[i].emplace().id = started_.front().tokens[row];
     ++sequence.computed;

@@ -249,8 +249,7 @@ TEST_P(StartedStepsTest, GiveTheTokensOfStepsThatWait) {
       ASSERT_EQ(started.sequences[i]->computed, waiting.sequences[i]->computed);
     }
   }
-  EXPECT_EQ(started.starting_model.started_steps(), 41u);
-  EXPECT_EQ(waiting.starting_model.started_steps(), 0u);
+  EXPECT_TRUE(waiting.executor.started().empty());
 }
 
 // Goal: what a sequence gets does not depend on who is in the started step beside it.
@@ -260,9 +259,12 @@ TEST_P(StartedStepsTest, SomeComeAndOthersGo) {
   for (FakeBatch* batch : {&waiting, &started}) {
     for (uint64_t seed = 1; seed <= 4; ++seed) batch->Add({.temperature = 5.0f, .seed = seed});
   }
-  // Those that run in the steps from here on, one after the other.
-  const std::vector<std::vector<size_t>> steps = {{0, 1}, {0, 1}, {0, 1, 2}, {2, 1},
-                                                  {1},    {1, 3}, {3, 1},    {0, 1, 2, 3}};
+  // Those that are in a step when it is started, and those that still are when it is run: who was
+  // left out comes back with a token that is known.
+  const std::vector<std::vector<size_t>> started_of = {{0, 1}, {0, 1}, {0, 1, 2}, {2, 1, 0},
+                                                       {1, 0}, {1, 3}, {3, 0, 1}, {0, 1, 2, 3}};
+  const std::vector<std::vector<size_t>> steps = {{0, 1}, {1},    {0, 1, 2}, {2, 0},
+                                                  {1},    {3, 1}, {3, 1},    {3, 0}};
   for (size_t step = 0; step < steps.size(); ++step) {
     for (FakeBatch* batch : {&waiting, &started}) {
       const std::vector<StepItem> all = batch->Items();
@@ -271,19 +273,11 @@ TEST_P(StartedStepsTest, SomeComeAndOthersGo) {
         for (const size_t place : places) items.push_back(all[place]);
         return items;
       };
-      std::vector<StepItem> items = pick(steps[step]);
-      // Whoever was not in the step that was started waits for the next one.
-      if (!batch->executor.started().empty()) {
-        std::erase_if(items, [&](const StepItem& item) {
-          const auto rows = batch->executor.started();
-          return std::none_of(rows.begin(), rows.end(), [&](const Executor::StartedRow& row) {
-            return row.arrival == item.sequence->arrival;
-          });
-        });
-      }
-      ASSERT_EQ(items.size(), steps[step].size());
+      const std::vector<StepItem> items = pick(steps[step]);
+      // Sometimes the device is done before it is asked.
+      if (step % 3 == 1) batch->executor.Settle();
       const auto ahead = [&] {
-        return step + 1 == steps.size() ? std::vector<StepItem>() : pick(steps[step + 1]);
+        return step + 1 == steps.size() ? std::vector<StepItem>() : pick(started_of[step + 1]);
       };
       const auto sampled = batch->executor.Run(items, nullptr, ahead);
       ASSERT_TRUE(sampled.ok()) << sampled.status();
@@ -294,7 +288,24 @@ TEST_P(StartedStepsTest, SomeComeAndOthersGo) {
     }
   }
   EXPECT_TRUE(started.executor.started().empty());
-  EXPECT_EQ(started.starting_model.started_steps(), steps.size());
+}
+
+// Goal: a step that nobody wants leaves nothing behind.
+TEST_P(StartedStepsTest, WhatIsForgottenIsRunAgain) {
+  FakeBatch waiting;
+  FakeBatch started(GetParam());
+  for (FakeBatch* batch : {&waiting, &started}) {
+    for (uint64_t seed = 1; seed <= 2; ++seed) batch->Add({.temperature = 5.0f, .seed = seed});
+  }
+  for (int step = 0; step < 20; ++step) {
+    ASSERT_TRUE(waiting.Step().ok());
+    ASSERT_TRUE(started.Step().ok());
+    ASSERT_EQ(started.executor.started().size(), 2u);
+    if (step % 2 == 0) started.executor.Forget();
+  }
+  for (size_t i = 0; i < 2; ++i) {
+    EXPECT_EQ(started.sequences[i]->tokens, waiting.sequences[i]->tokens);
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Draws, StartedStepsTest, testing::Values(1, 2, 3, 4));
@@ -313,7 +324,7 @@ TEST(ExecutorTest, NothingIsStartedThatNeedsTheTokenBefore) {
   FakeBatch batch(1);
   batch.Add({.logprobs = 1});
   ASSERT_TRUE(batch.Step().ok());
-  EXPECT_EQ(batch.starting_model.started_steps(), 0u) << "the host needs the logits";
+  EXPECT_TRUE(batch.executor.started().empty()) << "the host needs the logits";
 }
 
 TEST(ExecutorTest, AfterAnErrorNothingIsStarted) {

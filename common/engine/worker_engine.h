@@ -48,7 +48,7 @@ class WorkerEngine {
   // From now on new work is refused with UNAVAILABLE; what is here goes on.
   virtual void BeginDrain() = 0;
 
-  // Whether Step() might compute something.
+  // Whether Step() might compute something, or has to forget what was computed for nobody.
   virtual bool HasWork() const = 0;
   // One forward pass. False if nothing can be computed now: wait for an event.
   virtual bool Step(Instant now) = 0;

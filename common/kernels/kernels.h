@@ -426,7 +426,7 @@ absl::Status SampleTokens(KernelContext& context, const TensorView& logits,
 // The same in two halves, at most kStartedRowsMax rows: the device does the first when it comes to
 // it, and the second waits for it. At most two are started and not finished; the oldest comes
 // first.
-constexpr uint32_t kStartedRowsMax = 1024;
+constexpr uint32_t kStartedRowsMax = 256;
 absl::Status StartSampling(KernelContext& context, const TensorView& logits,
                            const Placed<SampleRow>& samples, const Placed<LogitEdit>& edits);
 absl::Status FinishSampling(KernelContext& context, std::span<TokenId> tokens);

@@ -27,8 +27,8 @@ struct BatchRow {
 // A row of a decode step that is started while the step before it may still run: one token, whose
 // successor is wanted.
 struct DecodeRow {
-  TokenId token = 0;  // In [0, vocab_size). Of no meaning with chosen_by:
-  // the token is the one that this row of the step before chooses.
+  TokenId token = 0;  // In [0, vocab_size). Means nothing with `chosen_by`.
+  // The token is the one that this row of the step before chooses.
   std::optional<uint32_t> chosen_by = {};
   uint32_t start = 0;  // As in BatchRow, with what the step before writes.
   std::span<const BlockId> blocks;

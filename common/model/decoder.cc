@@ -15,7 +15,7 @@ namespace {
 // Rows of logits computed at a time: a vocabulary of 128k takes half a megabyte per row. A step
 // that a GPU records computes all of its rows at once.
 constexpr uint32_t kLogitRowsMax = 64;
-constexpr uint32_t kRecordedRowsMax = 256;
+constexpr uint32_t kRecordedRowsMax = kStartedRowsMax;
 constexpr uint32_t kRecordedEndMin = 1024;
 
 absl::Status BatchError(const std::string& reason) {
@@ -385,7 +385,7 @@ absl::Status Decoder::ForwardAndSample(std::span<const BatchRow> rows, KvArena& 
 }
 
 bool Decoder::CanStart(size_t rows) const {
-  return samples_tokens() && rows > 0 && rows <= kStartedRowsMax && HaveShape(rows);
+  return samples_tokens() && rows > 0 && HaveShape(rows);
 }
 
 absl::Status Decoder::StartStep(std::span<const DecodeRow> rows, KvArena& cache,

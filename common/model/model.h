@@ -91,9 +91,9 @@ class Model {
   virtual bool CanStart(size_t /*rows*/) const { return false; }
   // Hands the step to the device: it writes K and V, and chooses the token of row i as samples[i]
   // and the edits say. All arguments but the cache may go when this returns. The blocks of the rows
-  // must stay theirs until the step is finished. After an error the device does nothing of it any
-  // more. REQUIRES: CanStart; at most one other step is
-  // started and not finished, and it is the one that `chosen_by` counts; no other call meanwhile.
+  // stay theirs until the step is finished. After an error the device does nothing of it any more.
+  // REQUIRES: CanStart; at most one other step is started and not finished, and that is the one
+  // that `chosen_by` means. As long as there are such steps, nothing else computes.
   virtual absl::Status StartStep(std::span<const DecodeRow> /*rows*/, KvArena& /*cache*/,
                                  std::span<const SampleRow> /*samples*/,
                                  std::span<const LogitEdit> /*edits*/) {

@@ -223,6 +223,11 @@ class Bench {
     }
   }
 
+  // Of some text, whatever it means.
+  TokenId TokenAt(uint32_t position, size_t row) const {
+    return static_cast<TokenId>((position + row * 31) * 7919 % model_->config().vocab_size);
+  }
+
   // As a worker's engine does: each step is started before the one before it has ended.
   absl::Status DecodeAhead(const BenchTest& test) {
     const std::vector<SampleRow> samples(test.batch);
@@ -230,8 +235,9 @@ class Bench {
     for (uint32_t done = 0; done < test.tokens; ++done) {
       std::vector<DecodeRow> rows;
       for (uint32_t i = 0; i < test.batch; ++i) {
-        rows.push_back({.start = test.depth + done, .blocks = blocks_[i]});
-        if (done > 0) rows.back().chosen_by = i;
+        const uint32_t position = test.depth + done;
+        // Not the tokens that were chosen: of a mixture few experts might be among them.
+        rows.push_back({.token = TokenAt(position, i), .start = position, .blocks = blocks_[i]});
       }
       BATON_RETURN_IF_ERROR(model_->StartStep(rows, *arena_, samples, {}));
       if (done > 0) BATON_RETURN_IF_ERROR(model_->FinishStep(chosen));
@@ -243,7 +249,7 @@ class Bench {
                     bool logits) {
     std::vector<TokenId> tokens(size_t{batch} * count);
     for (size_t i = 0; i < tokens.size(); ++i) {
-      tokens[i] = static_cast<TokenId>((position + i * 31) * 7919 % model_->config().vocab_size);
+      tokens[i] = TokenAt(position, i);
     }
     std::vector<BatchRow> rows;
     for (uint32_t i = 0; i < batch; ++i) {

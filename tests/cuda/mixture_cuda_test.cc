@@ -189,7 +189,8 @@ TEST_P(MixtureCudaTest, StartedStepsChooseTheTokensOfThoseThatWait) {
   ASSERT_TRUE(model_->CanStart(kSequences));
   const std::vector<SampleRow> samples(kSequences);
   std::vector<std::vector<TokenId>> expected;
-  std::vector<TokenId> tokens(kSequences, 7);
+  std::vector<TokenId> tokens;
+  for (const std::vector<TokenId>& sequence : tokens_) tokens.push_back(sequence[0]);
   for (uint32_t step = 0; step < kTokens; ++step) {
     std::vector<BatchRow> rows;
     for (uint32_t i = 0; i < kSequences; ++i) {
@@ -206,7 +207,7 @@ TEST_P(MixtureCudaTest, StartedStepsChooseTheTokensOfThoseThatWait) {
   for (uint32_t step = 0; step <= kTokens; ++step) {
     std::vector<DecodeRow> rows;
     for (uint32_t i = 0; i < kSequences; ++i) {
-      rows.push_back({.token = 7, .start = step, .blocks = BlocksOf(i)});
+      rows.push_back({.token = tokens_[i][0], .start = step, .blocks = BlocksOf(i)});
       if (step > 0) rows.back().chosen_by = i;
     }
     if (step < kTokens) {

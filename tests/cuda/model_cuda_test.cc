@@ -308,6 +308,77 @@ TEST_P(ModelCudaTest, GreedyTokensOfStartedStepsAreEqual) {
   EXPECT_EQ(checked[0], greedy.size() - 1);
 }
 
+// Goal: what a started step is told of choosing tokens is what one that waits is told. The rows of
+// each step have other draws, and other numbers of edits.
+class StartedSamplingTest : public ModelCudaTest {};
+
+TEST_P(StartedSamplingTest, ChoosesTheTokensOfStepsThatWait) {
+  Load("f32", DType::kF32);
+  constexpr uint32_t kSequences = 3;
+  constexpr uint32_t kSteps = 12;
+  const auto vocab = static_cast<uint32_t>(model_->config().vocab_size);
+  const auto prompt_tokens = static_cast<uint32_t>(golden_.prompt.size());
+  std::vector<BatchRow> prompts;
+  for (uint32_t i = 0; i < kSequences; ++i) {
+    prompts.push_back(Row(golden_.prompt, 0, prompt_tokens, i));
+  }
+  std::vector<LogitEdit> edits;
+  const auto samples_of = [&](uint32_t step) {
+    edits.clear();
+    std::vector<SampleRow> samples;
+    for (uint32_t i = 0; i < kSequences; ++i) {
+      SampleRow& sample = samples.emplace_back();
+      sample = {.temperature = 3.0f, .top_k = i == 1 ? 40u : 0u, .top_p = i == 2 ? 0.9f : 1.0f};
+      sample.u = static_cast<float>((step * 37 + i * 11) % 64) / 64.0f;
+      sample.edits_begin = static_cast<uint32_t>(edits.size());
+      for (uint32_t edit = 0; edit < (step + i) % 4; ++edit) {
+        const auto id = static_cast<TokenId>((step * 5 + i + edit * 50) % vocab);
+        edits.push_back({.id = id, .bias = 4.0f, .flags = edit == 1 ? kBarred : kBiased});
+      }
+      sample.edits_end = static_cast<uint32_t>(edits.size());
+    }
+    return samples;
+  };
+
+  Run(prompts);
+  std::vector<std::vector<TokenId>> expected;
+  std::vector<TokenId> tokens(kSequences, 7);
+  for (uint32_t step = 0; step < kSteps; ++step) {
+    std::vector<BatchRow> rows;
+    for (uint32_t i = 0; i < kSequences; ++i) {
+      rows.push_back({.tokens = {&tokens[i], 1},
+                      .start = prompt_tokens + step,
+                      .blocks = BlocksOf(i),
+                      .logit_count = 1});
+    }
+    const std::vector<SampleRow> samples = samples_of(step);
+    expected.emplace_back(kSequences);
+    const TokenChoice choice = {.samples = samples, .edits = edits, .tokens = expected.back()};
+    ASSERT_TRUE(model_->ForwardAndSample(rows, *cache_, choice, nullptr).ok());
+    tokens = expected.back();
+  }
+
+  Run(prompts);
+  std::vector<std::vector<TokenId>> chosen;
+  for (uint32_t step = 0; step <= kSteps; ++step) {
+    std::vector<DecodeRow> rows;
+    for (uint32_t i = 0; i < kSequences; ++i) {
+      rows.push_back({.token = 7, .start = prompt_tokens + step, .blocks = BlocksOf(i)});
+      if (step > 0) rows.back().chosen_by = i;
+    }
+    if (step < kSteps) {
+      const std::vector<SampleRow> samples = samples_of(step);
+      ASSERT_TRUE(model_->StartStep(rows, *cache_, samples, edits).ok());
+    }
+    if (step == 0) continue;
+    chosen.emplace_back(kSequences);
+    ASSERT_TRUE(model_->FinishStep(chosen.back()).ok());
+  }
+  EXPECT_EQ(chosen, expected);
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, StartedSamplingTest, testing::Values("llama", "gpt2"));
+
 // More rows than logits are computed of at a time.
 class ManyRowsTest : public ModelCudaTest {};
 

@@ -520,8 +520,8 @@ class GpuMemoryTest : public GpuFailuresTest {
 };
 
 // What the kernels take first, whatever the model, and what transfers do.
-constexpr uint64_t kKernelsGpu = 192 * kMiB + 4096;
-constexpr uint64_t kKernelsPinned = 32 * kMiB + 8192;
+constexpr uint64_t kKernelsGpu = 192 * kMiB + 1024;
+constexpr uint64_t kKernelsPinned = 32 * kMiB + 2048;
 constexpr uint64_t kTransfersPinned = 128 * kMiB;
 constexpr uint64_t kPlenty = 1024 * kMiB;
 constexpr char kOutOfMemory[] = ": cudaErrorMemoryAllocation, out of memory; ";
@@ -530,7 +530,7 @@ TEST_F(GpuMemoryTest, TooLittleForTheKernels) {
   ExpectRefused(StartWorker(kKernelsGpu - 1, kPlenty, {"--kv_memory=1MiB"}),
                 {"cuda:0 emulated GPU: allocating ", " bytes: cudaErrorMemoryAllocation"});
   ExpectRefused(StartWorker(kPlenty, kKernelsPinned - 1, {}),
-                {"cuda:0 emulated GPU: pinning 8192 bytes of the host: cudaErrorMemoryAllocation"});
+                {"cuda:0 emulated GPU: pinning 2048 bytes of the host: cudaErrorMemoryAllocation"});
 }
 
 TEST_F(GpuMemoryTest, TooLittleForWeights) {

@@ -137,7 +137,7 @@ BUGS = {
         ""),
     "blocks are free while a step that was started writes them": (
         "decode_worker/decode_engine_ahead.cc",
-        "  if (!executor_->started().empty()) written_.push_back(std::move(blocks));\n",
+        "  if (executor_->IsStarted(sequence)) written_.push_back(std::move(sequence.blocks));\n",
         ""),
     "a step is started without room for its tokens": (
         "decode_worker/decode_engine_ahead.cc",

@@ -58,7 +58,7 @@ void Happened::Add(const Happened& other) {
   messages_refused += other.messages_refused;
   preempted += other.preempted;
   swapped += other.swapped;
-  started_steps += other.started_steps;
+  steps_ahead += other.steps_ahead;
 }
 
 std::string Happened::ToString() const {
@@ -69,7 +69,7 @@ std::string Happened::ToString() const {
       sessions_broken, "\ntransfers acknowledged ", transfers_acked, ", failed ", transfers_failed,
       ", connections closed by force ", force_closes, "\nmessages refused ", messages_refused,
       ", checksum mismatches ", checksum_mismatches, ", sequences preempted ", preempted,
-      ", came back with their KV ", swapped, "\nsteps started ahead ", started_steps);
+      ", came back with their KV ", swapped, "\nsteps started ahead ", steps_ahead);
 }
 
 SimulatedCluster::SimulatedCluster(uint64_t seed, Record& record)
@@ -527,7 +527,7 @@ void SimulatedCluster::Collect(const SimulatedWorker& worker) {
                                 in.refused_overlap + in.refused_size;
   happened_.preempted += worker.stats().preempted;
   happened_.swapped += worker.stats().swapped_in;
-  happened_.started_steps += worker.started_steps();
+  happened_.steps_ahead += worker.stats().steps_ahead;
 }
 
 SimulatedCluster::Place* SimulatedCluster::Find(WorkerId id) {

@@ -45,7 +45,7 @@ struct Happened {
   uint64_t messages_refused = 0;
   uint64_t preempted = 0;
   uint64_t swapped = 0;  // Came back with their KV.
-  uint64_t started_steps = 0;
+  uint64_t steps_ahead = 0;
 
   void Add(const Happened& other);
   std::string ToString() const;

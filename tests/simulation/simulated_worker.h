@@ -72,7 +72,6 @@ class SimulatedWorker final : public EventPort, public TransferPort {
   void CheckAtRest();
 
   const EngineStats& stats() const { return engine_->stats(); }
-  uint64_t started_steps() const { return starting_model_.started_steps(); }
   const KvReceiver::Counters& received() const { return transfers_->receiver().counters(); }
   const KvSender::Counters& sent() const { return transfers_->sender().counters(); }
 

@@ -31,7 +31,7 @@ TEST(SimulationTest, NoRuleIsViolated) {
   EXPECT_GT(happened.messages_refused, 0u);
   EXPECT_GT(happened.preempted, 0u);
   EXPECT_GT(happened.swapped, 0u);
-  EXPECT_GT(happened.started_steps, 0u);
+  EXPECT_GT(happened.steps_ahead, 0u);
 }
 
 TEST(SimulationReplayTest, ASeedTellsTheSameStoryTwice) {

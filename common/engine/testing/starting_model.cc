@@ -11,8 +11,13 @@
 namespace baton {
 namespace {
 
-// A multiplier and an increment of Knuth's; the upper bits are good.
-uint64_t Next(uint64_t state) { return state * 0x5851F42D4C957F2Dull + 0x14057B7EF767814Full; }
+// SplitMix64 (Steele, Lea and Flood, OOPSLA 2014): good bits from neighbouring seeds, too.
+uint64_t Draw(uint64_t* state) {
+  uint64_t bits = *state += 0x9E3779B97F4A7C15ull;
+  bits = (bits ^ (bits >> 30)) * 0xBF58476D1CE4E5B9ull;
+  bits = (bits ^ (bits >> 27)) * 0x94D049BB133111EBull;
+  return bits ^ (bits >> 31);
+}
 
 absl::Status ForwardAndChoose(Model& model, std::span<const BatchRow> rows, KvArena& cache,
                               const TokenChoice& choice, const Model::LayerDone& layer_done) {
@@ -51,18 +56,16 @@ absl::Status StartingModel::StartStep(std::span<const DecodeRow> rows, KvArena& 
                                       std::span<const SampleRow> samples,
                                       std::span<const LogitEdit> edits) {
   BATON_CHECK(CanStart(rows.size()) && started_.size() < 2 && samples.size() == rows.size());
-  ++started_steps_;
+  const size_t rows_before = started_.empty() ? chosen_.size() : started_.back().rows.size();
   StartedStep& step = started_.emplace_back();
   step.cache = &cache;
   step.samples.assign(samples.begin(), samples.end());
   step.edits.assign(edits.begin(), edits.end());
   for (const DecodeRow& row : rows) {
-    BATON_CHECK(!row.chosen_by.has_value() || *row.chosen_by < chosen_.size() ||
-                started_.size() > 1);
+    BATON_CHECK(row.chosen_by.value_or(0) < rows_before || !row.chosen_by.has_value());
     step.rows.push_back({.row = row, .blocks = {row.blocks.begin(), row.blocks.end()}});
   }
-  draws_ = Next(draws_);
-  const uint64_t drawn = draws_ >> 33;
+  const uint64_t drawn = Draw(&draws_);
   if (drawn % 2 == 0) return absl::OkStatus();
   ComputeFirst(started_.size());
   // What fails shows at once, or when the step is waited for.

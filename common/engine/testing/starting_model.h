@@ -28,7 +28,6 @@ class StartingModel final : public Model {
     draws_ = seed;
   }
   void StartNoSteps() { starts_steps_ = false; }
-  uint64_t started_steps() const { return started_steps_; }
 
   const ModelConfig& config() const override { return model_->config(); }
   const std::string& fingerprint() const override { return model_->fingerprint(); }
@@ -65,7 +64,6 @@ class StartingModel final : public Model {
   Model* const model_;
   bool starts_steps_ = false;
   uint64_t draws_ = 0;
-  uint64_t started_steps_ = 0;
   std::deque<StartedStep> started_;  // Not finished.
   std::vector<TokenId> chosen_;      // By the last step that was computed.
 };

@@ -198,8 +198,11 @@ absl::Status CudaState::RunStep(const StepShape* shape, absl::FunctionRef<absl::
   Check(device_.Select());
   Upload();
   step_inputs_ = used_;
-  // With what could not be placed nothing may run.
-  if (!ok()) return TakeStatus();
+  // With what could not be placed nothing may run; a step before it may.
+  if (!ok()) {
+    static_cast<void>(cudaStreamSynchronize(launch_.stream));
+    return TakeStatus();
+  }
   const absl::Status status = shape == nullptr ? RunNow(body) : RunShape(*shape, body);
   if (status.ok()) return CallDone();
   static_cast<void>(cudaStreamSynchronize(launch_.stream));

@@ -46,11 +46,13 @@ absl::Status StartedTokens::Bring(uint32_t rows) {
 
 absl::Status StartedTokens::Take(std::span<TokenId> tokens) {
   BATON_CHECK(taken_ < brought_);
-  BATON_RETURN_IF_ERROR(device_.Select());
   const Slot& slot = slots_[taken_ % kSlots];
   BATON_CHECK(tokens.size() == slot.rows);
-  const std::string what = absl::StrCat(device_.name(), ": computing a step");
-  absl::Status status = CudaStatus(cudaEventSynchronize(slot.there), what);
+  absl::Status status = device_.Select();
+  if (status.ok()) {
+    const std::string what = absl::StrCat(device_.name(), ": computing a step");
+    status = CudaStatus(cudaEventSynchronize(slot.there), what);
+  }
   if (!status.ok()) static_cast<void>(cudaStreamSynchronize(device_.stream()));
   std::copy_n(PinnedOf(taken_), tokens.size(), tokens.data());
   ++taken_;
