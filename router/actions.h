@@ -4,10 +4,12 @@
 #define BATON_ROUTER_ACTIONS_H_
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <variant>
 
 #include "absl/status/status.h"
+#include "common/base/clock.h"
 #include "common/base/ids.h"
 #include "proto/inference.pb.h"
 #include "proto/worker.pb.h"
@@ -34,6 +36,8 @@ struct Emit {
   RequestId request{};
   v1::Delta delta;
   uint64_t bytes = 0;
+  // Since the message with tokens before it; none: it is the first, or has no tokens.
+  std::optional<Duration> pause;
 };
 
 // Ends the client's stream. Exactly one per request, and nothing of that request after it.

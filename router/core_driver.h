@@ -41,6 +41,7 @@ struct Outcome {
   bool accepted = false;
   std::vector<TokenId> tokens;
   std::string text;
+  std::vector<Duration> pauses;
   std::optional<Finish> finish;
   absl::StatusCode code() const { return finish ? finish->status.code() : absl::StatusCode::kOk; }
 };
@@ -256,6 +257,7 @@ class CoreDriver {
           outcome.tokens.push_back(token.id());
         }
         outcome.text += emit->delta.text();
+        if (emit->pause.has_value()) outcome.pauses.push_back(*emit->pause);
       } else if (auto* finish = std::get_if<Finish>(&action)) {
         Outcome& outcome = outcomes[finish->request];
         EXPECT_FALSE(outcome.finish.has_value()) << "a request ended twice";

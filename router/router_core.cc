@@ -307,7 +307,7 @@ void RouterCore::End(Request& request, Ending ending, Instant now) {
     if (!rest.text.empty()) {
       v1::Delta delta;
       delta.set_text(std::move(rest.text));
-      EmitDelta(request, std::move(delta));
+      EmitDelta(request, std::move(delta), std::nullopt);
     }
     if (rest.stop_string.has_value()) {
       ending.reason = v1::FINISH_REASON_STOP;
@@ -328,10 +328,11 @@ void RouterCore::End(Request& request, Ending ending, Instant now) {
   requests_.Erase(request.id());
 }
 
-void RouterCore::EmitDelta(Request& request, v1::Delta delta) {
+void RouterCore::EmitDelta(Request& request, v1::Delta delta, std::optional<Duration> pause) {
   const uint64_t bytes = delta.ByteSizeLong();
   request.unread_bytes += bytes;
-  actions_.push_back(Emit{.request = request.id(), .delta = std::move(delta), .bytes = bytes});
+  actions_.push_back(
+      Emit{.request = request.id(), .delta = std::move(delta), .bytes = bytes, .pause = pause});
 }
 
 v1::Finished RouterCore::MakeFinished(const Request& request, const Ending& ending,

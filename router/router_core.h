@@ -139,7 +139,7 @@ class RouterCore {
   void Release(Request& request);
   void Requeue(Request& request, Instant now);
   void End(Request& request, Ending ending, Instant now);
-  void EmitDelta(Request& request, v1::Delta delta);
+  void EmitDelta(Request& request, v1::Delta delta, std::optional<Duration> pause);
   v1::Finished MakeFinished(const Request& request, const Ending& ending, Instant now) const;
   // Shows tokens in order, dropping repeats. kConflict: one did not fit what the client has seen.
   Shown Show(Request& request, const google::protobuf::RepeatedPtrField<v1::Token>& tokens,

@@ -378,13 +378,16 @@ RouterCore::Shown RouterCore::Show(Request& request,
     if (stop_string.has_value()) break;
   }
   if (delta.tokens_size() > 0) {
-    if (!request.first_token_at.has_value()) {
+    std::optional<Duration> pause;
+    if (request.first_token_at.has_value()) {
+      pause = now - request.last_token_at;
+    } else {
       request.first_token_at = now;
       request.timings.set_first_token_ms(ToMilliseconds(now - request.spec.received));
     }
     request.last_token_at = now;
     counters_.tokens_shown += static_cast<uint64_t>(delta.tokens_size());
-    EmitDelta(request, std::move(delta));
+    EmitDelta(request, std::move(delta), pause);
   }
   if (stop_string.has_value()) {
     End(request, {.reason = v1::FINISH_REASON_STOP, .stop_string = std::move(stop_string)}, now);

@@ -296,6 +296,7 @@ TEST_F(SplitClusterTest, ReportsWhatEachStageTook) {
   driver.FirstToken(prefill, attempt, 0, 11);
   driver.now += milliseconds(7);
   driver.Tokens(decode, attempt, 0, {11, 12});
+  EXPECT_THAT(driver.outcomes[id].pauses, testing::ElementsAre(milliseconds(7)));
   driver.Finished(decode, attempt, v1::FINISH_REASON_LENGTH);
 
   const v1::StageTimings& timings = driver.outcomes[id].finish->finished.timings();

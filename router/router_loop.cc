@@ -258,6 +258,7 @@ void RouterLoop::PerformAccept(const Accept& accept) {
 void RouterLoop::PerformEmit(Emit emit) {
   const auto it = streams_.find(emit.request);
   BATON_CHECK(it != streams_.end());
+  metrics_->OnEmit(emit);
   ClientStream* stream = it->second;
   core_.OnWritten(emit.request, stream->TakeWrittenBytes());
   if (!stream->Write(std::move(emit.delta), emit.bytes)) core_.OnCancel(emit.request, Now());

@@ -30,6 +30,9 @@ RouterMetrics::RouterMetrics(MetricsRegistry* registry)
       output_token_(registry->AddHistogram(kTimePerOutputTokenSeconds,
                                            "Mean time per token after the first, per request.",
                                            StepSecondsBuckets())),
+      inter_token_(registry->AddHistogram(kInterTokenLatencySeconds,
+                                          "Time between two messages with tokens of one stream.",
+                                          StepSecondsBuckets())),
       handoff_(registry->AddHistogram(
           kHandoffSeconds, "Time from the prompt's last layer to the acknowledged commit.",
           StepSecondsBuckets())),
@@ -90,6 +93,11 @@ void RouterMetrics::CountKey(const absl::StatusOr<std::string>& name) {
                      {{"status", absl::StatusCodeToString(name.status().code())}})
         .Increment();
   }
+}
+
+void RouterMetrics::OnEmit(const Emit& emit) {
+  if (!emit.pause.has_value()) return;
+  inter_token_.Observe(ToMilliseconds(*emit.pause) / kMillisecondsPerSecond);
 }
 
 void RouterMetrics::OnFinish(const Finish& finish) {

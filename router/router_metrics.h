@@ -24,6 +24,8 @@ class RouterMetrics {
   void CountRequest(const absl::Status& status);
   // A call was let in under the name of its API key, or refused. Any thread.
   void CountKey(const absl::StatusOr<std::string>& name);
+  // A message is on its way to the client.
+  void OnEmit(const Emit& emit);
   // A request has ended; counts it too.
   void OnFinish(const Finish& finish);
   // Brings gauges and counters up to the core's state.
@@ -38,6 +40,7 @@ class RouterMetrics {
   Histogram& duration_;
   Histogram& first_token_;
   Histogram& output_token_;
+  Histogram& inter_token_;
   Histogram& handoff_;
   Gauge& queued_;
   Gauge& queued_tokens_;

@@ -24,6 +24,24 @@ TEST(RouterMetricsTest, HandoffsAreMeasuredAndLocalPrefillsAreNot) {
   EXPECT_DOUBLE_EQ(histogram.sample_sum, 0.25);
 }
 
+TEST(RouterMetricsTest, PausesWithinAStreamAreMeasured) {
+  MetricsRegistry registry;
+  RouterMetrics metrics(&registry);
+
+  Emit emit;
+  metrics.OnEmit(emit);  // The first of its stream.
+  for (const int pause : {20, 480}) {
+    emit.pause = std::chrono::milliseconds(pause);
+    metrics.OnEmit(emit);
+  }
+
+  const auto histogram = registry.AddHistogram(kInterTokenLatencySeconds, "", StepSecondsBuckets())
+                             .Collect()
+                             .histogram;
+  EXPECT_EQ(histogram.sample_count, 2u);
+  EXPECT_DOUBLE_EQ(histogram.sample_sum, 0.5);
+}
+
 TEST(RouterMetricsTest, PairsShowWhatTheirLastProbeMeasured) {
   CoreDriver driver;
   const WorkerId prefill = driver.AddUp(v1::ROLE_PREFILL);

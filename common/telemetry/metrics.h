@@ -33,6 +33,7 @@ using MetricLabels = std::map<std::string, std::string>;
 inline constexpr char kRequestDurationSeconds[] = "baton_request_duration_seconds";
 inline constexpr char kTimeToFirstTokenSeconds[] = "baton_time_to_first_token_seconds";
 inline constexpr char kTimePerOutputTokenSeconds[] = "baton_time_per_output_token_seconds";
+inline constexpr char kInterTokenLatencySeconds[] = "baton_inter_token_latency_seconds";
 inline constexpr char kRequestsTotal[] = "baton_requests_total";  // {status}
 inline constexpr char kRequestsRunning[] = "baton_requests_running";
 inline constexpr char kRequestsQueued[] = "baton_requests_queued";
