@@ -7,14 +7,6 @@
 #include "common/sampling/sample_plan.h"
 
 namespace baton {
-namespace {
-
-const SamplePlan& PlanOf(size_t vocab, Sequence& sequence) {
-  return sequence.planner.Plan(vocab, sequence.tokens, sequence.prompt_tokens, sequence.sampling,
-                               sequence.stop);
-}
-
-}  // namespace
 
 absl::StatusOr<Executor::Sampled> Executor::Run(std::span<const StepItem> items,
                                                 const LayerDone& layer_done,
@@ -63,7 +55,7 @@ absl::StatusOr<std::vector<SampledToken>> Executor::RunSampling(std::span<const 
   std::vector<uint32_t> raw_rows;
   edits_.clear();
   for (uint32_t i = 0; i < sampling.size(); ++i) {
-    const SamplePlan& plan = PlanOf(vocab, *sampling[i]);
+    const SamplePlan& plan = PlanOf(*sampling[i]);
     SampleRow& row = samples.emplace_back(plan.row);
     const bool fits = AppendEdits(plan, row);
     if (!fits || sampling[i]->sampling.logprobs.has_value()) raw_rows.push_back(i);
@@ -80,7 +72,7 @@ absl::StatusOr<std::vector<SampledToken>> Executor::RunSampling(std::span<const 
   for (size_t i = 0; i < ids.size(); ++i) tokens[i].id = ids[i];
   for (size_t i = 0; i < raw_rows.size(); ++i) {
     const uint32_t row = raw_rows[i];
-    const SamplePlan& plan = PlanOf(vocab, *sampling[row]);
+    const SamplePlan& plan = PlanOf(*sampling[row]);
     const std::span<float> logits = std::span(logits_).subspan(i * vocab, vocab);
     const std::optional<uint32_t> logprobs = sampling[row]->sampling.logprobs;
     const bool fitted = samples[row].edits_end - samples[row].edits_begin == plan.edits.size();
@@ -91,6 +83,11 @@ absl::StatusOr<std::vector<SampledToken>> Executor::RunSampling(std::span<const 
     }
   }
   return tokens;
+}
+
+const SamplePlan& Executor::PlanOf(Sequence& sequence) const {
+  return sequence.planner.Plan(model_->config().vocab_size, sequence.tokens, sequence.prompt_tokens,
+                               sequence.sampling, sequence.stop);
 }
 
 bool Executor::AppendEdits(const SamplePlan& plan, SampleRow& row) {
@@ -109,8 +106,8 @@ absl::StatusOr<std::vector<SampledToken>> Executor::RunWithLogits(
   BATON_RETURN_IF_ERROR(model_->Forward(rows, *arena_, logits_, layer_done));
   std::vector<SampledToken> tokens;
   for (size_t i = 0; i < sampling.size(); ++i) {
-    tokens.push_back(Sample(std::span(logits_).subspan(i * vocab, vocab),
-                            PlanOf(vocab, *sampling[i]), sampling[i]->sampling.logprobs));
+    tokens.push_back(Sample(std::span(logits_).subspan(i * vocab, vocab), PlanOf(*sampling[i]),
+                            sampling[i]->sampling.logprobs));
   }
   return tokens;
 }

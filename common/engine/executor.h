@@ -106,7 +106,9 @@ class Executor {
   absl::StatusOr<std::vector<SampledToken>> RunSampling(std::span<const BatchRow> rows,
                                                         std::span<Sequence* const> sampling,
                                                         const LayerDone& layer_done);
-  // Adds them to edits_, as the row says then. False: there is no room, and the row has none.
+  // Of the sequence's next token.
+  const SamplePlan& PlanOf(Sequence& sequence) const;
+  // Adds the plan's to edits_, as the row says then. False: there is no room, and the row has none.
   bool AppendEdits(const SamplePlan& plan, SampleRow& row);
   // The same as RunSampling from logits that all come to the host.
   absl::StatusOr<std::vector<SampledToken>> RunWithLogits(std::span<const BatchRow> rows,

@@ -46,7 +46,6 @@ std::optional<Executor::Draft> Executor::DraftStep(std::span<const StepItem> ite
                            return item.count == 1 && CanStart(*item.sequence);
                          });
   if (!can_start) return std::nullopt;
-  const size_t vocab = model_->config().vocab_size;
   Draft draft;
   edits_.clear();
   for (const StepItem& item : items) {
@@ -54,11 +53,10 @@ std::optional<Executor::Draft> Executor::DraftStep(std::span<const StepItem> ite
     const std::optional<uint32_t> chosen_by = StartedRowOf(sequence);
     const uint32_t unknown = chosen_by.has_value() ? 1 : 0;
     const SamplePlan& plan =
-        chosen_by.has_value()
-            ? sequence.planner.PlanAhead(vocab, sequence.tokens.size() + unknown,
-                                         sequence.prompt_tokens, sequence.sampling, sequence.stop)
-            : sequence.planner.Plan(vocab, sequence.tokens, sequence.prompt_tokens,
-                                    sequence.sampling, sequence.stop);
+        chosen_by.has_value() ? sequence.planner.PlanAhead(
+                                    model_->config().vocab_size, sequence.tokens.size() + unknown,
+                                    sequence.prompt_tokens, sequence.sampling, sequence.stop)
+                              : PlanOf(sequence);
     if (!AppendEdits(plan, draft.samples.emplace_back(plan.row))) return std::nullopt;
     draft.step.row_of[sequence.arrival] = static_cast<uint32_t>(draft.rows.size());
     draft.step.rows.push_back({sequence.key, sequence.arrival});

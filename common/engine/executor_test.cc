@@ -182,8 +182,8 @@ class FakeBatch {
   }
 
   // A sequence with a prompt of its own, which has run but for the last token.
-  Sequence& Add(const SamplingParams& params, const StopParams& stop = {}) {
-    auto number = static_cast<uint32_t>(sequences.size());
+  void Add(const SamplingParams& params, const StopParams& stop = {}) {
+    const auto number = static_cast<uint32_t>(sequences.size());
     Sequence& sequence = *sequences.emplace_back(std::make_unique<Sequence>());
     sequence.tokens = {static_cast<TokenId>(number), 5, 6, 5};
     sequence.prompt_tokens = 3;
@@ -199,7 +199,6 @@ class FakeBatch {
                              .logit_count = 0};
     EXPECT_TRUE(FakeModel().Forward({&prompt, 1}, *arena_, {}, nullptr).ok());
     sequence.computed = 3;
-    return sequence;
   }
   std::vector<StepItem> Items() const {
     std::vector<StepItem> items;
@@ -226,39 +225,44 @@ class FakeBatch {
   std::vector<std::unique_ptr<Sequence>> sequences;
 };
 
-class StartedStepsTest : public testing::TestWithParam<uint64_t> {};
-
-TEST_P(StartedStepsTest, GiveTheTokensOfStepsThatWait) {
-  FakeBatch waiting;
-  FakeBatch started(GetParam());
-  for (FakeBatch* batch : {&waiting, &started}) {
-    batch->Add({.temperature = 0.0f});
-    batch->Add({.temperature = 5.0f, .top_k = 50, .seed = 7});
-    batch->Add(
-        {.temperature = 5.0f, .top_p = 0.9f, .logit_bias = {{3, 1.0f}, {9, -1.0f}}, .seed = 8});
-    batch->Add({.temperature = 5.0f, .seed = 9},
-               {.stop_token_ids = {1, 2, 3, 4}, .min_tokens = 20});
+// The same sequences, whose steps wait, and are started ahead as a seed draws.
+class StartedStepsTest : public testing::TestWithParam<uint64_t> {
+ protected:
+  void Add(const SamplingParams& params, const StopParams& stop = {}) {
+    waiting_.Add(params, stop);
+    started_.Add(params, stop);
   }
-  for (int step = 0; step < 40; ++step) {
-    ASSERT_TRUE(waiting.Step().ok());
-    ASSERT_TRUE(started.Step().ok());
-    ASSERT_EQ(started.executor.started().size(), 4u);
-    for (size_t i = 0; i < 4; ++i) {
-      ASSERT_EQ(started.sequences[i]->tokens, waiting.sequences[i]->tokens)
-          << "step " << step << " sequence " << i;
-      ASSERT_EQ(started.sequences[i]->computed, waiting.sequences[i]->computed);
+  void AddDrawn(uint64_t count) {
+    for (uint64_t seed = 1; seed <= count; ++seed) Add({.temperature = 5.0f, .seed = seed});
+  }
+  void ExpectTheSame() const {
+    for (size_t i = 0; i < waiting_.sequences.size(); ++i) {
+      ASSERT_EQ(started_.sequences[i]->tokens, waiting_.sequences[i]->tokens) << "sequence " << i;
+      ASSERT_EQ(started_.sequences[i]->computed, waiting_.sequences[i]->computed);
     }
   }
-  EXPECT_TRUE(waiting.executor.started().empty());
+
+  FakeBatch waiting_;
+  FakeBatch started_{GetParam()};
+};
+
+TEST_P(StartedStepsTest, GiveTheTokensOfStepsThatWait) {
+  Add({.temperature = 0.0f});
+  Add({.temperature = 5.0f, .top_k = 50, .seed = 7});
+  Add({.temperature = 5.0f, .top_p = 0.9f, .logit_bias = {{3, 1.0f}, {9, -1.0f}}, .seed = 8});
+  Add({.temperature = 5.0f, .seed = 9}, {.stop_token_ids = {1, 2, 3, 4}, .min_tokens = 20});
+  for (int step = 0; step < 40; ++step) {
+    ASSERT_TRUE(waiting_.Step().ok());
+    ASSERT_TRUE(started_.Step().ok());
+    ASSERT_EQ(started_.executor.started().size(), 4u);
+    ASSERT_NO_FATAL_FAILURE(ExpectTheSame()) << "step " << step;
+  }
+  EXPECT_TRUE(waiting_.executor.started().empty());
 }
 
 // Goal: what a sequence gets does not depend on who is in the started step beside it.
 TEST_P(StartedStepsTest, SomeComeAndOthersGo) {
-  FakeBatch waiting;
-  FakeBatch started(GetParam());
-  for (FakeBatch* batch : {&waiting, &started}) {
-    for (uint64_t seed = 1; seed <= 4; ++seed) batch->Add({.temperature = 5.0f, .seed = seed});
-  }
+  AddDrawn(4);
   // Those that are in a step when it is started, and those that still are when it is run: who was
   // left out comes back with a token that is known.
   const std::vector<std::vector<size_t>> started_of = {{0, 1}, {0, 1}, {0, 1, 2}, {2, 1, 0},
@@ -266,46 +270,36 @@ TEST_P(StartedStepsTest, SomeComeAndOthersGo) {
   const std::vector<std::vector<size_t>> steps = {{0, 1}, {1},    {0, 1, 2}, {2, 0},
                                                   {1},    {3, 1}, {3, 1},    {3, 0}};
   for (size_t step = 0; step < steps.size(); ++step) {
-    for (FakeBatch* batch : {&waiting, &started}) {
-      const std::vector<StepItem> all = batch->Items();
-      const auto pick = [&](const std::vector<size_t>& places) {
+    const bool last = step + 1 == steps.size();
+    for (FakeBatch* batch : {&waiting_, &started_}) {
+      const auto pick = [all = batch->Items()](const std::vector<size_t>& places) {
         std::vector<StepItem> items;
         for (const size_t place : places) items.push_back(all[place]);
         return items;
       };
-      const std::vector<StepItem> items = pick(steps[step]);
       // Sometimes the device is done before it is asked.
       if (step % 3 == 1) batch->executor.Settle();
       const auto ahead = [&] {
-        return step + 1 == steps.size() ? std::vector<StepItem>() : pick(started_of[step + 1]);
+        return last ? std::vector<StepItem>() : pick(started_of[step + 1]);
       };
-      const auto sampled = batch->executor.Run(items, nullptr, ahead);
+      const auto sampled = batch->executor.Run(pick(steps[step]), nullptr, ahead);
       ASSERT_TRUE(sampled.ok()) << sampled.status();
     }
-    for (size_t i = 0; i < 4; ++i) {
-      ASSERT_EQ(started.sequences[i]->tokens, waiting.sequences[i]->tokens)
-          << "step " << step << " sequence " << i;
-    }
+    ASSERT_EQ(started_.executor.started().size(), last ? 0 : started_of[step + 1].size());
+    ASSERT_NO_FATAL_FAILURE(ExpectTheSame()) << "step " << step;
   }
-  EXPECT_TRUE(started.executor.started().empty());
 }
 
 // Goal: a step that nobody wants leaves nothing behind.
 TEST_P(StartedStepsTest, WhatIsForgottenIsRunAgain) {
-  FakeBatch waiting;
-  FakeBatch started(GetParam());
-  for (FakeBatch* batch : {&waiting, &started}) {
-    for (uint64_t seed = 1; seed <= 2; ++seed) batch->Add({.temperature = 5.0f, .seed = seed});
-  }
+  AddDrawn(2);
   for (int step = 0; step < 20; ++step) {
-    ASSERT_TRUE(waiting.Step().ok());
-    ASSERT_TRUE(started.Step().ok());
-    ASSERT_EQ(started.executor.started().size(), 2u);
-    if (step % 2 == 0) started.executor.Forget();
+    ASSERT_TRUE(waiting_.Step().ok());
+    ASSERT_TRUE(started_.Step().ok());
+    ASSERT_EQ(started_.executor.started().size(), 2u);
+    if (step % 2 == 0) started_.executor.Forget();
   }
-  for (size_t i = 0; i < 2; ++i) {
-    EXPECT_EQ(started.sequences[i]->tokens, waiting.sequences[i]->tokens);
-  }
+  ExpectTheSame();
 }
 
 INSTANTIATE_TEST_SUITE_P(Draws, StartedStepsTest, testing::Values(1, 2, 3, 4));
@@ -328,7 +322,9 @@ TEST(ExecutorTest, NothingIsStartedThatNeedsTheTokenBefore) {
 }
 
 TEST(ExecutorTest, AfterAnErrorNothingIsStarted) {
-  for (uint64_t seed = 1; seed <= 8; ++seed) {
+  constexpr int kSeeds = 64;
+  int seeds_that_failed = 0;
+  for (uint64_t seed = 1; seed <= kSeeds; ++seed) {
     FakeBatch batch(seed);
     batch.Add({});
     const std::vector<TokenId> expected = FakeContinuation(batch.sequences[0]->tokens, 10);
@@ -344,10 +340,13 @@ TEST(ExecutorTest, AfterAnErrorNothingIsStarted) {
       EXPECT_TRUE(batch.executor.started().empty());
     }
     EXPECT_LE(failed, 1);
+    seeds_that_failed += failed;
     std::vector<TokenId> got(batch.sequences[0]->tokens.begin() + static_cast<ptrdiff_t>(prompt),
                              batch.sequences[0]->tokens.end());
     EXPECT_EQ(got, std::vector<TokenId>(expected.begin(), expected.end() - failed));
   }
+  EXPECT_GT(seeds_that_failed, 0) << "no step failed that was waited for";
+  EXPECT_LT(seeds_that_failed, kSeeds) << "no step failed when it was started behind another";
 }
 
 }  // namespace

@@ -256,7 +256,8 @@ TEST_P(ModelCudaTest, GreedyTokensThatTheGpuChoosesAreEqual) {
 TEST_P(ModelCudaTest, GreedyTokensOfStartedStepsAreEqual) {
   Load("f32", DType::kF32);
   constexpr uint32_t kSequences = 4;
-  if (!model_->CanStart(kSequences)) GTEST_SKIP() << "the model does not start such steps";
+  if (HasExperts()) GTEST_SKIP() << "in float32 the host chooses the experts";
+  ASSERT_TRUE(model_->CanStart(kSequences));
   const std::vector<TokenId>& greedy = golden_.greedy;
   const auto prompt_tokens = static_cast<uint32_t>(golden_.prompt.size());
   std::vector<BatchRow> prompts;

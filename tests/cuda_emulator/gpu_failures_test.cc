@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
@@ -17,11 +18,13 @@
 #include <span>
 #include <sstream>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "common/base/clock.h"
 #include "common/device/device.h"
 #include "common/model/testing/tiny_model.h"
 #include "common/rpc/channel.h"
@@ -277,6 +280,28 @@ TEST_F(LostHereTest, NoTokenComesFromALostGpu) {
     ASSERT_GE(code, 0) << "after " << operations << " operations";
   }
   EXPECT_GT(operations, 100) << "hardly anything was tried";
+}
+
+// It passes while a step is started, which is then of no use; the next request has its blocks.
+TEST_F(LostHereTest, ADeadlineEndsARequestAndNotItsProcess) {
+  EngineParts parts = EngineHere(Truth().model());
+  LocalRunner runner(&parts);
+  const v1::GenerateRequest request = Requests()[0];
+  v1::Work late = WorkOf(request, {}, 1);
+  late.set_deadline_ms(1000);
+  Instant first{};  // Later than the deadline's beginning.
+  const auto wait = [&first](const v1::Token& token) {
+    if (token.index() == 0) first = Now();
+    while (token.index() == 5 && Now() < first + std::chrono::seconds(1)) std::this_thread::yield();
+    return true;
+  };
+
+  EXPECT_TRUE(absl::IsDeadlineExceeded(runner.Run(late, wait).status));
+
+  std::vector<TokenId> ids;
+  for (const v1::Token& token : runner.Run(WorkOf(request, {}, 2)).tokens)
+    ids.push_back(token.id());
+  EXPECT_EQ(ids, Truth().streams()[0]);
 }
 
 // ---- A GPU that is lost ------------------------------------------------------------------------
