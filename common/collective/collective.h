@@ -28,7 +28,7 @@ class Collective {
   // type activations have. A GPU puts it into the queue of the rank's device, also while a step is
   // recorded. kAborted: after Abort.
   virtual absl::Status AllReduceSum(const TensorView& x) = 0;
-  // x = the first rank's x, on all. Otherwise as AllReduceSum.
+  // x = the first rank's x, on all, bit for bit. Otherwise as AllReduceSum.
   virtual absl::Status Broadcast(const TensorView& x) = 0;
   // On the first rank parts[r] = rank r's `part`; parts[0] is its own already. Elsewhere `parts` is
   // empty. REQUIRES: both sides of a part have as many elements, which may be 0, of one type.

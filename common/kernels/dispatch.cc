@@ -504,6 +504,16 @@ absl::Status StartSampling(KernelContext& context, const TensorView& logits,
   return context.table().start_sampling(context, logits, samples, edits);
 }
 
+TensorView StartedTokens(KernelContext& context, size_t rows) {
+  BATON_CHECK(rows <= kStartedRowsMax);
+  return context.table().started_tokens(context, rows);
+}
+
+absl::Status BringTokens(KernelContext& context, size_t rows) {
+  BATON_CHECK(rows <= kStartedRowsMax);
+  return context.table().bring_tokens(context, rows);
+}
+
 absl::Status FinishSampling(KernelContext& context, std::span<TokenId> tokens) {
   return context.table().finish_sampling(context, tokens);
 }

@@ -71,6 +71,8 @@ struct KernelTable {
                                 std::span<const LogitEdit> edits, std::span<TokenId> tokens);
   absl::Status (*start_sampling)(KernelContext&, const TensorView& logits,
                                  const Placed<SampleRow>& samples, const Placed<LogitEdit>& edits);
+  TensorView (*started_tokens)(KernelContext&, size_t rows);
+  absl::Status (*bring_tokens)(KernelContext&, size_t rows);
   absl::Status (*finish_sampling)(KernelContext&, std::span<TokenId> tokens);
 };
 

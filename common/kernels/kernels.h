@@ -68,8 +68,8 @@ struct Placed {
   const T* device = nullptr;
 };
 
-// In place of an id: the token that this row of the last StartSampling chooses. Of a device that
-// samples tokens only.
+// In place of an id: the token that this row of the last StartSampling chooses, see StartedTokens.
+// Of a device that samples tokens only.
 constexpr TokenId ChosenBy(uint32_t row) { return -1 - static_cast<TokenId>(row); }
 
 // The sequences of a batch.
@@ -423,12 +423,17 @@ bool CanSampleTokens(const KernelContext& context, size_t vocab);
 absl::Status SampleTokens(KernelContext& context, const TensorView& logits,
                           std::span<const SampleRow> samples, std::span<const LogitEdit> edits,
                           std::span<TokenId> tokens);
-// The same in two halves, at most kStartedRowsMax rows: the device does the first when it comes to
-// it, and the second waits for it. At most two are started and not finished; the oldest comes
+// The same in parts, at most kStartedRowsMax rows: the device does the first two when it comes to
+// them, and the last waits for that. At most two are started and not finished; the oldest comes
 // first.
 constexpr uint32_t kStartedRowsMax = 256;
 absl::Status StartSampling(KernelContext& context, const TensorView& logits,
                            const Placed<SampleRow>& samples, const Placed<LogitEdit>& edits);
+// Where it puts the tokens, and where ChosenBy finds them: so that a device can have those which
+// another one has chosen. [rows]; int32, whose bits a TensorView knows as float32.
+TensorView StartedTokens(KernelContext& context, size_t rows);
+// Sends those on to the host.
+absl::Status BringTokens(KernelContext& context, size_t rows);
 absl::Status FinishSampling(KernelContext& context, std::span<TokenId> tokens);
 
 }  // namespace baton

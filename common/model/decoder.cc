@@ -298,9 +298,7 @@ Decoder::Step Decoder::PlaceBatch(Batch& batch, const StepShape* shape) {
   return step;
 }
 
-bool Decoder::HaveShape(size_t rows) const {
-  // NCCL does not give up a group that a recording knows.
-  if (collective_ != nullptr) return false;
+bool Decoder::RunsOnDevice(size_t rows) const {
   const uint32_t padded = context_->PaddedRows(static_cast<uint32_t>(rows));
   if (padded > std::min<size_t>(batch_tokens_max_, logits_.dim(0))) return false;
   for (uint32_t i = 0; i < config_.layers; ++i) {
@@ -314,7 +312,9 @@ bool Decoder::HaveShape(size_t rows) const {
 
 std::optional<StepShape> Decoder::ShapeOf(std::span<const BatchRow> rows, const KvArena& cache,
                                           const LayerDone& layer_done) const {
-  if (layer_done != nullptr || !HaveShape(rows.size())) return std::nullopt;
+  // NCCL does not give up a group that a recording knows.
+  if (collective_ != nullptr) return std::nullopt;
+  if (layer_done != nullptr || !RunsOnDevice(rows.size())) return std::nullopt;
   uint32_t end = kRecordedEndMin;
   for (const BatchRow& row : rows) {
     if (row.tokens.size() != 1 || row.logit_count != 1) return std::nullopt;
@@ -385,36 +385,63 @@ absl::Status Decoder::ForwardAndSample(std::span<const BatchRow> rows, KvArena& 
 }
 
 bool Decoder::CanStart(size_t rows) const {
-  return samples_tokens() && rows > 0 && HaveShape(rows);
+  return samples_tokens() && rows > 0 && RunsOnDevice(rows);
+}
+
+std::vector<BatchRow> Decoder::RowsOf(std::span<const DecodeRow> rows) {
+  std::vector<BatchRow> batch_rows;
+  for (const DecodeRow& row : rows) {
+    batch_rows.push_back(
+        {.tokens = {&row.token, 1}, .start = row.start, .blocks = row.blocks, .logit_count = 1});
+  }
+  return batch_rows;
 }
 
 absl::Status Decoder::StartStep(std::span<const DecodeRow> rows, KvArena& cache,
                                 std::span<const SampleRow> samples,
                                 std::span<const LogitEdit> edits) {
   BATON_CHECK(CanStart(rows.size()));
-  std::vector<BatchRow> batch_rows;
-  for (const DecodeRow& row : rows) {
-    batch_rows.push_back(
-        {.tokens = {&row.token, 1}, .start = row.start, .blocks = row.blocks, .logit_count = 1});
-  }
-  BATON_RETURN_IF_ERROR(CheckCall(batch_rows, cache, samples.size()));
+  BATON_RETURN_IF_ERROR(CheckCall(RowsOf(rows), cache, samples.size()));
+  return QueueStep(rows, cache, samples, edits);
+}
+
+absl::Status Decoder::StartBeside(std::span<const DecodeRow> rows, KvArena& cache) {
+  BATON_CHECK(rank() > 0);
+  return QueueStep(rows, cache, /*samples=*/{}, /*edits=*/{});
+}
+
+absl::Status Decoder::QueueStep(std::span<const DecodeRow> rows, KvArena& cache,
+                                std::span<const SampleRow> samples,
+                                std::span<const LogitEdit> edits) {
+  const std::vector<BatchRow> batch_rows = RowsOf(rows);
   Batch batch = PrepareBatch(batch_rows, cache.layout().block_tokens);
   for (size_t i = 0; i < rows.size(); ++i) {
     if (rows[i].chosen_by.has_value()) batch.tokens[i] = ChosenBy(*rows[i].chosen_by);
   }
   const std::optional<StepShape> shape = ShapeOf(batch_rows, cache, nullptr);
-  const Step step = PlaceBatch(batch, &*shape);
+  const StepShape* const same_shape = shape.has_value() ? &*shape : nullptr;
+  const Step step = PlaceBatch(batch, same_shape);
   const Placed<SampleRow> placed_samples = context_->Place(samples);
   const Placed<LogitEdit> placed_edits = context_->Place(edits);
   const size_t tokens = batch.tokens.size();
-  BATON_RETURN_IF_ERROR(context_->RunStep(&*shape, [&]() -> absl::Status {
+  BATON_RETURN_IF_ERROR(context_->RunStep(same_shape, [&]() -> absl::Status {
     const absl::Status status = RunLayers(step, cache, Cut(tokens), nullptr);
     return status.ok() ? RunHead(scratch_.h.Rows(0, tokens)) : status;
   }));
-  const absl::Status started =
-      StartSampling(*context_, logits_.Rows(0, rows.size()), placed_samples, placed_edits);
-  if (!started.ok()) context_->Finish().IgnoreError();  // What came before may be running.
+  const absl::Status started = ChooseTokens(rows.size(), placed_samples, placed_edits);
+  if (!started.ok()) AwaitDevice().IgnoreError();  // What came before may be running.
   return started;
+}
+
+absl::Status Decoder::ChooseTokens(size_t rows, const Placed<SampleRow>& samples,
+                                   const Placed<LogitEdit>& edits) {
+  if (rank() == 0) {
+    BATON_RETURN_IF_ERROR(StartSampling(*context_, logits_.Rows(0, rows), samples, edits));
+  }
+  if (collective_ != nullptr) {
+    BATON_RETURN_IF_ERROR(collective_->Broadcast(StartedTokens(*context_, rows)));
+  }
+  return BringTokens(*context_, rows);
 }
 
 absl::Status Decoder::FinishStep(std::span<TokenId> tokens) {
@@ -437,7 +464,8 @@ absl::Status Decoder::TakeRawLogits(const TokenChoice& choice, size_t begin, siz
 absl::Status Decoder::RunBeside(std::span<const BatchRow> rows, KvArena& cache,
                                 const LayerDone& layer_done) {
   BATON_CHECK(rank() > 0);
-  return Run(rows, cache, layer_done, [](size_t, size_t) { return absl::OkStatus(); });
+  // Nothing is taken, but a device that fails is noticed by nobody else.
+  return Run(rows, cache, layer_done, [this](size_t, size_t) { return AwaitDevice(); });
 }
 
 absl::Status Decoder::Run(std::span<const BatchRow> rows, KvArena& cache,

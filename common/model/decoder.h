@@ -56,12 +56,18 @@ class Decoder final : public Model {
                          std::span<const LogitEdit> edits) override;
   absl::Status FinishStep(std::span<TokenId> tokens) override;
 
+  // The rows of a step, as those of a call that does not know it.
+  static std::vector<BatchRow> RowsOf(std::span<const DecodeRow> rows);
   // What these calls refuse before they do anything. `logit_rows`: that there is room for.
   absl::Status CheckCall(std::span<const BatchRow> rows, const KvArena& cache,
                          size_t logit_rows) const;
   // The part in such a call of a rank that is not the first: without logits.
   absl::Status RunBeside(std::span<const BatchRow> rows, KvArena& cache,
                          const LayerDone& layer_done);
+  // The same of StartStep: the first rank chooses the tokens. FinishStep gives them to all.
+  absl::Status StartBeside(std::span<const DecodeRow> rows, KvArena& cache);
+  // Waits for all that the device was given.
+  absl::Status AwaitDevice() { return context_->Finish(); }
 
  private:
   // The rows of a call in the form that kernels want. Host memory.
@@ -116,8 +122,8 @@ class Decoder final : public Model {
   static Batch PrepareBatch(std::span<const BatchRow> rows, uint32_t block_tokens);
   // With a shape the batch is filled up to its rows.
   Step PlaceBatch(Batch& batch, const StepShape* shape);
-  // Whether steps of one token for each of so many sequences have a shape.
-  bool HaveShape(size_t rows) const;
+  // Whether the host need only queue a step of one token for each of so many sequences.
+  bool RunsOnDevice(size_t rows) const;
   // The shape of a step of one token for each sequence, which a device may record.
   std::optional<StepShape> ShapeOf(std::span<const BatchRow> rows, const KvArena& cache,
                                    const LayerDone& layer_done) const;
@@ -128,6 +134,12 @@ class Decoder final : public Model {
   using TakeLogits = absl::FunctionRef<absl::Status(size_t begin, size_t count)>;
   absl::Status Run(std::span<const BatchRow> rows, KvArena& cache, const LayerDone& layer_done,
                    TakeLogits take);
+  // StartStep, once it is clear that nothing is wrong.
+  absl::Status QueueStep(std::span<const DecodeRow> rows, KvArena& cache,
+                         std::span<const SampleRow> samples, std::span<const LogitEdit> edits);
+  // The tokens of so many rows of logits_: on all ranks, and on their way to the host.
+  absl::Status ChooseTokens(size_t rows, const Placed<SampleRow>& samples,
+                            const Placed<LogitEdit>& edits);
   // Those raw logits of `choice` that are in this piece.
   absl::Status TakeRawLogits(const TokenChoice& choice, size_t begin, size_t count);
   // All layers. What wants logits is left in the first rows of h, normalized.

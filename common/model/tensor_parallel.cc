@@ -91,37 +91,64 @@ absl::Status TensorParallelModel::Forward(std::span<const BatchRow> rows, KvAren
   }
   // What is wrong for one is wrong for all: no rank begins what another one refuses.
   BATON_RETURN_IF_ERROR(first().CheckCall(rows, cache, logits.size() / vocab));
-  return Run({rows, &cache, layer_done != nullptr}, layer_done, [&](const LayerDone& done) {
-    return ranks_[0]->decoder->Forward(rows, cache, logits, done);
-  });
+  return Run(
+      [&](Decoder& decoder, const LayerDone& done) {
+        return decoder.Forward(rows, cache, logits, done);
+      },
+      [&](Decoder& decoder, const LayerDone& done) { return decoder.RunBeside(rows, cache, done); },
+      layer_done);
 }
 
 absl::Status TensorParallelModel::ForwardAndSample(std::span<const BatchRow> rows, KvArena& cache,
                                                    const TokenChoice& choice,
                                                    const LayerDone& layer_done) {
   BATON_RETURN_IF_ERROR(first().CheckCall(rows, cache, choice.samples.size()));
-  return Run({rows, &cache, layer_done != nullptr}, layer_done, [&](const LayerDone& done) {
-    return ranks_[0]->decoder->ForwardAndSample(rows, cache, choice, done);
-  });
+  return Run(
+      [&](Decoder& decoder, const LayerDone& done) {
+        return decoder.ForwardAndSample(rows, cache, choice, done);
+      },
+      [&](Decoder& decoder, const LayerDone& done) { return decoder.RunBeside(rows, cache, done); },
+      layer_done);
 }
 
-absl::Status TensorParallelModel::Run(const Call& call, const LayerDone& layer_done,
-                                      RunFirst run_first) {
+absl::Status TensorParallelModel::StartStep(std::span<const DecodeRow> rows, KvArena& cache,
+                                            std::span<const SampleRow> samples,
+                                            std::span<const LogitEdit> edits) {
+  BATON_RETURN_IF_ERROR(first().CheckCall(Decoder::RowsOf(rows), cache, samples.size()));
+  return Run([&](Decoder& decoder,
+                 const LayerDone&) { return decoder.StartStep(rows, cache, samples, edits); },
+             [&](Decoder& decoder, const LayerDone&) { return decoder.StartBeside(rows, cache); });
+}
+
+// Every rank waits for its own device: that is where it learns that the device has failed.
+absl::Status TensorParallelModel::FinishStep(std::span<TokenId> tokens) {
+  return Run([&](Decoder& decoder, const LayerDone&) { return decoder.FinishStep(tokens); },
+             [&](Decoder& decoder, const LayerDone&) {
+               std::vector<TokenId> same_tokens(tokens.size());
+               return decoder.FinishStep(same_tokens);
+             });
+}
+
+absl::Status TensorParallelModel::Run(Part first_part, Part other_part,
+                                      const LayerDone& layer_done) {
   if (failed_.load()) return FirstError();
-  call_ = call;
+  call_ = {.part = &other_part, .reports_layers = layer_done != nullptr};
   for (const std::unique_ptr<Rank>& rank : ranks_) rank->layers.store(0);
   running_.store(static_cast<uint32_t>(ranks_.size()) - 1);
   calls_.fetch_add(1);
   calls_.notify_all();
   LayerDone all_done;
-  if (call.reports_layers) {
+  if (layer_done != nullptr) {
     all_done = [&](uint32_t layer) {
       if (AwaitLayer(layer)) layer_done(layer);
     };
   }
-  ranks_[0]->status = run_first(all_done);
+  ranks_[0]->status = first_part(*ranks_[0]->decoder, all_done);
   End(*ranks_[0]);
   for (uint32_t left = running_.load(); left > 0;) left = AwaitChange(running_, left);
+  if (failed_.load()) {
+    for (const std::unique_ptr<Rank>& rank : ranks_) rank->decoder->AwaitDevice().IgnoreError();
+  }
   return FirstError();
 }
 
@@ -133,8 +160,7 @@ void TensorParallelModel::RankMain(Rank& rank) {
   for (uint32_t call = 0;;) {
     call = AwaitChange(calls_, call);
     if (stopping_.load()) return;
-    rank.status =
-        rank.decoder->RunBeside(call_.rows, *call_.cache, call_.reports_layers ? report : nullptr);
+    rank.status = (*call_.part)(*rank.decoder, call_.reports_layers ? report : nullptr);
     End(rank);
     if (running_.fetch_sub(1) == 1) running_.notify_one();
   }

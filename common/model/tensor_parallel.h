@@ -46,6 +46,11 @@ class TensorParallelModel final : public Model {
   bool samples_tokens() const override { return first().samples_tokens(); }
   absl::Status ForwardAndSample(std::span<const BatchRow> rows, KvArena& cache,
                                 const TokenChoice& choice, const LayerDone& layer_done) override;
+  bool CanStart(size_t rows) const override { return first().CanStart(rows); }
+  absl::Status StartStep(std::span<const DecodeRow> rows, KvArena& cache,
+                         std::span<const SampleRow> samples,
+                         std::span<const LogitEdit> edits) override;
+  absl::Status FinishStep(std::span<TokenId> tokens) override;
 
  private:
   // Members are destroyed in reverse order.
@@ -57,19 +62,19 @@ class TensorParallelModel final : public Model {
     std::atomic<uint32_t> layers = 0;
     std::thread thread;  // None on the first rank.
   };
-  // What all ranks run. Borrowed for the duration of a call.
+  // A rank's part of a call. `layer_done` is null if nobody asks.
+  using Part = absl::FunctionRef<absl::Status(Decoder& decoder, const LayerDone& layer_done)>;
+  // The part of all ranks but the first. Borrowed for the duration of a call.
   struct Call {
-    std::span<const BatchRow> rows;
-    KvArena* cache = nullptr;
+    const Part* part = nullptr;
     bool reports_layers = false;
   };
 
   explicit TensorParallelModel(std::vector<std::unique_ptr<Collective>> collectives);
   absl::Status LoadRanks(std::span<Device* const> devices, const ModelOptions& options);
   void RankMain(Rank& rank);
-  // `run_first` is the first rank's part; what it is passed is its LayerDone.
-  using RunFirst = absl::FunctionRef<absl::Status(const LayerDone& layer_done)>;
-  absl::Status Run(const Call& call, const LayerDone& layer_done, RunFirst run_first);
+  // All parts at once. After an error no device does anything more.
+  absl::Status Run(Part first_part, Part other_part, const LayerDone& layer_done = nullptr);
   // Returns when all other ranks have the layer too, or will never have it: false.
   bool AwaitLayer(uint32_t layer) const;
   // The rank has ended its part, with its status.

@@ -99,6 +99,7 @@ class ClusterCudaTest : public testing::Test {
   // What differs between the two workers.
   struct Pair {
     int prefill_gpus = 1;  // That the prefill worker computes on together.
+    int decode_gpus = 1;
     std::string prefill_staging = "pinned";
     std::string decode_staging = "pinned";
   };
@@ -106,7 +107,7 @@ class ClusterCudaTest : public testing::Test {
   Score AskTheGpu(const std::vector<std::string>& flags, const Pair& pair) {
     std::vector<std::string> worker_flags = {"--device=cuda", "--kv_memory=256MiB"};
     std::vector<std::string> router_flags;
-    if (pair.prefill_gpus > 1) router_flags.push_back("--mixed_numerics");
+    if (pair.prefill_gpus != pair.decode_gpus) router_flags.push_back("--mixed_numerics");
     worker_flags.insert(worker_flags.end(), flags.begin(), flags.end());
     const auto cluster = Cluster::Start(
         {.model = kDemoModel,
@@ -120,7 +121,8 @@ class ClusterCudaTest : public testing::Test {
            const bool prefill = role == "prefill";
            command->push_back("--kv_staging=" +
                               (prefill ? pair.prefill_staging : pair.decode_staging));
-           if (prefill) command->push_back(absl::StrCat("--tp=", pair.prefill_gpus));
+           command->push_back(
+               absl::StrCat("--tp=", prefill ? pair.prefill_gpus : pair.decode_gpus));
            LoadUcxWithCuda(command);
          }});
     EXPECT_TRUE(cluster.ok()) << cluster.status();
@@ -153,6 +155,14 @@ TEST_F(ClusterCudaTest, InFloat32TokensAreTheCpus) {
 TEST_F(ClusterCudaTest, TwoGpusPrefillForOne) {
   SKIP_WITHOUT_GPUS(2, OpenDevices("cuda", 2).status());
   const Score score = AskTheGpu({"--weights=f32", "--kv_dtype=f32"}, {.prefill_gpus = 2});
+
+  EXPECT_GE(score.same + Share(kStreamsThatMayDiffer), static_cast<int>(Cpu().questions.size()));
+}
+
+// Neither of them waits for the host in most steps.
+TEST_F(ClusterCudaTest, TwoGpusDecodeTogether) {
+  SKIP_WITHOUT_GPUS(2, OpenDevices("cuda", 2).status());
+  const Score score = AskTheGpu({"--weights=f32", "--kv_dtype=f32"}, {.decode_gpus = 2});
 
   EXPECT_GE(score.same + Share(kStreamsThatMayDiffer), static_cast<int>(Cpu().questions.size()));
 }

@@ -92,7 +92,13 @@ class MixtureCudaTest : public testing::TestWithParam<Case> {
       for (uint32_t j = 0; j < kBlocksEach; ++j) blocks_[i][j] = BlockId{j * kSequences + i};
     }
   }
+  // Before the devices go.
+  void Unload() {
+    model_ = nullptr;
+    cache_ = nullptr;
+  }
   std::span<const BlockId> BlocksOf(uint32_t sequence) const { return blocks_[sequence]; }
+  void ExpectStartedStepsChooseTheTokensOfThoseThatWait();
 
   // Tokens [begin, end) of every sequence in one step: their logits, by sequence. With `layer_done`
   // the step is not recorded.
@@ -184,8 +190,7 @@ TEST_P(MixtureCudaTest, StepsThatAreReplayedEqualThoseThatAreNot) {
 }
 
 // Each sequence goes on from its first token.
-TEST_P(MixtureCudaTest, StartedStepsChooseTheTokensOfThoseThatWait) {
-  Load({gpu_.get()});
+void MixtureCudaTest::ExpectStartedStepsChooseTheTokensOfThoseThatWait() {
   ASSERT_TRUE(model_->CanStart(kSequences));
   const std::vector<SampleRow> samples(kSequences);
   std::vector<std::vector<TokenId>> expected;
@@ -220,6 +225,23 @@ TEST_P(MixtureCudaTest, StartedStepsChooseTheTokensOfThoseThatWait) {
   EXPECT_EQ(chosen, expected);
 }
 
+TEST_P(MixtureCudaTest, StartedStepsChooseTheTokensOfThoseThatWait) {
+  Load({gpu_.get()});
+  ExpectStartedStepsChooseTheTokensOfThoseThatWait();
+}
+
+TEST_P(MixtureCudaTest, StartedStepsOfTwoGpusChooseTheTokensOfThoseThatWait) {
+  const std::string weights = GetParam().weights;
+  if (weights == "int8" || weights == "fp8") {
+    GTEST_SKIP() << "64 inputs, half of an expert's, are too few for the kernel of 8-bit experts";
+  }
+  const auto two = OpenDevices("cuda", 2);
+  SKIP_WITHOUT_GPUS(2, two.status());
+  Load({(*two)[0].get(), (*two)[1].get()});
+  ExpectStartedStepsChooseTheTokensOfThoseThatWait();
+  Unload();
+}
+
 // Each computes half of every expert.
 TEST_P(MixtureCudaTest, TwoGpusAgreeWithOne) {
   const auto two = OpenDevices("cuda", 2);
@@ -229,8 +251,7 @@ TEST_P(MixtureCudaTest, TwoGpusAgreeWithOne) {
   Load({(*two)[0].get(), (*two)[1].get()});
 
   EXPECT_LE(FarTokens(Steps(4), one), 0.05);
-  model_ = nullptr;  // Before its devices.
-  cache_ = nullptr;
+  Unload();
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, MixtureCudaTest,

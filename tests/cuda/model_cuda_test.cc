@@ -75,6 +75,10 @@ class ModelCudaTest : public testing::TestWithParam<const char*> {
     return devices.status();
   }
 
+  // Whether two GPUs can compute it together.
+  absl::Status CanBeHalved() const {
+    return ConfigOfShard(ModelConfig::Load(golden_.folder).value(), 2).status();
+  }
   bool HasExperts() const { return ModelConfig::Load(golden_.folder).value().experts.count > 0; }
 
   void Load(const std::string& weights, DType kv_type) {
@@ -156,10 +160,7 @@ TEST_P(ModelCudaTest, LogitsAgreeInFloat32) {
 // The first half at once; the others one by one, in steps that are recorded and replayed.
 TEST_P(ModelCudaTest, LogitsOfTwoGpusAgreeInFloat32) {
   SKIP_WITHOUT_GPUS(2, Open(2));
-  const ModelConfig config = ModelConfig::Load(golden_.folder).value();
-  if (const absl::Status status = ConfigOfShard(config, 2).status(); !status.ok()) {
-    GTEST_SKIP() << status;
-  }
+  if (!CanBeHalved().ok()) GTEST_SKIP() << CanBeHalved();
   Load("f32", DType::kF32);
   std::vector<float> logits;
   const size_t half = golden_.prompt.size() / 2;
@@ -253,10 +254,14 @@ TEST_P(ModelCudaTest, GreedyTokensThatTheGpuChoosesAreEqual) {
 
 // The same with steps that are started before the one before has ended. Later ones have no tokens
 // from the host, fewer sequences in another order, and one that was not in the step before.
-TEST_P(ModelCudaTest, GreedyTokensOfStartedStepsAreEqual) {
+class StartedStepsTest : public ModelCudaTest {
+ protected:
+  void ExpectGreedyTokens();
+};
+
+void StartedStepsTest::ExpectGreedyTokens() {
   Load("f32", DType::kF32);
   constexpr uint32_t kSequences = 4;
-  if (HasExperts()) GTEST_SKIP() << "in float32 the host chooses the experts";
   ASSERT_TRUE(model_->CanStart(kSequences));
   const std::vector<TokenId>& greedy = golden_.greedy;
   const auto prompt_tokens = static_cast<uint32_t>(golden_.prompt.size());
@@ -309,11 +314,26 @@ TEST_P(ModelCudaTest, GreedyTokensOfStartedStepsAreEqual) {
   EXPECT_EQ(checked[0], greedy.size() - 1);
 }
 
+TEST_P(StartedStepsTest, ChooseGreedyTokens) {
+  if (HasExperts()) GTEST_SKIP() << "in float32 the host chooses the experts";
+  ExpectGreedyTokens();
+}
+
+TEST_P(StartedStepsTest, ChooseGreedyTokensOnTwoGpus) {
+  if (HasExperts()) GTEST_SKIP() << "in float32 the host chooses the experts";
+  SKIP_WITHOUT_GPUS(2, Open(2));
+  if (!CanBeHalved().ok()) GTEST_SKIP() << CanBeHalved();
+  ExpectGreedyTokens();
+}
+
 // Goal: what a started step is told of choosing tokens is what one that waits is told. The rows of
 // each step have other draws, and other numbers of edits.
-class StartedSamplingTest : public ModelCudaTest {};
+class StartedSamplingTest : public ModelCudaTest {
+ protected:
+  void ExpectTokensOfStepsThatWait();
+};
 
-TEST_P(StartedSamplingTest, ChoosesTheTokensOfStepsThatWait) {
+void StartedSamplingTest::ExpectTokensOfStepsThatWait() {
   Load("f32", DType::kF32);
   constexpr uint32_t kSequences = 3;
   constexpr uint32_t kSteps = 12;
@@ -378,6 +398,13 @@ TEST_P(StartedSamplingTest, ChoosesTheTokensOfStepsThatWait) {
   EXPECT_EQ(chosen, expected);
 }
 
+TEST_P(StartedSamplingTest, ChoosesTheTokensOfStepsThatWait) { ExpectTokensOfStepsThatWait(); }
+
+TEST_P(StartedSamplingTest, ChoosesThemOnTwoGpus) {
+  SKIP_WITHOUT_GPUS(2, Open(2));
+  ExpectTokensOfStepsThatWait();
+}
+
 INSTANTIATE_TEST_SUITE_P(Models, StartedSamplingTest, testing::Values("llama", "gpt2"));
 
 // More rows than logits are computed of at a time.
@@ -421,14 +448,16 @@ TEST_P(ManyRowsTest, EachHasItsOwnEdits) {
 
 INSTANTIATE_TEST_SUITE_P(Llama, ManyRowsTest, testing::Values("llama"));
 
-INSTANTIATE_TEST_SUITE_P(Models, ModelCudaTest,
-                         testing::Values("gemma", "gemma2", "gemma2_bf16", "gemma3", "gpt2",
-                                         "llama", "llama_tied", "llama_llama3", "llama_bf16",
-                                         "llama_f16", "mistral", "mistral_window", "mixtral",
-                                         "mixtral_bf16", "phi3", "phi3_long", "qwen2", "qwen2_moe",
-                                         "qwen2_window", "qwen2_yarn", "qwen3", "qwen3_moe",
-                                         "qwen3_window"),
-                         [](const auto& model) { return std::string(model.param); });
+constexpr const char* kModels[] = {
+    "gemma",        "gemma2",       "gemma2_bf16", "gemma3",    "gpt2",        "llama",
+    "llama_tied",   "llama_llama3", "llama_bf16",  "llama_f16", "mistral",     "mistral_window",
+    "mixtral",      "mixtral_bf16", "phi3",        "phi3_long", "qwen2",       "qwen2_moe",
+    "qwen2_window", "qwen2_yarn",   "qwen3",       "qwen3_moe", "qwen3_window"};
+
+std::string NameOf(const testing::TestParamInfo<const char*>& model) { return model.param; }
+
+INSTANTIATE_TEST_SUITE_P(Models, ModelCudaTest, testing::ValuesIn(kModels), NameOf);
+INSTANTIATE_TEST_SUITE_P(Models, StartedStepsTest, testing::ValuesIn(kModels), NameOf);
 
 }  // namespace
 }  // namespace baton

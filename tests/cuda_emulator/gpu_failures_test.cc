@@ -47,6 +47,7 @@ using testing::Not;
 constexpr int kStreams = 6;
 constexpr uint32_t kStreamTokens = 60;
 constexpr int kRoundsMax = 5;  // Until a worker whose GPU is to be lost has had something to do.
+constexpr unsigned kApartSecondsMax = 60;
 constexpr Duration kDeadline = std::chrono::seconds(60);
 constexpr uint64_t kMiB = uint64_t{1} << 20;
 
@@ -74,9 +75,10 @@ std::string ReadFile(const std::string& path) {
   return text.str();
 }
 
-EngineParts EngineHere(const std::string& model) {
+EngineParts EngineHere(const std::string& model, uint32_t gpus = 1) {
   return EngineParts::Create({.model = model,
                               .device = "cuda",
+                              .tensor_parallelism = gpus,
                               .weights = "f32",
                               .kv_dtype = DType::kF32,
                               .threads = 1,
@@ -210,8 +212,13 @@ class LostHereTest : public GpuFailuresTest {
  protected:
   int RunAndLose(int operations, const std::function<int()>& body) const {
     LoseGpu("here", 0, operations);
+    return RunApart(body);
+  }
+  // The same of a body that calls LoseGpu("here", 0, …) when it wants to.
+  int RunApart(const std::function<int()>& body) const {
     const pid_t child = fork();
     if (child == 0) {
+      alarm(kApartSecondsMax);
       setenv("BATON_EMULATED_GPU_FAILS_WHEN", File("here", 0).c_str(), 1);
       _exit(body());
     }
@@ -280,6 +287,34 @@ TEST_F(LostHereTest, NoTokenComesFromALostGpu) {
     ASSERT_GE(code, 0) << "after " << operations << " operations";
   }
   EXPECT_GT(operations, 100) << "hardly anything was tried";
+}
+
+// In a prompt, in steps that are started ahead, and with log-probabilities in steps that are not.
+TEST_F(LostHereTest, OfTwoGpusNeitherWaitsForOneThatIsLost) {
+  enum { kAll, kPart, kUnclear };
+  const std::string& model = Truth().model();
+  for (const bool logprobs : {false, true}) {
+    v1::GenerateRequest request = Requests()[0];
+    request.set_max_tokens(6);
+    if (logprobs) request.mutable_sampling()->set_logprobs(1);
+    int operations = 0;
+    const auto run = [&] {
+      EngineParts parts = EngineHere(model, /*gpus=*/2);
+      LocalRunner runner(&parts);
+      LoseGpu("here", 0, operations);
+      const LocalResult result = runner.Run(WorkOf(request, {}, 1));
+      if (result.status.ok()) return kAll;
+      return absl::IsUnavailable(result.status) && !parts.model->Health().ok() ? kPart : kUnclear;
+    };
+    for (int code = kPart; code == kPart; operations += 41) {
+      ASSERT_LT(operations, 10000);
+      code = RunApart(run);
+      ASSERT_LT(code, kUnclear) << "after " << operations << " operations";
+      ASSERT_GE(code, 0) << "after " << operations << " operations";
+      std::remove(File("here", 0).c_str());
+    }
+    EXPECT_GT(operations, 300) << "hardly anything was tried";
+  }
 }
 
 // It passes while a step is started, which is then of no use; the next request has its blocks.
@@ -388,6 +423,24 @@ TEST_F(GpuFailuresTest, OneOfTwoGpusThatPrefillTogetherIsLost) {
   ExpectRest(2);
   ExpectSaidAndEnds(cluster_->prefill(0));
 }
+
+// In the prompts' first copies, and in steps of which the next one is in the queue already. Which
+// of the two it is depends on the number.
+class DecodeTogetherTest : public GpuFailuresTest, public testing::WithParamInterface<int> {};
+
+TEST_P(DecodeTogetherTest, OneOfTwoGpusIsLost) {
+  StartCluster(2, 2, {}, {"--tp=2", "--swap_memory=0"}, {"--mixed_numerics"});
+  LoseGpu("decode", 0, GetParam());
+
+  for (int round = 0; round < kRoundsMax && !HasSaid(cluster_->decode(0)); ++round) {
+    ExpectTrueStreams(RunAll());
+  }
+
+  ExpectRest(3);
+  ExpectSaidAndEnds(cluster_->decode(0));
+}
+
+INSTANTIATE_TEST_SUITE_P(Operations, DecodeTogetherTest, testing::Values(1, 200, 1001, 2002));
 
 // ---- A GPU that hangs --------------------------------------------------------------------------
 

@@ -127,6 +127,15 @@ BUGS = {
         "common/collective/nccl/nccl_collective.cc",
         "      nccl_.abort(rank.communicator);\n",
         "      if (rank.communicator == nullptr) nccl_.abort(rank.communicator);\n", "collective_cuda_test"),
+    "several GPUs: the others do not get the tokens that the first has chosen": (
+        "common/model/decoder.cc",
+        "  if (collective_ != nullptr) {\n    BATON_RETURN_IF_ERROR(collective_->Broadcast(StartedTokens",
+        "  if (collective_ != nullptr && rows == 0) {\n    BATON_RETURN_IF_ERROR(collective_->Broadcast(StartedTokens",
+        "model_cuda_test"),
+    "several GPUs: the others do not wait for their own step": (
+        "common/model/decoder.cc",
+        "[this](size_t, size_t) { return AwaitDevice(); }", "[](size_t, size_t) { return absl::OkStatus(); }",
+        "gpu_failures_test"),
     "a lost GPU: a copy that was not made counts": (
         "common/device/cuda/cuda_device.cc",
         "  return started.ok() ? finished : started;", "  return started;", "gpu_failures_test"),

@@ -352,6 +352,8 @@ const KernelTable& CpuKernels() {
       .sample_vocab_max = 0,
       .sample_tokens = nullptr,
       .start_sampling = nullptr,
+      .started_tokens = nullptr,
+      .bring_tokens = nullptr,
       .finish_sampling = nullptr,
   };
   return kTable;

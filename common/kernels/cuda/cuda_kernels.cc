@@ -312,8 +312,17 @@ absl::Status StartSamplingCuda(KernelContext& context, const TensorView& logits,
   state.Check(SampleTokens(state.launch(), logits.f32(), rows, vocab, placed, changes, scratch,
                            state.started_tokens().data()),
               "choosing tokens");
-  if (!state.ok()) return state.TakeStatus();
-  return state.started_tokens().Bring(rows);
+  return state.TakeStatus();
+}
+
+TensorView StartedTokensCuda(KernelContext& context, size_t rows) {
+  static_assert(sizeof(TokenId) == sizeof(float));
+  return TensorView(reinterpret_cast<std::byte*>(StateOf(context).started_tokens().data()),
+                    DType::kF32, DeviceKind::kCuda, {rows});
+}
+
+absl::Status BringTokensCuda(KernelContext& context, size_t rows) {
+  return StateOf(context).started_tokens().Bring(Size(rows));
 }
 
 absl::Status FinishSamplingCuda(KernelContext& context, std::span<TokenId> tokens) {
@@ -354,6 +363,8 @@ const KernelTable& CudaKernels() {
       .sample_vocab_max = kSampleVocabMax,
       .sample_tokens = SampleTokensCuda,
       .start_sampling = StartSamplingCuda,
+      .started_tokens = StartedTokensCuda,
+      .bring_tokens = BringTokensCuda,
       .finish_sampling = FinishSamplingCuda,
   };
   return kTable;
