@@ -269,9 +269,9 @@ Decoder::Batch Decoder::PrepareBatch(std::span<const BatchRow> rows, uint32_t bl
   return batch;
 }
 
-Decoder::Step Decoder::PlaceBatch(Batch& batch, const StepShape* shape) {
+Decoder::Step Decoder::PlaceBatch(Batch& batch, const std::optional<StepShape>& shape) {
   Step step;
-  if (shape != nullptr) {
+  if (shape.has_value()) {
     for (auto row = static_cast<uint32_t>(batch.tokens.size()); row < shape->rows; ++row) {
       batch.tokens.push_back(TokenId{0});
       batch.sequences.push_back({.row = row, .count = 0, .position = 0, .blocks = {}});
@@ -294,7 +294,7 @@ Decoder::Step Decoder::PlaceBatch(Batch& batch, const StepShape* shape) {
     step.logit_rows = context_->Place(batch.logit_rows);
     step.logit_sequences = context_->Place(batch.logit_sequences);
   }
-  step.sequences = context_->Place(batch.sequences, shape == nullptr ? 0 : shape->end_max);
+  step.sequences = context_->Place(batch.sequences, shape.has_value() ? shape->end_max : 0);
   return step;
 }
 
@@ -312,8 +312,6 @@ bool Decoder::RunsOnDevice(size_t rows) const {
 
 std::optional<StepShape> Decoder::ShapeOf(std::span<const BatchRow> rows, const KvArena& cache,
                                           const LayerDone& layer_done) const {
-  // NCCL does not give up a group that a recording knows.
-  if (collective_ != nullptr) return std::nullopt;
   if (layer_done != nullptr || !RunsOnDevice(rows.size())) return std::nullopt;
   uint32_t end = kRecordedEndMin;
   for (const BatchRow& row : rows) {
@@ -324,6 +322,13 @@ std::optional<StepShape> Decoder::ShapeOf(std::span<const BatchRow> rows, const 
                    .end_max = std::bit_ceil(end),
                    .cache = cache.BlockData(BlockId{0}, rank()),
                    .layout = cache.layout().Fingerprint()};
+}
+
+absl::Status Decoder::RunStep(const std::optional<StepShape>& shape,
+                              absl::FunctionRef<absl::Status()> body) {
+  // NCCL does not give up a group that a recording knows.
+  const bool recordable = shape.has_value() && collective_ == nullptr;
+  return context_->RunStep(recordable ? &*shape : nullptr, body);
 }
 
 void Decoder::FillAngles(const Step& step, const Activations& all) {
@@ -419,12 +424,11 @@ absl::Status Decoder::QueueStep(std::span<const DecodeRow> rows, KvArena& cache,
     if (rows[i].chosen_by.has_value()) batch.tokens[i] = ChosenBy(*rows[i].chosen_by);
   }
   const std::optional<StepShape> shape = ShapeOf(batch_rows, cache, nullptr);
-  const StepShape* const same_shape = shape.has_value() ? &*shape : nullptr;
-  const Step step = PlaceBatch(batch, same_shape);
+  const Step step = PlaceBatch(batch, shape);
   const Placed<SampleRow> placed_samples = context_->Place(samples);
   const Placed<LogitEdit> placed_edits = context_->Place(edits);
   const size_t tokens = batch.tokens.size();
-  BATON_RETURN_IF_ERROR(context_->RunStep(same_shape, [&]() -> absl::Status {
+  BATON_RETURN_IF_ERROR(RunStep(shape, [&]() -> absl::Status {
     const absl::Status status = RunLayers(step, cache, Cut(tokens), nullptr);
     return status.ok() ? RunHead(scratch_.h.Rows(0, tokens)) : status;
   }));
@@ -474,20 +478,18 @@ absl::Status Decoder::Run(std::span<const BatchRow> rows, KvArena& cache,
   if (batch.tokens.empty()) return absl::OkStatus();
   const size_t wanted = batch.logit_rows.size();
   const std::optional<StepShape> shape = ShapeOf(rows, cache, layer_done);
-  const StepShape* const same_shape = shape.has_value() ? &*shape : nullptr;
-  const Step step = PlaceBatch(batch, same_shape);
+  const Step step = PlaceBatch(batch, shape);
   const size_t logit_rows = batch.logit_rows.size();  // Some may have been filled up.
   const bool at_once = logit_rows > 0 && logit_rows <= logits_.dim(0);
   const TensorView h = scratch_.h.Rows(0, logit_rows);
-  BATON_RETURN_IF_ERROR(context_->RunStep(same_shape, [&]() -> absl::Status {
+  BATON_RETURN_IF_ERROR(RunStep(shape, [&]() -> absl::Status {
     const absl::Status status = RunLayers(step, cache, Cut(batch.tokens.size()), layer_done);
     return status.ok() && at_once ? RunHead(h) : status;
   }));
   for (size_t begin = 0; begin < wanted; begin += logits_.dim(0)) {
     const size_t count = std::min(logits_.dim(0), wanted - begin);
     if (!at_once) {
-      BATON_RETURN_IF_ERROR(
-          context_->RunStep(nullptr, [&] { return RunHead(h.Rows(begin, count)); }));
+      BATON_RETURN_IF_ERROR(RunStep(std::nullopt, [&] { return RunHead(h.Rows(begin, count)); }));
     }
     BATON_RETURN_IF_ERROR(take(begin, count));
   }

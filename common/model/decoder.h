@@ -50,6 +50,7 @@ class Decoder final : public Model {
   bool samples_tokens() const override { return CanSampleTokens(*context_, config_.vocab_size); }
   absl::Status ForwardAndSample(std::span<const BatchRow> rows, KvArena& cache,
                                 const TokenChoice& choice, const LayerDone& layer_done) override;
+  uint32_t PaddedRows(uint32_t rows) const override { return context_->PaddedRows(rows); }
   bool CanStart(size_t rows) const override;
   absl::Status StartStep(std::span<const DecodeRow> rows, KvArena& cache,
                          std::span<const SampleRow> samples,
@@ -121,12 +122,15 @@ class Decoder final : public Model {
   absl::Status CheckRow(const BatchRow& row, const KvArena& cache) const;
   static Batch PrepareBatch(std::span<const BatchRow> rows, uint32_t block_tokens);
   // With a shape the batch is filled up to its rows.
-  Step PlaceBatch(Batch& batch, const StepShape* shape);
+  Step PlaceBatch(Batch& batch, const std::optional<StepShape>& shape);
   // Whether the host need only queue a step of one token for each of so many sequences.
   bool RunsOnDevice(size_t rows) const;
-  // The shape of a step of one token for each sequence, which a device may record.
+  // The shape of a step of one token for each sequence, to which it is filled up.
   std::optional<StepShape> ShapeOf(std::span<const BatchRow> rows, const KvArena& cache,
                                    const LayerDone& layer_done) const;
+  // Runs a step that has been placed; the device may record one that has a shape.
+  absl::Status RunStep(const std::optional<StepShape>& shape,
+                       absl::FunctionRef<absl::Status()> body);
   void FillAngles(const Step& step, const Activations& all);
   Activations Cut(size_t tokens) const;
   // Runs the rows, and calls `take` with each piece of the logits: rows [begin, begin + count) of

@@ -84,6 +84,10 @@ class Model {
     return absl::UnimplementedError("the model does not sample tokens");
   }
 
+  // What a decode step of so many rows is filled up to: to the device, steps of equal size are of
+  // one kind, whose first ones take longer.
+  virtual uint32_t PaddedRows(uint32_t rows) const { return rows; }
+
   // Decode steps that the device does one after the other without waiting for the host: the next
   // one is started before the tokens of the one that runs are known.
 

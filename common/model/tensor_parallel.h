@@ -46,6 +46,7 @@ class TensorParallelModel final : public Model {
   bool samples_tokens() const override { return first().samples_tokens(); }
   absl::Status ForwardAndSample(std::span<const BatchRow> rows, KvArena& cache,
                                 const TokenChoice& choice, const LayerDone& layer_done) override;
+  uint32_t PaddedRows(uint32_t rows) const override { return first().PaddedRows(rows); }
   bool CanStart(size_t rows) const override { return first().CanStart(rows); }
   absl::Status StartStep(std::span<const DecodeRow> rows, KvArena& cache,
                          std::span<const SampleRow> samples,

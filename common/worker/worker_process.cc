@@ -13,6 +13,7 @@
 #include "common/base/command_line.h"
 #include "common/base/status_macros.h"
 #include "common/base/version.h"
+#include "common/model/warm_up.h"
 #include "common/rpc/termination.h"
 #include "common/telemetry/log.h"
 #include "common/worker/worker.h"
@@ -41,6 +42,11 @@ ABSL_FLAG(
     "What KV on a GPU passes through on its way to and from other workers: `pinned` memory of "
     "the host, memory of the `device`, which needs a UCX that was built with CUDA, or `auto`: "
     "the latter if a message to itself arrives that way.");
+
+ABSL_FLAG(
+    bool, warm_up, true,
+    "On a GPU, compute steps of every size before requests are taken: what is chosen and recorded "
+    "when a size comes first takes some seconds, which clients would wait for otherwise.");
 
 namespace baton {
 namespace {
@@ -92,6 +98,19 @@ class LastResort {
   std::thread thread_;
 };
 
+absl::Status WarmUpFor(v1::Role role, EngineParts& parts) {
+  if (!absl::GetFlag(FLAGS_warm_up)) return absl::OkStatus();
+  const Instant start = Now();
+  const EngineOptions& options = parts.options;
+  BATON_ASSIGN_OR_RETURN(
+      const uint32_t steps,
+      WarmUp(*parts.model, *parts.arena,
+             {.chunk_tokens = options.chunk_tokens,
+              .sequences_max = role == v1::ROLE_DECODE ? options.sequences_max : 0}));
+  if (steps > 0) LogInfo("warm", {{"steps", steps}, {"ms", ToMilliseconds(Now() - start)}});
+  return absl::OkStatus();
+}
+
 absl::Status Serve(const v1::WorkerHello& hello, const EngineFactory& make_engine) {
   // First, so that every later thread has the signals blocked.
   TerminationSignal termination;
@@ -115,12 +134,13 @@ absl::Status Serve(const v1::WorkerHello& hello, const EngineFactory& make_engin
                          EngineParts::Create(engine_options, [&](uint64_t done, uint64_t total) {
                            progress.Report(done, total, Now());
                          }));
-  termination.ExitAtOnce(false);
   LogInfo("model loaded", {{"parameters", parts.model->parameter_count()},
                            {"numerics", parts.model->numerics()},
                            {"kv_blocks", parts.pool->counts().total},
                            {"threads", engine_options.threads},
                            {"ms", ToMilliseconds(Now() - load_start)}});
+  BATON_RETURN_IF_ERROR(WarmUpFor(hello.role(), parts));
+  termination.ExitAtOnce(false);
   MetricsRegistry metrics;
   BATON_ASSIGN_OR_RETURN(const std::unique_ptr<MetricsServer> metrics_server,
                          MetricsServer::StartFromFlags(metrics));

@@ -105,7 +105,8 @@ class ClusterCudaTest : public testing::Test {
   };
   Score AskTheGpu(const std::vector<std::string>& flags) { return AskTheGpu(flags, Pair()); }
   Score AskTheGpu(const std::vector<std::string>& flags, const Pair& pair) {
-    std::vector<std::string> worker_flags = {"--device=cuda", "--kv_memory=256MiB"};
+    std::vector<std::string> worker_flags = {"--device=cuda", "--kv_memory=256MiB",
+                                             "--warm_up=false"};
     std::vector<std::string> router_flags;
     if (pair.prefill_gpus != pair.decode_gpus) router_flags.push_back("--mixed_numerics");
     worker_flags.insert(worker_flags.end(), flags.begin(), flags.end());
@@ -145,8 +146,10 @@ class ClusterCudaTest : public testing::Test {
   }
 };
 
+// Of workers that have warmed up.
 TEST_F(ClusterCudaTest, InFloat32TokensAreTheCpus) {
-  const Score score = AskTheGpu({"--weights=f32", "--kv_dtype=f32"});
+  const Score score = AskTheGpu({"--weights=f32", "--kv_dtype=f32", "--warm_up=true",
+                                 "--sequences_max=16", "--chunk_tokens=64"});
 
   EXPECT_GE(score.same + Share(kStreamsThatMayDiffer), static_cast<int>(Cpu().questions.size()));
 }

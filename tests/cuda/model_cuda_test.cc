@@ -17,8 +17,10 @@
 #include "common/device/device.h"
 #include "common/device/testing/required_gpus.h"
 #include "common/kv_cache/kv_arena.h"
+#include "common/model/decoder.h"
 #include "common/model/model.h"
 #include "common/model/shard.h"
+#include "common/model/warm_up.h"
 
 namespace baton {
 namespace {
@@ -406,6 +408,31 @@ TEST_P(StartedSamplingTest, ChoosesThemOnTwoGpus) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, StartedSamplingTest, testing::Values("llama", "gpt2"));
+
+// Goal: the first step of a client is one that the device has recorded before.
+class WarmModelTest : public ModelCudaTest {};
+
+TEST_P(WarmModelTest, ReplaysItsFirstStep) {
+  Load("f32", DType::kF32);
+  const auto& decoder = dynamic_cast<const Decoder&>(*model_);
+  const uint32_t steps = WarmUp(*model_, *cache_, {.chunk_tokens = 40, .sequences_max = 5}).value();
+  EXPECT_EQ(steps, 1 + 2 * 4u);  // Of 1, 2, 4 and 5 sequences.
+  const uint64_t replayed = decoder.replayed_steps();
+  const auto prompt_tokens = static_cast<uint32_t>(golden_.prompt.size());
+  const BatchRow prompt = Row(golden_.prompt, 0, prompt_tokens);
+  Run({&prompt, 1});
+
+  const DecodeRow row = {.token = golden_.greedy[0], .start = prompt_tokens, .blocks = BlocksOf(0)};
+  const std::vector<DecodeRow> rows(3, row);
+  ASSERT_TRUE(model_->StartStep(rows, *cache_, std::vector<SampleRow>(3), {}).ok());
+  std::vector<TokenId> tokens(3);
+  ASSERT_TRUE(model_->FinishStep(tokens).ok());
+
+  EXPECT_EQ(decoder.replayed_steps(), replayed + 1);
+  EXPECT_THAT(tokens, testing::Each(golden_.greedy[1]));
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, WarmModelTest, testing::Values("llama", "gpt2"));
 
 // More rows than logits are computed of at a time.
 class ManyRowsTest : public ModelCudaTest {};

@@ -51,10 +51,10 @@ constexpr unsigned kApartSecondsMax = 60;
 constexpr Duration kDeadline = std::chrono::seconds(60);
 constexpr uint64_t kMiB = uint64_t{1} << 20;
 
-// What tokens depend on. A block has 4 KiB.
+// What tokens depend on, and no steps before the first request. A block has 4 KiB.
 const std::vector<std::string>& GpuFlags() {
-  static const auto* const flags =
-      new std::vector<std::string>{"--device=cuda", "--weights=f32", "--kv_dtype=f32"};
+  static const auto* const flags = new std::vector<std::string>{
+      "--device=cuda", "--weights=f32", "--kv_dtype=f32", "--warm_up=false"};
   return *flags;
 }
 
