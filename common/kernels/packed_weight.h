@@ -52,12 +52,20 @@ struct WeightFormat {
 class PackedWeight {
  public:
   PackedWeight() = default;
-  PackedWeight(WeightFormat format, size_t outputs, size_t inputs, DeviceMemory memory)
-      : format_(format), outputs_(outputs), inputs_(inputs), memory_(std::move(memory)) {}
+  // `plain`: the memory holds the matrix as it was given.
+  PackedWeight(WeightFormat format, size_t outputs, size_t inputs, DeviceMemory memory,
+               bool plain = false)
+      : format_(format),
+        outputs_(outputs),
+        inputs_(inputs),
+        plain_(plain),
+        memory_(std::move(memory)) {}
 
   const WeightFormat& format() const { return format_; }
   size_t outputs() const { return outputs_; }
   size_t inputs() const { return inputs_; }
+  // Whether data() is [outputs, inputs] of the type that was packed: others can read it, too.
+  bool plain() const { return plain_; }
   const std::byte* data() const { return memory_.data(); }
   size_t bytes() const { return memory_.bytes(); }
 
@@ -65,6 +73,7 @@ class PackedWeight {
   WeightFormat format_;
   size_t outputs_ = 0;
   size_t inputs_ = 0;
+  bool plain_ = false;
   DeviceMemory memory_;
 };
 

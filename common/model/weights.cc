@@ -127,18 +127,32 @@ std::string ModelWeights::format_names() const { return absl::StrJoin(format_nam
 absl::Status ModelWeights::LoadAll(const ModelConfig& config) {
   if (config.tensor_names == TensorNames::kGpt2) return LoadGpt2(config);
   const std::string embedding_name = "model.embed_tokens.weight";
-  BATON_RETURN_IF_ERROR(LoadEmbedding(embedding_name, config));
+  BATON_RETURN_IF_ERROR(LoadVocabulary(embedding_name, config));
   for (uint32_t index = 0; index < config.layers; ++index) {
     // Grown as tensors are found: the number of layers is the file's claim.
     BATON_RETURN_IF_ERROR(LoadLayer(config, index, &layers_.emplace_back()));
   }
-  BATON_RETURN_IF_ERROR(
-      LoadNorm(config, "model.norm.weight", config.hidden_size, &final_norm_.weight));
-  return LoadHead(config.tied_embeddings ? embedding_name : "lm_head.weight", config);
+  return LoadNorm(config, "model.norm.weight", config.hidden_size, &final_norm_.weight);
+}
+
+absl::Status ModelWeights::LoadVocabulary(const std::string& name, const ModelConfig& config) {
+  const std::string head_name = config.tied_embeddings ? name : "lm_head.weight";
+  BATON_RETURN_IF_ERROR(LoadHead(head_name, config));
+  BATON_RETURN_IF_ERROR(LoadEmbedding(name, config));
+  if (!config.tied_embeddings) parameter_count_ += embedding_.elements();
+  return absl::OkStatus();
 }
 
 absl::Status ModelWeights::LoadEmbedding(const std::string& name, const ModelConfig& config) {
-  BATON_RETURN_IF_ERROR(LoadTable(name, config.vocab_size, config.hidden_size, &embedding_));
+  const size_t rows = config.vocab_size;
+  const size_t columns = config.hidden_size;
+  if (config.tied_embeddings && head_.plain() && head_.outputs() == rows) {
+    BATON_ASSIGN_OR_RETURN(const StoredTensor* tensor, Require(name, {rows, columns}));
+    embedding_ = ConstTensorView(head_.data(), *tensor->dtype, device_.kind(), {rows, columns});
+    parameter_count_ += embedding_.elements();
+  } else {
+    BATON_RETURN_IF_ERROR(LoadTable(name, rows, columns, &embedding_));
+  }
   stored_dtype_ = embedding_.dtype();
   if (config.scaled_embedding) {
     embedding_scale_ = RoundTo(stored_dtype_, std::sqrt(static_cast<float>(config.hidden_size)));
@@ -166,7 +180,6 @@ absl::Status ModelWeights::LoadHead(const std::string& name, const ModelConfig& 
                          Require(name, {config.vocab_size, config.hidden_size}));
   WeightForm form = options_.form.value_or(WeightFormOf(*tensor->dtype));
   if (form == WeightForm::kInt4) form = WeightForm::kInt8;
-  if (!config.tied_embeddings) parameter_count_ += embedding_.elements();
   const size_t rows = options_.shard.VocabSize(config.vocab_size);
   if (rows == 0) return absl::OkStatus();
   return Pack(
@@ -284,15 +297,14 @@ absl::Status ModelWeights::LoadNetwork(const std::string& prefix, const char* ga
 absl::Status ModelWeights::LoadGpt2(const ModelConfig& config) {
   const std::string prefix =
       files_->Find("transformer.wte.weight") != nullptr ? "transformer." : "";
-  BATON_RETURN_IF_ERROR(LoadEmbedding(prefix + "wte.weight", config));
+  BATON_RETURN_IF_ERROR(LoadVocabulary(prefix + "wte.weight", config));
   BATON_RETURN_IF_ERROR(
       LoadTable(prefix + "wpe.weight", config.context_tokens, config.hidden_size, &positions_));
   for (uint32_t index = 0; index < config.layers; ++index) {
     BATON_RETURN_IF_ERROR(
         LoadGpt2Layer(config, absl::StrCat(prefix, "h.", index, "."), &layers_.emplace_back()));
   }
-  BATON_RETURN_IF_ERROR(LoadGpt2Norm(prefix + "ln_f.", config.hidden_size, &final_norm_));
-  return LoadHead(config.tied_embeddings ? prefix + "wte.weight" : "lm_head.weight", config);
+  return LoadGpt2Norm(prefix + "ln_f.", config.hidden_size, &final_norm_);
 }
 
 absl::Status ModelWeights::LoadGpt2Layer(const ModelConfig& config, const std::string& prefix,

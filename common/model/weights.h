@@ -1,8 +1,9 @@
 // The weights of a decoder on its device, checked against the configuration.
 //
 // Matrices are packed for the device's Linear. The embedding table, of which a step reads a few
-// rows, stays as it is stored: on the CPU in the mapped file. Immutable after loading: any thread.
-// The device outlives them.
+// rows, stays as it is stored: on the CPU in the mapped file, on a GPU in the head's memory if they
+// are tied and the head is stored so, too. Immutable after loading: any thread. The device outlives
+// them.
 //
 // Of a shard they are the rank's share: rows of the head and of what heads and the inner rows of
 // networks are computed by, columns of what leads from them back to the hidden size. All ranks have
@@ -134,6 +135,8 @@ class ModelWeights {
   // Finds the tensor and checks its shape and type.
   absl::StatusOr<const StoredTensor*> Require(const std::string& name,
                                               std::initializer_list<size_t> shape) const;
+  // The embedding of this name, and the head.
+  absl::Status LoadVocabulary(const std::string& name, const ModelConfig& config);
   absl::Status LoadEmbedding(const std::string& name, const ModelConfig& config);
   // A table of which single rows are read: as it is stored.
   absl::Status LoadTable(const std::string& name, size_t rows, size_t columns,

@@ -21,6 +21,7 @@
 #include "common/model/model.h"
 #include "common/model/shard.h"
 #include "common/model/warm_up.h"
+#include "common/model/weights.h"
 
 namespace baton {
 namespace {
@@ -408,6 +409,29 @@ TEST_P(StartedSamplingTest, ChoosesThemOnTwoGpus) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, StartedSamplingTest, testing::Values("llama", "gpt2"));
+
+// Goal: weights that are tied take their memory once, if the head is what is stored.
+class TiedWeightsTest : public ModelCudaTest {
+ protected:
+  std::unique_ptr<ModelWeights> LoadAs(WeightForm form) {
+    Device& device = *devices_[0];
+    context_ = KernelContext::Create({.device = &device, .activations = DType::kF32}).value();
+    return ModelWeights::Load(device, *context_, ModelConfig::Load(golden_.folder).value(),
+                              golden_.folder, {.form = form})
+        .value();
+  }
+
+  std::unique_ptr<KernelContext> context_;
+};
+
+TEST_P(TiedWeightsTest, LieOnAGpuOnce) {
+  const auto once = LoadAs(WeightForm::kF32);
+  EXPECT_EQ(once->embedding().data(), once->head().data());
+  const auto twice = LoadAs(WeightForm::kInt8);
+  EXPECT_NE(twice->embedding().data(), twice->head().data());
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, TiedWeightsTest, testing::Values("llama_tied", "gpt2"));
 
 // Goal: the first step of a client is one that the device has recorded before.
 class WarmModelTest : public ModelCudaTest {};

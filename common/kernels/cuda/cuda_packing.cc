@@ -92,7 +92,8 @@ absl::StatusOr<PackedWeight> Bring(Device& device, const ConstTensorView& matrix
                                    WeightFormat format, const std::byte* packed, size_t bytes) {
   BATON_ASSIGN_OR_RETURN(DeviceMemory memory, device.Allocate(bytes));
   BATON_RETURN_IF_ERROR(device.CopyFromHost(memory.data(), packed, bytes));
-  return PackedWeight(format, matrix.dim(0), matrix.dim(1), std::move(memory));
+  return PackedWeight(format, matrix.dim(0), matrix.dim(1), std::move(memory),
+                      /*plain=*/packed == matrix.data());
 }
 
 }  // namespace
