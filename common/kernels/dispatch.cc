@@ -24,7 +24,7 @@ bool IsWeightType(DType dtype) {
   return dtype == DType::kF32 || dtype == DType::kBF16 || dtype == DType::kF16;
 }
 
-// Of logits, the residual stream, norm weights and biases.
+// Of logits, the residual stream, and weights and biases of norms.
 void CheckF32(const KernelContext& context, const ConstTensorView& x, size_t rank) {
   BATON_CHECK(x.dtype() == DType::kF32);
   BATON_CHECK(x.device() == context.device());
@@ -86,7 +86,8 @@ void CheckOutput(const KernelContext& context, const ConstTensorView& x, size_t 
   BATON_CHECK(output.out.dim(0) == rows);
   BATON_CHECK(output.out.dim(1) == output.weight->outputs());
   if (output.bias.empty()) return;
-  CheckF32(context, output.bias, 1);
+  CheckEither(context, output.bias, 1);
+  BATON_CHECK(output.bias.dtype() == output.out.dtype());
   BATON_CHECK(output.bias.dim(0) == output.weight->outputs());
 }
 

@@ -1,11 +1,11 @@
 // The whole list of operations that a model is made of: free functions over tensor views.
 //
 // Each forwards to the implementation for the context's device. Activations are of the context's
-// type, which on the CPU is float32; the residual stream, logits, norm weights and biases are
-// float32; matrices are packed, see packed_weight.h. On the CPU every output element is computed by
-// a fixed sequence of operations that depends on nothing but its own inputs: not on the number of
-// rows, on the other rows, on threads or on the CPU. See "Equal bits" in DESIGN_NOTES.md. A GPU
-// promises that only up to rounding.
+// type, which on the CPU is float32; the residual stream, logits, and weights and biases of norms
+// are float32; matrices are packed, see packed_weight.h. On the CPU every output element is
+// computed by a fixed sequence of operations that depends on nothing but its own inputs: not on the
+// number of rows, on the other rows, on threads or on the CPU. See "Equal bits" in DESIGN_NOTES.md.
+// A GPU promises that only up to rounding.
 //
 // Wrong shapes are programmer errors and stop the process. One thread at a time uses a context.
 // Outputs come last and must not overlap inputs unless it is said. On a GPU operations are put into
@@ -261,8 +261,8 @@ void LayerNorm(KernelContext& context, const ConstTensorView& x, const ConstTens
 absl::StatusOr<PackedWeight> PackWeight(KernelContext& context, Device& device,
                                         const ConstTensorView& matrix, WeightFormat format);
 
-// out = x weight^T + bias, for several weights of one x. x [m, inputs]; bias [outputs] or empty;
-// out [m, outputs], activations or float32.
+// out = x weight^T + bias, for several weights of one x. x [m, inputs]; out [m, outputs],
+// activations or float32; bias [outputs] of the type of out, or empty.
 struct LinearOutput {
   const PackedWeight* weight = nullptr;
   ConstTensorView bias;

@@ -30,6 +30,23 @@ float ReadElement(const std::byte* data, size_t index, DType dtype) {
   return dtype == DType::kBF16 ? Bf16ToF32(bits) : F16ToF32(bits);
 }
 
+void StoreElement(std::byte* data, size_t index, DType dtype, float value) {
+  if (dtype == DType::kF32) {
+    std::memcpy(data + index * sizeof(value), &value, sizeof(value));
+    return;
+  }
+  const uint16_t bits = dtype == DType::kBF16 ? F32ToBf16(value) : F32ToF16(value);
+  std::memcpy(data + index * sizeof(bits), &bits, sizeof(bits));
+}
+
+std::vector<float> ReadVector(const StoredTensor& tensor) {
+  std::vector<float> values(tensor.data.size() / DTypeBytes(*tensor.dtype));
+  for (size_t i = 0; i < values.size(); ++i) {
+    values[i] = ReadElement(tensor.data.data(), i, *tensor.dtype);
+  }
+  return values;
+}
+
 float RoundTo(DType dtype, float value) {
   if (dtype == DType::kF32) return value;
   return dtype == DType::kBF16 ? Bf16ToF32(F32ToBf16(value)) : F16ToF32(F32ToF16(value));
@@ -199,9 +216,9 @@ absl::Status ModelWeights::LoadLayer(const ModelConfig& config, uint32_t index,
   BATON_RETURN_IF_ERROR(LoadQkv(config, attention, layer));
   BATON_RETURN_IF_ERROR(LoadColumns(attention + "o_proj.weight", hidden, q_size, &layer->o));
   if (config.qkv_bias) {
-    BATON_RETURN_IF_ERROR(LoadVectorParts(attention + "q_proj.bias", {{q_size, &layer->q_bias}}));
-    BATON_RETURN_IF_ERROR(LoadVectorParts(attention + "k_proj.bias", {{kv_size, &layer->k_bias}}));
-    BATON_RETURN_IF_ERROR(LoadVectorParts(attention + "v_proj.bias", {{kv_size, &layer->v_bias}}));
+    BATON_RETURN_IF_ERROR(LoadBiasParts(attention + "q_proj.bias", {{q_size, &layer->q_bias}}));
+    BATON_RETURN_IF_ERROR(LoadBiasParts(attention + "k_proj.bias", {{kv_size, &layer->k_bias}}));
+    BATON_RETURN_IF_ERROR(LoadBiasParts(attention + "v_proj.bias", {{kv_size, &layer->v_bias}}));
   }
   if (config.qk_norm) {
     BATON_RETURN_IF_ERROR(
@@ -315,7 +332,7 @@ absl::Status ModelWeights::LoadGpt2Layer(const ModelConfig& config, const std::s
   BATON_RETURN_IF_ERROR(
       LoadTransposed(prefix + "attn.c_attn.weight", hidden,
                      {{hidden, &layer->q}, {hidden, &layer->k}, {hidden, &layer->v}}));
-  BATON_RETURN_IF_ERROR(LoadVectorParts(
+  BATON_RETURN_IF_ERROR(LoadBiasParts(
       prefix + "attn.c_attn.bias",
       {{hidden, &layer->q_bias}, {hidden, &layer->k_bias}, {hidden, &layer->v_bias}}));
   BATON_RETURN_IF_ERROR(
@@ -323,7 +340,7 @@ absl::Status ModelWeights::LoadGpt2Layer(const ModelConfig& config, const std::s
   BATON_RETURN_IF_ERROR(LoadSumBias(prefix + "attn.c_proj.bias", hidden, &layer->o_bias));
   BATON_RETURN_IF_ERROR(LoadGpt2Norm(prefix + "ln_2.", hidden, &layer->network_norm));
   BATON_RETURN_IF_ERROR(LoadTransposed(prefix + "mlp.c_fc.weight", hidden, {{inner, &layer->up}}));
-  BATON_RETURN_IF_ERROR(LoadVectorParts(prefix + "mlp.c_fc.bias", {{inner, &layer->up_bias}}));
+  BATON_RETURN_IF_ERROR(LoadBiasParts(prefix + "mlp.c_fc.bias", {{inner, &layer->up_bias}}));
   BATON_RETURN_IF_ERROR(
       LoadTransposedColumns(prefix + "mlp.c_proj.weight", inner, hidden, &layer->down));
   return LoadSumBias(prefix + "mlp.c_proj.bias", hidden, &layer->down_bias);
@@ -455,26 +472,43 @@ void ModelWeights::Report(size_t bytes) {
 absl::Status ModelWeights::LoadVector(const std::string& name, size_t size, ConstTensorView* view,
                                       float added) {
   BATON_ASSIGN_OR_RETURN(const StoredTensor* tensor, Require(name, {size}));
-  std::vector<float> values(size);
-  for (size_t i = 0; i < size; ++i) {
-    values[i] = ReadElement(tensor->data.data(), i, *tensor->dtype) + added;
+  std::vector<float> values = ReadVector(*tensor);
+  for (float& value : values) value += added;
+  return BringVector(name, *tensor, values, DType::kF32, view);
+}
+
+absl::Status ModelWeights::LoadBias(const std::string& name, size_t size, ConstTensorView* view) {
+  BATON_ASSIGN_OR_RETURN(const StoredTensor* tensor, Require(name, {size}));
+  return BringVector(name, *tensor, ReadVector(*tensor), context_.activations(), view);
+}
+
+absl::Status ModelWeights::BringVector(const std::string& name, const StoredTensor& tensor,
+                                       const std::vector<float>& values, DType type,
+                                       ConstTensorView* view) {
+  std::vector<std::byte> bytes(values.size() * DTypeBytes(type));
+  for (size_t i = 0; i < values.size(); ++i) {
+    if (std::isfinite(values[i]) && !std::isfinite(RoundTo(type, values[i]))) {
+      return absl::InvalidArgumentError(absl::StrCat(tensor.file, ": tensor '", name, "' has ",
+                                                     values[i], ", which does not fit into ",
+                                                     DTypeName(type), "; choose other --weights"));
+    }
+    StoreElement(bytes.data(), i, type, values[i]);
   }
-  BATON_ASSIGN_OR_RETURN(DeviceMemory memory, device_.Allocate(size * sizeof(float)));
-  BATON_RETURN_IF_ERROR(device_.CopyFromHost(
-      memory.data(), reinterpret_cast<const std::byte*>(values.data()), size * sizeof(float)));
-  *view = ConstTensorView(memory.data(), DType::kF32, device_.kind(), {size});
+  BATON_ASSIGN_OR_RETURN(DeviceMemory memory, device_.Allocate(bytes.size()));
+  BATON_RETURN_IF_ERROR(device_.CopyFromHost(memory.data(), bytes.data(), bytes.size()));
+  *view = ConstTensorView(memory.data(), type, device_.kind(), {values.size()});
   memory_.push_back(std::move(memory));
-  parameter_count_ += size;
-  Report(tensor->data.size());
+  parameter_count_ += values.size();
+  Report(tensor.data.size());
   return absl::OkStatus();
 }
 
-absl::Status ModelWeights::LoadVectorParts(const std::string& name,
-                                           std::initializer_list<PartOf> parts) {
+absl::Status ModelWeights::LoadBiasParts(const std::string& name,
+                                         std::initializer_list<PartOf> parts) {
   size_t size = 0;
   for (const PartOf& part : parts) size += part.size;
   ConstTensorView all;
-  BATON_RETURN_IF_ERROR(LoadVector(name, size, &all));
+  BATON_RETURN_IF_ERROR(LoadBias(name, size, &all));
   size_t begin = 0;
   for (const PartOf& part : parts) {
     *part.view = all.Rows(begin + options_.shard.Begin(part.size), options_.shard.Size(part.size));
@@ -485,7 +519,7 @@ absl::Status ModelWeights::LoadVectorParts(const std::string& name,
 
 absl::Status ModelWeights::LoadSumBias(const std::string& name, size_t size,
                                        ConstTensorView* view) {
-  BATON_RETURN_IF_ERROR(LoadVector(name, size, view));
+  BATON_RETURN_IF_ERROR(LoadBias(name, size, view));
   if (options_.shard.rank != 0) *view = {};
   return absl::OkStatus();
 }

@@ -50,8 +50,8 @@ struct ExpertWeights {
   PackedWeight shared_gate;  // [1, hidden]
 };
 
-// Matrices are [outputs, inputs]; norms and biases are float32. Those that an architecture lacks
-// are empty.
+// Matrices are [outputs, inputs]; norms are float32, biases of the type of activations. Those that
+// an architecture lacks are empty.
 struct LayerWeights {
   NormWeights input_norm;
   PackedWeight q;                         // [heads * head_dim, hidden]
@@ -175,15 +175,20 @@ class ModelWeights {
   absl::Status LoadNorms(const ModelConfig& config, const std::string& prefix, LayerWeights* layer);
   absl::Status LoadNorm(const ModelConfig& config, const std::string& name, size_t size,
                         ConstTensorView* view);
-  // `added` to each element.
+  // In float32, with `added` to each element.
   absl::Status LoadVector(const std::string& name, size_t size, ConstTensorView* view,
                           float added = 0.0f);
+  // In the type of activations.
+  absl::Status LoadBias(const std::string& name, size_t size, ConstTensorView* view);
+  // Floats become `type`.
+  absl::Status BringVector(const std::string& name, const StoredTensor& tensor,
+                           const std::vector<float>& values, DType type, ConstTensorView* view);
   // The rank's part of each of `views`, which lie behind each other in one vector.
   struct PartOf {
     size_t size = 0;
     ConstTensorView* view = nullptr;
   };
-  absl::Status LoadVectorParts(const std::string& name, std::initializer_list<PartOf> parts);
+  absl::Status LoadBiasParts(const std::string& name, std::initializer_list<PartOf> parts);
   // The bias of what the ranks add up: one of them has it.
   absl::Status LoadSumBias(const std::string& name, size_t size, ConstTensorView* view);
   void Report(size_t bytes);

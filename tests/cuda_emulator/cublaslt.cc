@@ -13,6 +13,9 @@
 namespace baton::emulation {
 namespace {
 
+constexpr uintptr_t kBiasAlignment = 16;
+constexpr uint64_t kBiasMultiple = 8;  // Outputs of a product with a bias.
+
 struct Matrix {  // By columns.
   DType type;
   uint64_t rows;
@@ -22,6 +25,9 @@ struct Matrix {  // By columns.
 
 struct Product {
   cublasOperation_t a = CUBLAS_OP_N;
+  cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_DEFAULT;
+  const void* bias = nullptr;
+  cudaDataType_t bias_type = CUDA_R_32F;
 };
 
 std::vector<float> Columns(const void* data, const Matrix& matrix) {
@@ -35,9 +41,9 @@ std::vector<float> Columns(const void* data, const Matrix& matrix) {
   return numbers;
 }
 
-// d = a^T b.
-void Multiply(const void* a, const Matrix& a_matrix, const void* b, const Matrix& b_matrix, void* d,
-              const Matrix& d_matrix) {
+// d = a^T b + bias, which is null or of the type of d.
+void Multiply(const void* a, const Matrix& a_matrix, const void* b, const Matrix& b_matrix,
+              const void* bias, void* d, const Matrix& d_matrix) {
   const std::vector<float> left = Columns(a, a_matrix);
   const std::vector<float> right = Columns(b, b_matrix);
   const size_t inner = a_matrix.rows;
@@ -45,6 +51,7 @@ void Multiply(const void* a, const Matrix& a_matrix, const void* b, const Matrix
     for (size_t row = 0; row < d_matrix.rows; ++row) {
       float sum = 0.0f;
       for (size_t i = 0; i < inner; ++i) sum += left[row * inner + i] * right[column * inner + i];
+      if (bias != nullptr) sum += NumberAt(bias, d_matrix.type, row);
       StoreNumber(d, d_matrix.type, column * static_cast<size_t>(d_matrix.stride) + row, sum);
     }
   }
@@ -99,11 +106,17 @@ cublasStatus_t cublasLtMatmulDescDestroy(cublasLtMatmulDesc_t product) {
 cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t product,
                                               cublasLtMatmulDescAttributes_t attribute,
                                               const void* value, size_t bytes) {
-  if (attribute != CUBLASLT_MATMUL_DESC_TRANSA || bytes != sizeof(cublasOperation_t)) {
-    return CUBLAS_STATUS_NOT_SUPPORTED;
-  }
-  std::memcpy(&ProductOf(product).a, value, bytes);
-  return CUBLAS_STATUS_SUCCESS;
+  const auto take = [&](auto* to) {
+    if (bytes != sizeof(*to)) return CUBLAS_STATUS_INVALID_VALUE;
+    std::memcpy(to, value, bytes);
+    return CUBLAS_STATUS_SUCCESS;
+  };
+  Product& of = ProductOf(product);
+  if (attribute == CUBLASLT_MATMUL_DESC_TRANSA) return take(&of.a);
+  if (attribute == CUBLASLT_MATMUL_DESC_EPILOGUE) return take(&of.epilogue);
+  if (attribute == CUBLASLT_MATMUL_DESC_BIAS_POINTER) return take(&of.bias);
+  if (attribute == CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE) return take(&of.bias_type);
+  return CUBLAS_STATUS_NOT_SUPPORTED;
 }
 
 cublasStatus_t cublasLtMatrixLayoutCreate(cublasLtMatrixLayout_t* matrix, cudaDataType type,
@@ -135,10 +148,14 @@ cublasStatus_t cublasLtMatmulPreferenceSetAttribute(
 }
 
 cublasStatus_t cublasLtMatmulAlgoGetHeuristic(
-    cublasLtHandle_t /*handle*/, cublasLtMatmulDesc_t /*product*/, cublasLtMatrixLayout_t /*a*/,
-    cublasLtMatrixLayout_t /*b*/, cublasLtMatrixLayout_t /*c*/, cublasLtMatrixLayout_t /*d*/,
+    cublasLtHandle_t /*handle*/, cublasLtMatmulDesc_t product, cublasLtMatrixLayout_t /*a*/,
+    cublasLtMatrixLayout_t /*b*/, cublasLtMatrixLayout_t /*c*/, cublasLtMatrixLayout_t d,
     cublasLtMatmulPreference_t /*preference*/, int wanted, cublasLtMatmulHeuristicResult_t* results,
     int* found) {
+  *found = 0;
+  // So that callers have to do without.
+  const bool biased = ProductOf(product).epilogue == CUBLASLT_EPILOGUE_BIAS;
+  if (biased && MatrixOf(d).rows % kBiasMultiple != 0) return CUBLAS_STATUS_NOT_SUPPORTED;
   *found = wanted > 0 ? 1 : 0;
   if (wanted > 0) results[0] = cublasLtMatmulHeuristicResult_t{};
   return CUBLAS_STATUS_SUCCESS;
@@ -161,7 +178,13 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t /*handle*/, cublasLtMatmulDesc_t 
       *static_cast<const float*>(beta) != 0.0f) {
     return CUBLAS_STATUS_NOT_SUPPORTED;
   }
-  const bool submitted = SubmitTo(stream, [=] { Multiply(a, left, b, right, d, out); });
+  const bool biased = ProductOf(product).epilogue == CUBLASLT_EPILOGUE_BIAS;
+  const void* const bias = biased ? ProductOf(product).bias : nullptr;
+  if (biased && (bias == nullptr || reinterpret_cast<uintptr_t>(bias) % kBiasAlignment != 0 ||
+                 TypeOf(ProductOf(product).bias_type) != out.type)) {
+    return CUBLAS_STATUS_INVALID_VALUE;
+  }
+  const bool submitted = SubmitTo(stream, [=] { Multiply(a, left, b, right, bias, d, out); });
   return submitted ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_EXECUTION_FAILED;
 }
 

@@ -96,6 +96,13 @@ BUGS = {
         KERNELS + "skinny_linear.cu",
         "products.experts[group.expert * products.each + index]",
         "products.experts[(group.expert ^ 1) * products.each + index]", "mixture_cuda_test"),
+    "products: a bias that cuBLASLt does not add is forgotten": (
+        KERNELS + "cuda_linear.cc", "  } else if (!adds_bias) {", "  } else if (!adds_bias && product.rows == 0) {",
+        "cuda_kernels_test"),
+    "products: every bias that cuBLASLt adds is that of the first output": (
+        KERNELS + "cuda_linear.cc", "      Set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, product.bias);",
+        "      static const std::byte* const first = product.bias;\n"
+        "      Set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, first);", "model_cuda_test"),
     "products beside each other are not joined": (
         KERNELS + "cuda_linear.cc", "  if (apart) state.Join(lanes);\n", "", "model_cuda_test"),
     "a step is replayed without its inputs": (

@@ -401,12 +401,13 @@ TEST_P(CudaKernelsTest, LinearOfFewAndManyRows) {
                                                 {7, 896, 130},
                                                 {64, 1024, 256},
                                                 {65, 896, 1000},
+                                                {66, 512, 130},
                                                 {300, 512, 64}}) {
       const Both x = Activations(rows, inputs, 28);
       Floats numbers = Rounded(Random(outputs * inputs, 29, 0.1f), type());
       const ConstTensorView matrix(reinterpret_cast<const std::byte*>(numbers.data()), DType::kF32,
                                    DeviceKind::kCpu, {outputs, inputs});
-      const Both bias = Make(Random(outputs, 30), DType::kF32, {outputs});
+      const Both bias = Make(Random(outputs, 30), type(), {outputs});
       const Both out = Activations(rows, outputs, 31);
       const PackedWeight ours = PackWeight(*ours_, *gpu_, matrix, {.form = form}).value();
       const std::unique_ptr<Device> host = MakeHostDevice();
@@ -420,7 +421,8 @@ TEST_P(CudaKernelsTest, LinearOfFewAndManyRows) {
 
       const auto root = static_cast<float>(std::sqrt(inputs));
       const float magnitude = 0.1f * root;  // Of a result.
-      // Many rows: rounded before and after the bias. 8 bits for many rows: the widened weight too.
+      // Many rows: rounded before and after the bias, where cuBLASLt does not add it. 8 bits for
+      // many rows: the widened weight too.
       const float widened = bytes ? 4 * Rounding(type()) * magnitude : 0.0f;
       const float quantized = form == WeightForm::kInt8 ? 0x1p-13f * magnitude : 0.0f;
       ExpectTwins(out, 3 * Rounding(type()),

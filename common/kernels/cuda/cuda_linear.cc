@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -24,6 +25,8 @@ constexpr uint32_t kSkinnyRowsMax = 16;
 constexpr uint32_t kTimedRowsMax = 256;
 constexpr int kProposalsMax = 8;
 constexpr int kTimedRuns = 5;
+// What cuBLASLt's epilogue wants of a bias at least.
+constexpr uintptr_t kBiasAlignment = 16;
 // Different products that cuBLASLt's choice is kept for.
 constexpr size_t kAlgorithmsMax = 4096;
 
@@ -47,6 +50,7 @@ struct Product {
   const void* x = nullptr;            // [rows, inputs] of `type`
   const std::byte* weight = nullptr;  // [outputs, inputs] of `type`
   std::byte* out = nullptr;           // [rows, stride], the first `outputs` of each row
+  const std::byte* bias = nullptr;    // [outputs] of `out_type`, or null
   uint32_t rows = 0;
   uint32_t outputs = 0;
   uint32_t inputs = 0;
@@ -58,9 +62,9 @@ struct Product {
 // What the addresses of a product are multiples of, up to what cuBLASLt asks for at most.
 uint32_t AlignmentOf(const Product& product) {
   constexpr uintptr_t kMost = 256;
-  const uintptr_t bits = reinterpret_cast<uintptr_t>(product.x) |
-                         reinterpret_cast<uintptr_t>(product.weight) |
-                         reinterpret_cast<uintptr_t>(product.out) | kMost;
+  const uintptr_t bits =
+      reinterpret_cast<uintptr_t>(product.x) | reinterpret_cast<uintptr_t>(product.weight) |
+      reinterpret_cast<uintptr_t>(product.out) | reinterpret_cast<uintptr_t>(product.bias) | kMost;
   return static_cast<uint32_t>(bits & -bits);
 }
 
@@ -71,9 +75,12 @@ class ProductDescription {
   explicit ProductDescription(const Product& product) {
     const cudaDataType_t type = CudaType(product.type);
     Keep(cublasLtMatmulDescCreate(&operation_, CUBLAS_COMPUTE_32F, CUDA_R_32F));
-    const cublasOperation_t transposed = CUBLAS_OP_T;
-    Keep(cublasLtMatmulDescSetAttribute(operation_, CUBLASLT_MATMUL_DESC_TRANSA, &transposed,
-                                        sizeof(transposed)));
+    Set(CUBLASLT_MATMUL_DESC_TRANSA, CUBLAS_OP_T);
+    if (product.bias != nullptr) {
+      Set(CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_BIAS);
+      Set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, product.bias);
+      Set(CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, CudaType(product.out_type));
+    }
     Keep(cublasLtMatrixLayoutCreate(&weight_, type, product.inputs, product.outputs,
                                     product.inputs));
     Keep(cublasLtMatrixLayoutCreate(&x_, type, product.inputs, product.rows, product.inputs));
@@ -130,6 +137,10 @@ class ProductDescription {
   }
 
  private:
+  template <typename T>
+  void Set(cublasLtMatmulDescAttributes_t attribute, const T& value) {
+    Keep(cublasLtMatmulDescSetAttribute(operation_, attribute, &value, sizeof(value)));
+  }
   void Keep(cublasStatus_t status) {
     if (status_ == CUBLAS_STATUS_SUCCESS) status_ = status;
   }
@@ -183,28 +194,58 @@ cublasStatus_t Choose(CudaState& state, const Product& product,
   return status;
 }
 
-cublasStatus_t Multiply(CudaState& state, const Product& product, const Lane& lane) {
-  const ProductDescription description(product);
+// As it was chosen the first time.
+cublasStatus_t Find(CudaState& state, const Product& product, const ProductDescription& description,
+                    cublasLtMatmulAlgo_t* algorithm) {
   if (description.status() != CUBLAS_STATUS_SUCCESS) return description.status();
   const CudaState::ProductKey key(product.outputs, product.rows, product.inputs, product.stride,
-                                  AlignmentOf(product), product.type, product.out_type);
+                                  AlignmentOf(product), product.type, product.out_type,
+                                  product.bias != nullptr);
   auto found = state.algorithms().find(key);
   if (found == state.algorithms().end()) {
-    cublasLtMatmulAlgo_t algorithm{};
-    const cublasStatus_t status = Choose(state, product, description, &algorithm);
-    if (status != CUBLAS_STATUS_SUCCESS) return status;
+    cublasLtMatmulAlgo_t chosen{};
+    const cublasStatus_t status = Choose(state, product, description, &chosen);
+    const bool none = status == CUBLAS_STATUS_NOT_SUPPORTED;
+    if (status != CUBLAS_STATUS_SUCCESS && !none) return status;
     if (state.algorithms().size() >= kAlgorithmsMax) state.algorithms().clear();
-    found = state.algorithms().emplace(key, algorithm).first;
+    found = state.algorithms().emplace(key, none ? std::nullopt : std::optional(chosen)).first;
   }
-  return description.Run(state, product, found->second, lane);
+  if (!found->second.has_value()) return CUBLAS_STATUS_NOT_SUPPORTED;
+  *algorithm = *found->second;
+  return CUBLAS_STATUS_SUCCESS;
 }
 
-void RunProduct(CudaState& state, const Product& product, const Lane& lane) {
+cublasStatus_t Multiply(CudaState& state, const Product& product, const Lane& lane) {
+  const ProductDescription description(product);
+  cublasLtMatmulAlgo_t algorithm{};
+  const cublasStatus_t status = Find(state, product, description, &algorithm);
+  if (status != CUBLAS_STATUS_SUCCESS) return status;
+  return description.Run(state, product, algorithm, lane);
+}
+
+// Whether cuBLASLt adds the bias itself.
+bool AddsBias(CudaState& state, const Product& product) {
+  if (reinterpret_cast<uintptr_t>(product.bias) % kBiasAlignment != 0) return false;
+  cublasLtMatmulAlgo_t algorithm{};
+  return Find(state, product, ProductDescription(product), &algorithm) == CUBLAS_STATUS_SUCCESS;
+}
+
+void RunProduct(CudaState& state, Product product, const Lane& lane) {
+  const std::byte* const bias = product.bias;
+  const bool adds_bias = bias == nullptr || AddsBias(state, product);
+  if (!adds_bias) product.bias = nullptr;
   const cublasStatus_t status = Multiply(state, product, lane);
-  if (status == CUBLAS_STATUS_SUCCESS) return;
-  state.Check(absl::UnavailableError(absl::StrCat(
-      state.device().name(), ": cuBLASLt on [", product.rows, ", ", product.inputs, "] x [",
-      product.outputs, ", ", product.inputs, "]: ", cublasLtGetStatusString(status))));
+  if (status != CUBLAS_STATUS_SUCCESS) {
+    state.Check(absl::UnavailableError(absl::StrCat(
+        state.device().name(), ": cuBLASLt on [", product.rows, ", ", product.inputs, "] x [",
+        product.outputs, ", ", product.inputs, "]: ", cublasLtGetStatusString(status))));
+  } else if (!adds_bias) {
+    Launch launch = state.launch();
+    launch.stream = lane.stream;
+    state.Check(AddBias(launch, bias, product.rows, product.outputs, product.stride, product.out,
+                        product.out_type),
+                "adding a bias");
+  }
 }
 
 // Rows of a weight that are widened at a time.
@@ -221,12 +262,14 @@ void RunWidened(CudaState& state, const LinearOutput& output, Product product) {
       state.Scratch(WidenedWeightBytes(weight.outputs(), weight.inputs(), product.type)));
   if (widened == nullptr) return;
   const DType weight_type = StoredAs(weight.format().form, product.type);
+  const std::byte* const bias = product.bias;
   const auto* scales = reinterpret_cast<const float*>(
       weight.data() + ScalesOffset(weight.outputs(), weight.inputs()));
   for (uint32_t begin = 0; begin < weight.outputs(); begin += piece) {
     product.outputs = std::min(piece, static_cast<uint32_t>(weight.outputs()) - begin);
     product.weight = widened;
     product.out = output.out.data() + begin * DTypeBytes(product.out_type);
+    if (bias != nullptr) product.bias = bias + begin * DTypeBytes(product.out_type);
     state.Check(Dequantize(state.launch(), weight.data() + begin * weight.inputs(), weight_type,
                            scales + begin, product.outputs, product.inputs, widened, product.type),
                 "widening weights");
@@ -239,20 +282,13 @@ Product ProductOf(const ConstTensorView& x, const LinearOutput& output) {
   return {.x = x.data(),
           .weight = weight.data(),
           .out = output.out.data(),
+          .bias = output.bias.empty() ? nullptr : output.bias.data(),
           .rows = static_cast<uint32_t>(x.dim(0)),
           .outputs = static_cast<uint32_t>(weight.outputs()),
           .inputs = static_cast<uint32_t>(weight.inputs()),
           .stride = static_cast<uint32_t>(weight.outputs()),
           .type = x.dtype(),
           .out_type = output.out.dtype()};
-}
-
-void AddBiasOf(CudaState& state, const LinearOutput& output) {
-  if (output.bias.empty()) return;
-  state.Check(
-      AddBias(state.launch(), output.bias.f32(), static_cast<uint32_t>(output.out.dim(0)),
-              static_cast<uint32_t>(output.out.dim(1)), output.out.data(), output.out.dtype()),
-      "adding a bias");
 }
 
 // Products of the same x do not wait for each other.
@@ -273,7 +309,6 @@ void RunLarge(CudaState& state, const ConstTensorView& x, std::span<const Linear
     }
   }
   if (apart) state.Join(lanes);
-  for (const LinearOutput& output : outputs) AddBiasOf(state, output);
 }
 
 SkinnyOutput SkinnyOf(const LinearOutput& output, DType activations) {
@@ -283,7 +318,7 @@ SkinnyOutput SkinnyOf(const LinearOutput& output, DType activations) {
           .scales = HasScales(StoredAs(weight.format().form, activations))
                         ? reinterpret_cast<const float*>(scales)
                         : nullptr,
-          .bias = output.bias.empty() ? nullptr : output.bias.f32(),
+          .bias = output.bias.empty() ? nullptr : output.bias.data(),
           .out = output.out.data(),
           .outputs = static_cast<uint32_t>(weight.outputs())};
 }

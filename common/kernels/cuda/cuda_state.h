@@ -14,6 +14,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -97,10 +98,13 @@ class CudaState final : public KernelState {
 
   // A step is being recorded: nothing may be measured or waited for.
   bool recording() const { return recording_; }
-  // cuBLASLt's choice for a product, by (outputs, rows, inputs, how many, type, type of the
-  // result).
-  using ProductKey = std::tuple<uint32_t, uint32_t, uint32_t, uint32_t, uint32_t, DType, DType>;
-  std::map<ProductKey, cublasLtMatmulAlgo_t>& algorithms() { return algorithms_; }
+  // cuBLASLt's choice for a product, by (outputs, rows, inputs, how far apart rows of the result
+  // are, alignment, type, type of the result, whether a bias is added).
+  using ProductKey =
+      std::tuple<uint32_t, uint32_t, uint32_t, uint32_t, uint32_t, DType, DType, bool>;
+  // Nothing: it has none.
+  using Algorithms = std::map<ProductKey, std::optional<cublasLtMatmulAlgo_t>>;
+  Algorithms& algorithms() { return algorithms_; }
 
  private:
   struct Recording {
@@ -159,7 +163,7 @@ class CudaState final : public KernelState {
   bool recording_ = false;
   std::vector<std::pair<cudaEvent_t, std::function<void()>>> when_done_;
   std::vector<cudaEvent_t> spare_events_;
-  std::map<ProductKey, cublasLtMatmulAlgo_t> algorithms_;
+  Algorithms algorithms_;
 };
 
 }  // namespace baton::cuda

@@ -104,9 +104,9 @@ cudaError_t SoftCap(const Launch& launch, float cap, size_t count, float* x);
 cudaError_t Scale(const Launch& launch, float factor, size_t count, float* x);
 // x += y, y of y_type.
 cudaError_t Add(const Launch& launch, const void* y, DType y_type, size_t count, float* x);
-// Each row of out [rows, n] += bias [n].
-cudaError_t AddBias(const Launch& launch, const float* bias, uint32_t rows, uint32_t n, void* out,
-                    DType type);
+// The first n of each row of out [rows, stride] += bias [n], both of `type`.
+cudaError_t AddBias(const Launch& launch, const void* bias, uint32_t rows, uint32_t n,
+                    uint32_t stride, void* out, DType type);
 // out[i] = x[rows[i]]; rows of `row_bytes`, a multiple of 4.
 cudaError_t GatherRows(const Launch& launch, const void* x, const uint32_t* rows, uint32_t count,
                        size_t row_bytes, void* out);
@@ -122,7 +122,7 @@ constexpr uint32_t kSkinnyOutputsMax = 4;
 struct SkinnyOutput {
   const void* weight = nullptr;   // [outputs, inputs], rows one after the other.
   const float* scales = nullptr;  // [outputs], factors of kI8's and kFp8's rows.
-  const float* bias = nullptr;    // [outputs] or null.
+  const void* bias = nullptr;     // [outputs] of the type of out, or null.
   void* out = nullptr;            // [rows, outputs]
   uint32_t outputs = 0;
 };

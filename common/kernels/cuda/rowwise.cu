@@ -368,14 +368,14 @@ __global__ void AddKernel(const T* y, size_t count, float* x) {
   }
 }
 
-// out [rows, n] += bias [n].
+// The first n of each row of out [rows, stride] += bias [n].
 template <typename T>
-__global__ void AddBiasKernel(const float* bias, uint32_t n, T* out) {
+__global__ void AddBiasKernel(const T* bias, uint32_t n, uint32_t stride, T* out) {
   WaitForPrevious();
   LetNextStart();
-  T* const row = out + static_cast<size_t>(blockIdx.x) * n;
+  T* const row = out + static_cast<size_t>(blockIdx.x) * stride;
   for (uint32_t i = threadIdx.x; i < n; i += blockDim.x) {
-    row[i] = FromFloat<T>(ToFloat(row[i]) + bias[i]);
+    row[i] = FromFloat<T>(ToFloat(row[i]) + ToFloat(bias[i]));
   }
 }
 
@@ -585,13 +585,13 @@ cudaError_t Add(const Launch& launch, const void* y, DType y_type, size_t count,
   });
 }
 
-cudaError_t AddBias(const Launch& launch, const float* bias, uint32_t rows, uint32_t n, void* out,
-                    DType type) {
+cudaError_t AddBias(const Launch& launch, const void* bias, uint32_t rows, uint32_t n,
+                    uint32_t stride, void* out, DType type) {
   if (rows == 0) return cudaSuccess;
   return WithActivationType(type, [&](auto sample) {
     using T = decltype(sample);
-    return StartKernel(AddBiasKernel<T>, dim3(rows), RowThreads(n, 4), 0, launch, bias, n,
-                       static_cast<T*>(out));
+    return StartKernel(AddBiasKernel<T>, dim3(rows), RowThreads(n, 4), 0, launch,
+                       static_cast<const T*>(bias), n, stride, static_cast<T*>(out));
   });
 }
 

@@ -202,7 +202,7 @@ __device__ void WriteSums(const Warp<T, W, kColumnTiles>& warp, const SkinnyOutp
       for (uint32_t w = 0; w < kWarps; ++w) sum += shared[w][row][i % kTileOutputs];
       if constexpr (std::is_same_v<W, Fp8>) sum *= E4m3Shrink(T{});
       if constexpr (sizeof(W) == 1) sum *= output.scales[column];
-      if (output.bias != nullptr) sum += output.bias[column];
+      if (output.bias != nullptr) sum += ToFloat(static_cast<const Out*>(output.bias)[column]);
       out[static_cast<size_t>(row) * output.outputs + column] = FromFloat<Out>(sum);
     }
   }

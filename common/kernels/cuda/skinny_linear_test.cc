@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <random>
 #include <vector>
 
@@ -28,7 +29,9 @@ std::vector<float> RandomNumbers(size_t count, DType type, std::mt19937& random)
 
 // One of the products of a launch: the weight as it is in memory, and as numbers before scaling.
 struct Product {
-  Product(uint32_t outputs_in, uint32_t inputs, DType type, bool has_bias, std::mt19937& random)
+  // `bias_type`: absent without a bias.
+  Product(uint32_t outputs_in, uint32_t inputs, DType type, std::optional<DType> bias_type,
+          std::mt19937& random)
       : outputs(outputs_in) {
     const size_t count = size_t{outputs} * inputs;
     if (HasScales(type)) {
@@ -53,9 +56,9 @@ struct Product {
       scales.assign(outputs, 1.0f);
     }
     bias.assign(outputs, 0.0f);
-    if (!has_bias) return;
-    bias = RandomNumbers(outputs, DType::kF32, random);
-    device_bias = std::make_unique<DeviceArray<float>>(bias);
+    if (!bias_type.has_value()) return;
+    bias = RandomNumbers(outputs, *bias_type, random);
+    device_bias = std::make_unique<DeviceArray<std::byte>>(Encode(bias, *bias_type));
   }
 
   SkinnyOutput Output(void* out) const {
@@ -72,7 +75,7 @@ struct Product {
   std::vector<float> bias;
   std::unique_ptr<DeviceArray<std::byte>> weight;
   std::unique_ptr<DeviceArray<float>> device_scales;
-  std::unique_ptr<DeviceArray<float>> device_bias;
+  std::unique_ptr<DeviceArray<std::byte>> device_bias;
 };
 
 struct Case {
@@ -89,7 +92,8 @@ class SkinnyLinearCase {
   explicit SkinnyLinearCase(const Case& c) : case_(c), random_(c.inputs + c.outputs.size()) {
     x_ = RandomNumbers(size_t{kRowsMax} * c.inputs, c.x_type, random_);
     for (const uint32_t outputs : c.outputs) {
-      products_.emplace_back(outputs, c.inputs, c.weight_type, c.has_bias, random_);
+      const auto bias_type = c.has_bias ? std::optional(c.out_type) : std::nullopt;
+      products_.emplace_back(outputs, c.inputs, c.weight_type, bias_type, random_);
     }
   }
 
@@ -235,7 +239,7 @@ TEST(SkinnyLinear, AnElementThatIsNotFiniteStaysInItsRow) {
   SKIP_WITHOUT_GPU();
   constexpr uint32_t kInputs = 4096, kOutputs = 40, kRows = 20;
   std::mt19937 random(1);
-  const Product product(kOutputs, kInputs, DType::kBF16, false, random);
+  const Product product(kOutputs, kInputs, DType::kBF16, /*bias_type=*/{}, random);
   std::vector<float> x = RandomNumbers(size_t{kRows} * kInputs, DType::kBF16, random);
   x[5 * kInputs + 77] = INFINITY;
   const DeviceArray<std::byte> device_x(Encode(x, DType::kBF16));
@@ -279,7 +283,7 @@ TEST(Dequantize, IsExact) {
   std::mt19937 random(2);
   for (const DType weight_type : {DType::kI8, DType::kFp8}) {
     for (const uint32_t inputs : {5u, 16u, 300u, 4112u}) {
-      const Product product(kOutputs, inputs, weight_type, false, random);
+      const Product product(kOutputs, inputs, weight_type, /*bias_type=*/{}, random);
       std::vector<float> expected(product.numbers.size());
       for (size_t i = 0; i < expected.size(); ++i) {
         expected[i] = product.numbers[i] * product.scales[i / inputs];
