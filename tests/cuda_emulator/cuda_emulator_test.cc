@@ -253,6 +253,23 @@ TEST(CudaEmulatorTest, TensorCoresMultiply) {
 
 TEST(CudaEmulatorTest, TransposedMatricesAreTheSame) { ExpectProduct<__half, true>(); }
 
+// Element (row, column) of an 8 x 8 matrix is 8 row + column.
+__global__ void TranspositionKernel(uint32_t* out) {
+  const uint32_t first = threadIdx.x / 4 * 8 + threadIdx.x % 4 * 2;
+  out[threadIdx.x] = Transposed(first | (first + 1) << 16);
+}
+
+TEST(CudaEmulatorTest, LanesExchangeAMatrixForItsTranspose) {
+  const DeviceArray<uint32_t> out(kWarp);
+  ASSERT_CUDA(
+      StartKernel(TranspositionKernel, dim3(1), dim3(kWarp), 0, kDefaultStream, out.data()));
+  const std::vector<uint32_t> pairs = out.Read();
+  for (uint32_t i = 0; i < 64; ++i) {
+    const uint32_t element = pairs[i / 2] >> i % 2 * 16 & 0xffff;
+    EXPECT_EQ(element, i % 8 * 8 + i / 8) << "row " << i / 8 << " of the transpose";
+  }
+}
+
 // ---- Streams -----------------------------------------------------------------------------------
 
 class Streams : public testing::Test {

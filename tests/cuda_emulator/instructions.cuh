@@ -114,11 +114,16 @@ void MultiplyAdd(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t 
   for (uint32_t i = 0; i < 4; ++i) sum[i] += products[i];
 }
 
-template <typename T>
-void MultiplyAddHalf(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, T type) {
-  if (a[1] != 0 || a[3] != 0) emulation::KernelFailure("rows 8 to 15 are not zero");
-  MultiplyAdd(sum, a, b0, b1, type);
-  sum[2] = sum[3] = std::nanf("");  // They are not kept.
+inline uint32_t Transposed(uint32_t pair) {
+  const emulation::WarpView rows =
+      emulation::Exchange(emulation::WarpOperation::kTransposition, &pair, sizeof(pair));
+  const uint32_t column = emulation::ThisLane() / 4;
+  uint32_t of_column = 0;
+  for (uint32_t i = 0; i < 2; ++i) {
+    const uint32_t row = emulation::ThisLane() % 4 * 2 + i;
+    of_column |= uint32_t{rows.Of<uint16_t[2]>(4 * row + column / 2)[column % 2]} << 16 * i;
+  }
+  return of_column;
 }
 
 // ---- Numbers -----------------------------------------------------------------------------------

@@ -47,6 +47,18 @@ BUGS = {
         KERNELS + "decode_attention.cu",
         "      if constexpr (sizeof(Kv) == 1) product += __log2f(fmaxf(value_scales[i], kValueScaleMin));\n",
         "", "decode_attention_test"),
+    "decoding: weights are multiplied as they lie in the warp": (
+        KERNELS + "decode_attention.cu",
+        "weights[i][1] = Transposed(PackPair(scores[i][2], scores[i][3], P{}));",
+        "weights[i][1] = PackPair(scores[i][2], scores[i][3], P{});", "decode_attention_test"),
+    "decoding: what is before the window is read": (
+        KERNELS + "decode_attention.cu",
+        "const uint32_t lowest = max(first_token, task_.begin) - first_token;",
+        "const uint32_t lowest = 0;", "decode_attention_test"),
+    "decoding: what is behind the last token is read": (
+        KERNELS + "decode_attention.cu",
+        "const uint32_t highest = min(kTile, task_.end - first_token) - 1;",
+        "const uint32_t highest = kTile - 1;", "decode_attention_test"),
     "decoding: blocks behind the window are read": (
         KERNELS + "decode_attention.cu",
         "  task.begin = first;\n", "  task.begin = 0;\n", "decode_attention_test"),

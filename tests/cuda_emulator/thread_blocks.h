@@ -40,7 +40,7 @@ void RunGrid(const Grid& grid);
 void SyncBlock();
 
 // Operations of a whole warp. All lanes that have not ended must call the same.
-enum class WarpOperation { kSync, kShuffle, kVote, kMatrices, kProduct };
+enum class WarpOperation { kSync, kShuffle, kVote, kMatrices, kTransposition, kProduct };
 
 constexpr size_t kSlotBytes = 64;
 

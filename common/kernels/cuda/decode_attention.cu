@@ -2,16 +2,23 @@
 // the memory that K and V are read from.
 //
 // A sequence's cache is cut into splits, each for one block of threads; a second kernel merges
-// them. All query heads of a KV head are rows of one tile of 16, so that K and V are read once. The
-// products run on tensor cores (mma.sync m16n8k16) whose operands come straight from global memory
-// in loads of 16 bytes: a sum does not change when its terms are taken in another order, so a
-// thread may take eight neighbouring elements where the instruction's layout wants them apart.
+// them. All query heads of a KV head are taken together, up to 16 rows, so that K and V are read
+// once. The products run on tensor cores (mma.sync m16n8k16) whose operands come straight from
+// global memory in loads of 16 bytes: a sum does not change when its terms are taken in another
+// order, so a thread may take eight neighbouring elements where the instruction's layout wants them
+// apart.
+//
+// Of both products the transpose is computed, K Q^T and V^T W^T: 16 tokens or elements are the rows
+// of a product, and query rows its 8 columns. As rows they would leave half of each operand empty.
 //
 // In a warp, g = lane / 4 and c = lane % 4. For a tile of 16 tokens:
 //   K   thread loads elements 32 j + 8 c .. + 7 of tokens g and 8 + g; they are the terms of steps
-//       2 j and 2 j + 1. Q is loaded in the same way.
+//       2 j and 2 j + 1. Q is loaded in the same way: of query row g.
+//   W   thread has scores, then weights, of tokens g and 8 + g for query rows 2 c and 2 c + 1;
+//       transposed they are an operand.
 //   V   thread loads elements 64 h + 8 g .. + 7 of tokens 2 c, 2 c + 1, 2 c + 8 and 2 c + 9, and
-//       pairs the tokens. Column g of output tile (h, j) is element 64 h + 8 g + j.
+//       pairs the tokens. Rows g and 8 + g of output tile 4 h + j are elements 64 h + 8 g + 2 j and
+//       the next, its columns query rows.
 #include <algorithm>
 #include <type_traits>
 
@@ -96,22 +103,13 @@ __device__ uint4 LoadQuery(const T* from) {
   return words;
 }
 
-// d += a b, a [16, 16], b [16, 8]. kWide false: rows 8 to 15 are zero and not kept.
-template <bool kWide, typename T>
-__device__ void Multiply(const uint32_t (&a)[4], uint32_t b0, uint32_t b1, float (&d)[4]) {
-  if constexpr (kWide) {
-    MultiplyAdd(d, a, b0, b1, T{});
-  } else {
-    MultiplyAddHalf(d, a, b0, b1, T{});
-  }
-}
-
-// What a warp knows of its rows: of row g, and with kWide of row g + 8.
-template <uint32_t kDim, bool kWide>
+// What a thread knows of query rows 8 i + 2 c and 8 i + 2 c + 1: of all tokens the maximum, of its
+// own the sum, and of its elements the output.
+template <uint32_t kDim>
 struct Running {
   float maximum[2] = {-INFINITY, -INFINITY};
-  float sum[2] = {0.0f, 0.0f};  // Of this thread's tokens.
-  float output[kDim / 8][4] = {};
+  float sum[2] = {0.0f, 0.0f};
+  float output[kDim / 16][4] = {};
 };
 
 // Tokens of a sequence that a row sees, and where they lie.
@@ -125,13 +123,13 @@ struct Task {
   uint32_t tile_end = 0;
 };
 
-template <typename T, typename Kv, uint32_t kDim, bool kWide>
+// kEights: how many times 8 query rows there are.
+template <typename T, typename Kv, uint32_t kDim, uint32_t kEights>
 class Decoder {
  public:
   using P = Product<T, Kv>;
   static constexpr uint32_t kSteps = kDim / 32;   // Loads of K for a token.
   static constexpr uint32_t kHalves = kDim / 64;  // Loads of V for a token.
-  static constexpr uint32_t kHigh = kWide ? 2 : 1;
   // As KvRowBytes.
   static constexpr uint32_t kRowBytes = kDim * sizeof(Kv) + (sizeof(Kv) == 1 ? sizeof(float) : 0);
 
@@ -140,27 +138,29 @@ class Decoder {
 
   __device__ void LoadQ() {
 #pragma unroll
-    for (uint32_t high = 0; high < kHigh; ++high) {
-      const uint32_t row = group_lane() + 8 * high;
-      const uint32_t token = row / geometry_.group;
+    for (uint32_t i = 0; i < kEights; ++i) {
+      const uint32_t row = 8 * i + group_lane();
       const uint32_t head = task_.kv_head * geometry_.group + row % geometry_.group;
-      const bool exists = token < task_.sequence.count && row < geometry_.rows;
       const T* const from =
           static_cast<const T*>(args_.q) +
-          (static_cast<size_t>(task_.sequence.row + token) * args_.heads + head) * kDim;
+          (static_cast<size_t>(task_.sequence.row + TokenOfRow(row)) * args_.heads + head) * kDim;
 #pragma unroll
       for (uint32_t j = 0; j < kSteps; ++j) {
-        q_[high][j] =
-            exists ? LoadQuery<T, P>(from + 32 * j + 8 * column_lane()) : make_uint4(0, 0, 0, 0);
+        q_[i][j] = RowExists(row) ? LoadQuery<T, P>(from + 32 * j + 8 * column_lane())
+                                  : make_uint4(0, 0, 0, 0);
       }
-      // A row that does not exist sees nothing.
-      last_[high] = exists ? task_.sequence.position + token : 0;
-      first_[high] =
-          args_.window == 0 || last_[high] < args_.window ? 0 : last_[high] - args_.window + 1;
+#pragma unroll
+      for (uint32_t r = 0; r < 2; ++r) {
+        const uint32_t own = 8 * i + 2 * column_lane() + r;
+        // What a row that does not exist sees is nobody's.
+        const uint32_t last = RowExists(own) ? task_.sequence.position + TokenOfRow(own) : 0;
+        last_[i][r] = last;
+        first_[i][r] = args_.window == 0 || last < args_.window ? 0 : last - args_.window + 1;
+      }
     }
   }
 
-  __device__ void Run(uint32_t warp, Running<kDim, kWide>& running) const {
+  __device__ void Run(uint32_t warp, Running<kDim> (&running)[kEights]) const {
     uint32_t tile = task_.tile_begin + warp;
     uint32_t block = tile < task_.tile_end ? BlockOf(tile) : 0;
     while (tile < task_.tile_end) {
@@ -175,11 +175,15 @@ class Decoder {
  private:
   __device__ static uint32_t group_lane() { return threadIdx.x % kWarp / 4; }
   __device__ static uint32_t column_lane() { return threadIdx.x % 4; }
+  __device__ uint32_t TokenOfRow(uint32_t row) const { return row / geometry_.group; }
+  __device__ bool RowExists(uint32_t row) const {
+    return TokenOfRow(row) < task_.sequence.count && row < geometry_.rows;
+  }
   __device__ uint32_t BlockOf(uint32_t tile) const {
     return __ldg(task_.blocks + tile * kTile / args_.pages.block_tokens);
   }
 
-  __device__ void TakeTile(uint32_t tile, uint32_t block, Running<kDim, kWide>& running) const {
+  __device__ void TakeTile(uint32_t tile, uint32_t block, Running<kDim> (&running)[kEights]) const {
     const uint32_t g = group_lane();
     const uint32_t c = column_lane();
     const uint32_t first_token = tile * kTile;
@@ -190,127 +194,130 @@ class Decoder {
                                    kRowBytes;
     const std::byte* const v =
         k + static_cast<size_t>(pages.kv_heads) * pages.block_tokens * kRowBytes;
-    // All loads first. What no row sees is not a number, perhaps: zeros instead.
+    // All loads first, and none behind a branch. What no row sees is not a number, perhaps: instead
+    // of it the nearest token that one does, which has no weight there.
+    const uint32_t lowest = max(first_token, task_.begin) - first_token;
+    const uint32_t highest = min(kTile, task_.end - first_token) - 1;
     Eight<Kv> keys[2][kSteps];
     Eight<Kv> values[4][kHalves];
+    float key_scales[2] = {};
+    float value_scales[2] = {};
 #pragma unroll
     for (uint32_t i = 0; i < 2; ++i) {
-      const uint32_t token = 8 * i + g;
-      if (!Exists(first_token + token)) continue;
+      const uint32_t token = min(max(8 * i + g, lowest), highest);
 #pragma unroll
       for (uint32_t j = 0; j < kSteps; ++j) keys[i][j].Load(k + token * kRowBytes, 32 * j + 8 * c);
-    }
-    float key_scales[4] = {};
-    float value_scales[4] = {};
-#pragma unroll
-    for (uint32_t i = 0; i < 4; ++i) {
-      const uint32_t token = TokenOf(i);
-      if (!Exists(first_token + token)) continue;
-#pragma unroll
-      for (uint32_t h = 0; h < kHalves; ++h) {
-        values[i][h].Load(v + token * kRowBytes, 64 * h + 8 * g);
-      }
       if constexpr (sizeof(Kv) == 1) {
         key_scales[i] = ScaleOf(k + token * kRowBytes);
         value_scales[i] = ScaleOf(v + token * kRowBytes);
       }
     }
-    float scores[2][4] = {};
 #pragma unroll
-    for (uint32_t i = 0; i < 2; ++i) {
+    for (uint32_t i = 0; i < 4; ++i) {
+      const uint32_t token = min(max(2 * c + i % 2 + i / 2 * 8, lowest), highest);
 #pragma unroll
-      for (uint32_t j = 0; j < kSteps; ++j) {
-        const uint4& low = q_[0][j];
-        const uint4& high = q_[kHigh - 1][j];
-        const uint32_t even[4] = {low.x, kWide ? high.x : 0, low.y, kWide ? high.y : 0};
-        const uint32_t odd[4] = {low.z, kWide ? high.z : 0, low.w, kWide ? high.w : 0};
-        const uint4 pairs = keys[i][j].Pairs();
-        Multiply<kWide, P>(even, pairs.x, pairs.y, scores[i]);
-        Multiply<kWide, P>(odd, pairs.z, pairs.w, scores[i]);
+      for (uint32_t h = 0; h < kHalves; ++h) {
+        values[i][h].Load(v + token * kRowBytes, 64 * h + 8 * g);
       }
     }
-    uint32_t weights[4] = {0, 0, 0, 0};
+    float scores[kEights][4] = {};
 #pragma unroll
-    for (uint32_t high = 0; high < kHigh; ++high) {
-      float row[4] = {scores[0][2 * high], scores[0][2 * high + 1], scores[1][2 * high],
-                      scores[1][2 * high + 1]};
-      Weigh(first_token, high, key_scales, value_scales, row, running);
-      if constexpr (sizeof(Kv) == 1) {
+    for (uint32_t j = 0; j < kSteps; ++j) {
+      const uint4 low = keys[0][j].Pairs();
+      const uint4 high = keys[1][j].Pairs();
+      const uint32_t even[4] = {low.x, high.x, low.y, high.y};
+      const uint32_t odd[4] = {low.z, high.z, low.w, high.w};
 #pragma unroll
-        for (uint32_t i = 0; i < 4; ++i) row[i] *= value_scales[i];
+      for (uint32_t i = 0; i < kEights; ++i) {
+        MultiplyAdd(scores[i], even, q_[i][j].x, q_[i][j].y, P{});
+        MultiplyAdd(scores[i], odd, q_[i][j].z, q_[i][j].w, P{});
       }
-      weights[high] = PackPair(row[0], row[1], P{});
-      weights[2 + high] = PackPair(row[2], row[3], P{});
+    }
+    uint32_t weights[kEights][2];
+#pragma unroll
+    for (uint32_t i = 0; i < kEights; ++i) {
+#pragma unroll
+      for (uint32_t r = 0; r < 2; ++r) {
+        float row[2] = {scores[i][r], scores[i][2 + r]};
+        Weigh(first_token + g, first_[i][r], last_[i][r], key_scales, value_scales, row, r,
+              running[i]);
+        scores[i][r] = row[0];
+        scores[i][2 + r] = row[1];
+      }
+      weights[i][0] = Transposed(PackPair(scores[i][0], scores[i][1], P{}));
+      weights[i][1] = Transposed(PackPair(scores[i][2], scores[i][3], P{}));
     }
 #pragma unroll
     for (uint32_t h = 0; h < kHalves; ++h) {
       const uint4 pairs[4] = {values[0][h].Pairs(), values[1][h].Pairs(), values[2][h].Pairs(),
                               values[3][h].Pairs()};
 #pragma unroll
-      for (uint32_t j = 0; j < 8; ++j) {
-        const uint32_t select = j % 2 == 0 ? 0x5410 : 0x7632;
-        const uint32_t b0 = __byte_perm(Word(pairs[0], j / 2), Word(pairs[1], j / 2), select);
-        const uint32_t b1 = __byte_perm(Word(pairs[2], j / 2), Word(pairs[3], j / 2), select);
-        Multiply<kWide, P>(weights, b0, b1, running.output[8 * h + j]);
+      for (uint32_t j = 0; j < 4; ++j) {
+        const uint32_t elements[4] = {__byte_perm(Word(pairs[0], j), Word(pairs[1], j), 0x5410),
+                                      __byte_perm(Word(pairs[0], j), Word(pairs[1], j), 0x7632),
+                                      __byte_perm(Word(pairs[2], j), Word(pairs[3], j), 0x5410),
+                                      __byte_perm(Word(pairs[2], j), Word(pairs[3], j), 0x7632)};
+#pragma unroll
+        for (uint32_t i = 0; i < kEights; ++i) {
+          MultiplyAdd(running[i].output[4 * h + j], elements, weights[i][0], weights[i][1], P{});
+        }
       }
     }
   }
 
-  // Behind begin, too, as the difference has no sign.
-  __device__ bool Exists(uint32_t position) const {
-    return position - task_.begin < task_.end - task_.begin;
-  }
-  // The tokens of a thread's scores and values, in the tile.
-  __device__ static uint32_t TokenOf(uint32_t i) { return 2 * column_lane() + i % 2 + i / 2 * 8; }
   __device__ static float ScaleOf(const std::byte* row) {
     const float scale = __ldg(reinterpret_cast<const float*>(row + kDim));
     return std::is_same_v<Kv, Fp8> ? scale * E4m3Shrink(__half{}) : scale;
   }
 
-  // Scores of one row become weights, by powers of two; what was summed is scaled to the new
-  // maximum. Over 8 bits that is the maximum of the weights times the scales of V, as these
-  // products become float16: the scales alone may be too small for it.
-  __device__ void Weigh(uint32_t first_token, uint32_t high, const float (&key_scales)[4],
-                        const float (&value_scales)[4], float (&row)[4],
-                        Running<kDim, kWide>& running) const {
-    float highest = running.maximum[high];
+  // Scores of query row r for two tokens, `token` and the eighth behind it, become what V is
+  // multiplied with: weights, by powers of two, and over 8 bits times the scales of V. What was
+  // summed is scaled to the new maximum; over 8 bits that is the maximum of the weights times the
+  // scales of V, as these products become float16: the scales alone may be too small for it.
+  __device__ void Weigh(uint32_t token, uint32_t first, uint32_t last, const float (&key_scales)[2],
+                        const float (&value_scales)[2], float (&row)[2], uint32_t r,
+                        Running<kDim>& running) const {
+    float highest = running.maximum[r];
 #pragma unroll
-    for (uint32_t i = 0; i < 4; ++i) {
+    for (uint32_t i = 0; i < 2; ++i) {
       float score = row[i] * args_.scale;
       if constexpr (sizeof(Kv) == 1) score *= key_scales[i];
       if (args_.soft_cap > 0.0f) score = args_.soft_cap * tanhf(score / args_.soft_cap);
-      const uint32_t token = first_token + TokenOf(i);
-      const bool seen = token >= first_[high] && token <= last_[high];
+      const bool seen = token + 8 * i >= first && token + 8 * i <= last;
       row[i] = seen ? score * kLog2E : -INFINITY;
       float product = row[i];
       if constexpr (sizeof(Kv) == 1) product += __log2f(fmaxf(value_scales[i], kValueScaleMin));
       highest = fmaxf(highest, product);
     }
-    highest = fmaxf(highest, __shfl_xor_sync(0xffffffffu, highest, 1));
-    highest = fmaxf(highest, __shfl_xor_sync(0xffffffffu, highest, 2));
+#pragma unroll
+    for (uint32_t apart = 4; apart < kWarp; apart *= 2) {
+      highest = fmaxf(highest, __shfl_xor_sync(0xffffffffu, highest, apart));
+    }
     // Nothing seen yet: differences of infinities would not be numbers.
     const float base = highest == -INFINITY ? 0.0f : highest;
-    const float kept = exp2f(running.maximum[high] - base);
-    running.maximum[high] = highest;
-    running.sum[high] *= kept;
+    const float kept = exp2f(running.maximum[r] - base);
+    running.maximum[r] = highest;
+    running.sum[r] *= kept;
 #pragma unroll
-    for (uint32_t i = 0; i < 4; ++i) {
+    for (uint32_t i = 0; i < 2; ++i) {
       row[i] = exp2f(row[i] - base);
-      running.sum[high] += row[i];
+      running.sum[r] += row[i];
+      if constexpr (sizeof(Kv) == 1) row[i] *= value_scales[i];
     }
 #pragma unroll
-    for (uint32_t t = 0; t < kDim / 8; ++t) {
-      running.output[t][2 * high] *= kept;
-      running.output[t][2 * high + 1] *= kept;
+    for (uint32_t t = 0; t < kDim / 16; ++t) {
+      running.output[t][r] *= kept;
+      running.output[t][2 + r] *= kept;
     }
   }
 
   const AttentionArgs& args_;
   const Geometry& geometry_;
   const Task& task_;
-  uint4 q_[kHigh][kSteps];
-  uint32_t first_[kHigh];
-  uint32_t last_[kHigh];
+  uint4 q_[kEights][kSteps];
+  // Positions that the thread's query rows see.
+  uint32_t first_[kEights][2];
+  uint32_t last_[kEights][2];
 };
 
 // What the warps of a block, or the splits of a sequence, have found for a row.
@@ -334,12 +341,13 @@ __device__ size_t OutOffset(const AttentionArgs& args, const Geometry& geometry,
          args.pages.head_dim;
 }
 
-template <typename T, typename Kv, uint32_t kDim, bool kWide>
-__global__ void __launch_bounds__(kWarps* kWarp, kWide || sizeof(Kv) == 1 ? 2 : 3)
+template <typename T, typename Kv, uint32_t kDim, uint32_t kEights>
+__global__ void __launch_bounds__(kWarps* kWarp, kEights > 1 || sizeof(Kv) == 1 ? 2 : 3)
     DecodeKernel(AttentionArgs args, Geometry geometry, Part* parts, float* part_outputs) {
-  constexpr uint32_t kRows = kWide ? 16 : 8;
-  __shared__ Part found[kWarps][kRows];
-  __shared__ float outputs[kWarps][kRows][kDim];
+  // Two numbers more, so that fewer threads of a warp meet in a bank.
+  constexpr uint32_t kStride = kDim + 2;
+  __shared__ Part found[kWarps][8 * kEights];
+  __shared__ __align__(8) float outputs[kWarps][8 * kEights][kStride];
   WaitForPrevious();
   LetNextStart();
   const uint32_t split = blockIdx.x;
@@ -357,8 +365,8 @@ __global__ void __launch_bounds__(kWarps* kWarp, kWide || sizeof(Kv) == 1 ? 2 : 
   task.tile_begin = min(tile_end, tile_begin + split * share);
   task.tile_end = min(tile_end, task.tile_begin + share);
 
-  Running<kDim, kWide> running;
-  Decoder<T, Kv, kDim, kWide> decoder(args, geometry, task);
+  Running<kDim> running[kEights];
+  Decoder<T, Kv, kDim, kEights> decoder(args, geometry, task);
   decoder.LoadQ();
   const uint32_t warp = threadIdx.x / kWarp;
   decoder.Run(warp, running);
@@ -366,16 +374,19 @@ __global__ void __launch_bounds__(kWarps* kWarp, kWide || sizeof(Kv) == 1 ? 2 : 
   const uint32_t g = threadIdx.x % kWarp / 4;
   const uint32_t c = threadIdx.x % 4;
 #pragma unroll
-  for (uint32_t high = 0; high < (kWide ? 2 : 1); ++high) {
-    float sum = running.sum[high];
-    sum += __shfl_xor_sync(0xffffffffu, sum, 1);
-    sum += __shfl_xor_sync(0xffffffffu, sum, 2);
-    if (c == 0) found[warp][g + 8 * high] = {running.maximum[high], sum};
+  for (uint32_t i = 0; i < 2 * kEights; ++i) {
+    const Running<kDim>& part = running[i / 2];
+    const uint32_t row = 8 * (i / 2) + 2 * c + i % 2;
+    float sum = part.sum[i % 2];
 #pragma unroll
-    for (uint32_t t = 0; t < kDim / 8; ++t) {
-      float* const row = outputs[warp][g + 8 * high] + t / 8 * 64 + t % 8;
-      row[16 * c] = running.output[t][2 * high];
-      row[16 * c + 8] = running.output[t][2 * high + 1];
+    for (uint32_t apart = 4; apart < kWarp; apart *= 2) {
+      sum += __shfl_xor_sync(0xffffffffu, sum, apart);
+    }
+    if (g == 0) found[warp][row] = {part.maximum[i % 2], sum};
+#pragma unroll
+    for (uint32_t t = 0; t < kDim / 16; ++t) {
+      *reinterpret_cast<float2*>(&outputs[warp][row][t / 4 * 64 + 8 * g + t % 4 * 2]) =
+          make_float2(part.output[t][i % 2], part.output[t][2 + i % 2]);
     }
   }
   __syncthreads();
@@ -498,7 +509,7 @@ cudaError_t Start(const Launch& launch, const AttentionArgs& args) {
   auto* const outputs = reinterpret_cast<float*>(parts + count);
   const dim3 grid(geometry.splits, args.pages.kv_heads, args.table.count);
   const auto kernel =
-      geometry.rows > 8 ? DecodeKernel<T, Kv, kDim, true> : DecodeKernel<T, Kv, kDim, false>;
+      geometry.rows > 8 ? DecodeKernel<T, Kv, kDim, 2> : DecodeKernel<T, Kv, kDim, 1>;
   const cudaError_t error =
       StartKernel(kernel, grid, dim3(kWarps * kWarp), 0, launch, args, geometry, parts, outputs);
   if (error != cudaSuccess || geometry.splits == 1) return error;

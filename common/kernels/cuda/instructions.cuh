@@ -103,20 +103,11 @@ __device__ inline void MultiplyAdd(float (&sum)[4], const uint32_t (&a)[4], uint
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// Where rows 8 to 15 of a are zero: of the sum only the others are kept, sum[0] and sum[1].
-__device__ inline void MultiplyAddHalf(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0,
-                                       uint32_t b1, __nv_bfloat16 /*type*/) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
-      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %10, %10};"
-      : "+f"(sum[0]), "+f"(sum[1]), "=f"(sum[2]), "=f"(sum[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(0.0f));
-}
-__device__ inline void MultiplyAddHalf(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0,
-                                       uint32_t b1, __half /*type*/) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
-      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %10, %10};"
-      : "+f"(sum[0]), "+f"(sum[1]), "=f"(sum[2]), "=f"(sum[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(0.0f));
+// Of an 8 x 8 matrix, lane 4 g + c has numbers 2 c and 2 c + 1 of row g: then of column g.
+__device__ inline uint32_t Transposed(uint32_t pair) {
+  uint32_t of_column;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(of_column) : "r"(pair));
+  return of_column;
 }
 
 // ---- Numbers -----------------------------------------------------------------------------------
