@@ -25,8 +25,8 @@ class Collective {
   virtual uint32_t size() const = 0;
 
   // x = the sum of the ranks' x, with equal bits on all of them. Float32, and on a GPU whatever
-  // type activations have. A GPU puts it into the queue of the rank's device, also while a step is
-  // recorded. kAborted: after Abort.
+  // type activations have. A GPU puts it into the queue of the rank's device, and waits only for
+  // room there. Not while a step is recorded. kAborted: after Abort.
   virtual absl::Status AllReduceSum(const TensorView& x) = 0;
   // x = the first rank's x, on all, bit for bit. Otherwise as AllReduceSum.
   virtual absl::Status Broadcast(const TensorView& x) = 0;

@@ -405,19 +405,14 @@ std::vector<BatchRow> Decoder::RowsOf(std::span<const DecodeRow> rows) {
 absl::Status Decoder::StartStep(std::span<const DecodeRow> rows, KvArena& cache,
                                 std::span<const SampleRow> samples,
                                 std::span<const LogitEdit> edits) {
-  BATON_CHECK(CanStart(rows.size()));
   BATON_RETURN_IF_ERROR(CheckCall(RowsOf(rows), cache, samples.size()));
-  return QueueStep(rows, cache, samples, edits);
+  return StartPart(rows, cache, samples, edits);
 }
 
-absl::Status Decoder::StartBeside(std::span<const DecodeRow> rows, KvArena& cache) {
-  BATON_CHECK(rank() > 0);
-  return QueueStep(rows, cache, /*samples=*/{}, /*edits=*/{});
-}
-
-absl::Status Decoder::QueueStep(std::span<const DecodeRow> rows, KvArena& cache,
+absl::Status Decoder::StartPart(std::span<const DecodeRow> rows, KvArena& cache,
                                 std::span<const SampleRow> samples,
                                 std::span<const LogitEdit> edits) {
+  BATON_CHECK(CanStart(rows.size()));
   const std::vector<BatchRow> batch_rows = RowsOf(rows);
   Batch batch = PrepareBatch(batch_rows, cache.layout().block_tokens);
   for (size_t i = 0; i < rows.size(); ++i) {

@@ -65,8 +65,10 @@ class Decoder final : public Model {
   // The part in such a call of a rank that is not the first: without logits.
   absl::Status RunBeside(std::span<const BatchRow> rows, KvArena& cache,
                          const LayerDone& layer_done);
-  // The same of StartStep: the first rank chooses the tokens. FinishStep gives them to all.
-  absl::Status StartBeside(std::span<const DecodeRow> rows, KvArena& cache);
+  // A rank's part in StartStep, after CheckCall. The first chooses the tokens, and the others have
+  // no samples; FinishStep gives the tokens to all.
+  absl::Status StartPart(std::span<const DecodeRow> rows, KvArena& cache,
+                         std::span<const SampleRow> samples, std::span<const LogitEdit> edits);
   // Waits for all that the device was given.
   absl::Status AwaitDevice() { return context_->Finish(); }
 
@@ -138,9 +140,6 @@ class Decoder final : public Model {
   using TakeLogits = absl::FunctionRef<absl::Status(size_t begin, size_t count)>;
   absl::Status Run(std::span<const BatchRow> rows, KvArena& cache, const LayerDone& layer_done,
                    TakeLogits take);
-  // StartStep, once it is clear that nothing is wrong.
-  absl::Status QueueStep(std::span<const DecodeRow> rows, KvArena& cache,
-                         std::span<const SampleRow> samples, std::span<const LogitEdit> edits);
   // The tokens of so many rows of logits_: on all ranks, and on their way to the host.
   absl::Status ChooseTokens(size_t rows, const Placed<SampleRow>& samples,
                             const Placed<LogitEdit>& edits);

@@ -116,8 +116,10 @@ absl::Status TensorParallelModel::StartStep(std::span<const DecodeRow> rows, KvA
                                             std::span<const LogitEdit> edits) {
   BATON_RETURN_IF_ERROR(first().CheckCall(Decoder::RowsOf(rows), cache, samples.size()));
   return Run([&](Decoder& decoder,
-                 const LayerDone&) { return decoder.StartStep(rows, cache, samples, edits); },
-             [&](Decoder& decoder, const LayerDone&) { return decoder.StartBeside(rows, cache); });
+                 const LayerDone&) { return decoder.StartPart(rows, cache, samples, edits); },
+             [&](Decoder& decoder, const LayerDone&) {
+               return decoder.StartPart(rows, cache, /*samples=*/{}, /*edits=*/{});
+             });
 }
 
 // Every rank waits for its own device: that is where it learns that the device has failed.

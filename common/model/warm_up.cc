@@ -10,7 +10,7 @@
 namespace baton {
 namespace {
 
-// The first step of a size runs as it is, the second is recorded.
+// The first step of a size runs as it is, the second may be recorded.
 constexpr int kStepsOfSize = 2;
 
 absl::Status Compute(Model& model, KvArena& cache, const std::vector<BatchRow>& rows) {

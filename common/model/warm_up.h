@@ -1,5 +1,5 @@
-// Steps that a device computes for nobody, so that no client's step pays for what happens once:
-// kernels that are loaded, products whose fastest way is looked for, decode steps that are
+// Steps that a device computes for nobody, so that fewer steps of clients pay for what happens
+// once: kernels that are loaded, products of decode steps that are tried out, steps that are
 // recorded. See "A step on a GPU" in DESIGN_NOTES.md.
 #ifndef BATON_COMMON_MODEL_WARM_UP_H_
 #define BATON_COMMON_MODEL_WARM_UP_H_

@@ -452,6 +452,7 @@ absl::Status ModelWeights::Pack(const std::string& name, const StoredTensor& ten
                                 const ConstTensorView& matrix, WeightFormat format,
                                 PackedWeight* weight) {
   absl::StatusOr<PackedWeight> packed = PackWeight(context_, device_, matrix, format);
+  if (absl::IsResourceExhausted(packed.status())) return packed.status();
   if (!packed.ok()) {
     return absl::Status(packed.status().code(), absl::StrCat(tensor.file, ": tensor '", name, "' ",
                                                              std::string(packed.status().message()),

@@ -2,8 +2,8 @@
 //
 // Matrices are packed for the device's Linear. The embedding table, of which a step reads a few
 // rows, stays as it is stored: on the CPU in the mapped file, on a GPU in the head's memory if they
-// are tied and the head is stored so, too. Immutable after loading: any thread. The device outlives
-// them.
+// are tied and the head is whole and stored so, too. Immutable after loading: any thread. The
+// device outlives them.
 //
 // Of a shard they are the rank's share: rows of the head and of what heads and the inner rows of
 // networks are computed by, columns of what leads from them back to the hidden size. All ranks have

@@ -45,8 +45,8 @@ ABSL_FLAG(
 
 ABSL_FLAG(
     bool, warm_up, true,
-    "On a GPU, compute steps of every size before requests are taken: what is chosen and recorded "
-    "when a size comes first takes some seconds, which clients would wait for otherwise.");
+    "On a GPU, compute a chunk and decode steps of every size before requests are taken: what is "
+    "loaded, tried out and recorded when a size comes first is not waited for by clients then.");
 
 namespace baton {
 namespace {

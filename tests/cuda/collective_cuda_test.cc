@@ -3,6 +3,7 @@
 // are.
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <cstddef>
 #include <cstdlib>
 #include <functional>
@@ -133,6 +134,34 @@ TEST_P(CollectiveCudaTest, ARankThatGivesUpLeavesNobodyWaiting) {
   OnEachRank([&](Collective& rank, Device& device) {
     const Numbers x(device, {1.0f});
     EXPECT_EQ(rank.AllReduceSum(x.view()).code(), absl::StatusCode::kAborted);
+  });
+}
+
+// More than a rank queues without waiting for the others.
+TEST_P(CollectiveCudaTest, NorOneThatHasQueuedMuch) {
+  std::atomic<bool> queues = false;
+  OnEachRank([&](Collective& rank, Device& device) {
+    if (rank.rank() == 1) {
+      queues.wait(false);
+      return rank.Abort();
+    }
+    const Numbers x(device, std::vector<float>(100, 1.0f));
+    absl::Status status;
+    for (int i = 0; i < 1000 && status.ok(); ++i) {
+      status = rank.AllReduceSum(x.view());
+      queues.store(true);
+      queues.notify_all();
+    }
+    EXPECT_EQ(status.code(), absl::StatusCode::kAborted);
+    x.Read();
+  });
+}
+
+TEST_P(CollectiveCudaTest, ManyMayBeQueued) {
+  OnEachRank([&](Collective& rank, Device& device) {
+    const Numbers x(device, {1.0f});
+    for (int i = 0; i < 300; ++i) ASSERT_TRUE(rank.Broadcast(x.view()).ok());
+    EXPECT_EQ(x.Read(), std::vector<float>{1.0f});
   });
 }
 

@@ -160,7 +160,7 @@ TEST_P(ModelCudaTest, LogitsAgreeInFloat32) {
   EXPECT_LE(error, 1e-4f);
 }
 
-// The first half at once; the others one by one, in steps that are recorded and replayed.
+// The first half at once; the others one by one.
 TEST_P(ModelCudaTest, LogitsOfTwoGpusAgreeInFloat32) {
   SKIP_WITHOUT_GPUS(2, Open(2));
   if (!CanBeHalved().ok()) GTEST_SKIP() << CanBeHalved();
@@ -454,6 +454,14 @@ TEST_P(WarmModelTest, ReplaysItsFirstStep) {
 
   EXPECT_EQ(decoder.replayed_steps(), replayed + 1);
   EXPECT_THAT(tokens, testing::Each(golden_.greedy[1]));
+}
+
+TEST_P(WarmModelTest, ComputesTheSameOnTwoGpus) {
+  SKIP_WITHOUT_GPUS(2, Open(2));
+  Load("f32", DType::kF32);
+  EXPECT_EQ(WarmUp(*model_, *cache_, {.chunk_tokens = 40, .sequences_max = 5}).value(), 9u);
+
+  EXPECT_LE(RelativeError(RunPrompt(), golden_.logits), 1e-4f);
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, WarmModelTest, testing::Values("llama", "gpt2"));

@@ -109,7 +109,8 @@ BUGS = {
         "products.experts[group.expert * products.each + index]",
         "products.experts[(group.expert ^ 1) * products.each + index]", "mixture_cuda_test"),
     "products: a bias that cuBLASLt does not add is forgotten": (
-        KERNELS + "cuda_linear.cc", "  } else if (!adds_bias) {", "  } else if (!adds_bias && product.rows == 0) {",
+        KERNELS + "cuda_linear.cc", "  } else if (product.bias != bias) {",
+        "  } else if (product.bias != bias && product.rows == 0) {",
         "cuda_kernels_test"),
     "products: every bias that cuBLASLt adds is that of the first output": (
         KERNELS + "cuda_linear.cc", "      Set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, product.bias);",

@@ -74,15 +74,23 @@ ncclDataType_t TypeOf(DType dtype) {
 // failed before would leave the others waiting within the call, where nothing can abort them.
 void ConnectAtOnce() { setenv("NCCL_RUNTIME_CONNECT", "0", /*overwrite=*/0); }
 
+// A rank queues at most about so many operations that are not complete. A launch waits for room
+// when some thousand are queued (an operation stands for half a layer), and what waits within NCCL
+// cannot be aborted.
+constexpr size_t kQueuedMax = 128;
+constexpr size_t kMarks = 4;
+
 // What the ranks share. Communicators go together, when the last rank has gone.
 class Group {
  public:
   explicit Group(const Nccl& nccl) : nccl_(nccl) {}
   ~Group() {
-    if (aborted_) return;
     for (Rank& rank : ranks_) {
+      for (cudaEvent_t mark : rank.marks) {
+        if (mark != nullptr) cudaEventDestroy(mark);
+      }
       const absl::MutexLock lock(&rank.mutex);
-      if (rank.communicator != nullptr) nccl_.destroy(rank.communicator);
+      if (!aborted_ && rank.communicator != nullptr) nccl_.destroy(rank.communicator);
     }
   }
 
@@ -103,6 +111,11 @@ class Group {
     for (size_t i = 0; i < ranks_.size(); ++i) {
       const absl::MutexLock lock(&ranks_[i].mutex);
       ranks_[i].communicator = communicators[i];
+      BATON_RETURN_IF_ERROR(ranks_[i].device->Select());
+      for (cudaEvent_t& mark : ranks_[i].marks) {
+        BATON_RETURN_IF_ERROR(CudaStatus(cudaEventCreateWithFlags(&mark, cudaEventDisableTiming),
+                                         ranks_[i].device->name() + ": creating an event"));
+      }
     }
     return Rehearse(communicators);
   }
@@ -141,6 +154,9 @@ class Group {
  private:
   struct Rank {
     CudaDevice* device = nullptr;
+    // By the rank's own thread: operations that it has queued, and of every 32nd where it is.
+    uint64_t queued = 0;
+    cudaEvent_t marks[kMarks] = {};
     absl::Mutex mutex;
     ncclComm_t communicator ABSL_GUARDED_BY(mutex) = nullptr;  // Gone once aborted_ is set.
   };
@@ -148,10 +164,22 @@ class Group {
   using Operation = absl::FunctionRef<ncclResult_t(ncclComm_t communicator, cudaStream_t stream)>;
   absl::Status Queue(uint32_t index, Operation operation) {
     Rank& rank = ranks_[index];
+    BATON_RETURN_IF_ERROR(rank.device->Select());
+    BATON_RETURN_IF_ERROR(AwaitRoom(rank));
     const absl::MutexLock lock(&rank.mutex);
     if (aborted_) return absl::AbortedError("another GPU cannot go on");
-    BATON_RETURN_IF_ERROR(rank.device->Select());
     return nccl_.Check(operation(rank.communicator, rank.device->stream()), rank.device->name());
+  }
+
+  // Waits where Abort ends it: without the lock.
+  static absl::Status AwaitRoom(Rank& rank) {
+    constexpr uint64_t kApart = kQueuedMax / kMarks;
+    const uint64_t index = rank.queued++;
+    if (index % kApart != 0) return absl::OkStatus();
+    cudaEvent_t mark = rank.marks[index / kApart % kMarks];
+    const std::string what = rank.device->name() + ": waiting for another GPU";
+    BATON_RETURN_IF_ERROR(CudaStatus(cudaEventSynchronize(mark), what));
+    return CudaStatus(cudaEventRecord(mark, rank.device->stream()), what);
   }
 
   // NCCL connects two ranks when one first sends to the other, and whoever comes first waits within

@@ -21,11 +21,12 @@ constexpr size_t kPieceRows = 128;  // Of a piece, a multiple: so results stay a
 // faster, and overlaps with its neighbours (cuda_bench on an H100: 64 rows take it 1.4 times as
 // long). For weights of 8 bits there is no other.
 constexpr uint32_t kSkinnyRowsMax = 16;
-// Of products of up to so many rows the fastest way is measured, of so many, in so many runs each.
+// Of products of up to so many rows, as decode steps are filled up to, the fastest way is measured,
+// of so many, in so many runs each.
 constexpr uint32_t kTimedRowsMax = 256;
 constexpr int kProposalsMax = 8;
 constexpr int kTimedRuns = 5;
-// What cuBLASLt's epilogue wants of a bias at least.
+// A bias of less is added by a kernel: cuBLASLt's documentation does not say what it wants.
 constexpr uintptr_t kBiasAlignment = 16;
 // Different products that cuBLASLt's choice is kept for.
 constexpr size_t kAlgorithmsMax = 4096;
@@ -183,7 +184,8 @@ cublasStatus_t Choose(CudaState& state, const Product& product,
   const cublasStatus_t status = description.Propose(state, AlignmentOf(product), &proposals);
   if (status != CUBLAS_STATUS_SUCCESS) return status;
   *algorithm = proposals[0];
-  if (product.rows > kTimedRowsMax || state.recording()) return status;
+  const bool of_decode_step = state.PaddedRows(product.rows) == product.rows;
+  if (product.rows > kTimedRowsMax || !of_decode_step || state.recording()) return status;
   float best = INFINITY;
   for (const cublasLtMatmulAlgo_t& proposal : proposals) {
     const float time = TimeOf(state, product, description, proposal);
@@ -191,7 +193,7 @@ cublasStatus_t Choose(CudaState& state, const Product& product,
     best = time;
     *algorithm = proposal;
   }
-  return status;
+  return best < INFINITY ? status : CUBLAS_STATUS_NOT_SUPPORTED;
 }
 
 // As it was chosen the first time.
@@ -223,23 +225,20 @@ cublasStatus_t Multiply(CudaState& state, const Product& product, const Lane& la
   return description.Run(state, product, algorithm, lane);
 }
 
-// Whether cuBLASLt adds the bias itself.
-bool AddsBias(CudaState& state, const Product& product) {
-  if (reinterpret_cast<uintptr_t>(product.bias) % kBiasAlignment != 0) return false;
-  cublasLtMatmulAlgo_t algorithm{};
-  return Find(state, product, ProductDescription(product), &algorithm) == CUBLAS_STATUS_SUCCESS;
-}
-
+// cuBLASLt adds the bias, if it can.
 void RunProduct(CudaState& state, Product product, const Lane& lane) {
   const std::byte* const bias = product.bias;
-  const bool adds_bias = bias == nullptr || AddsBias(state, product);
-  if (!adds_bias) product.bias = nullptr;
-  const cublasStatus_t status = Multiply(state, product, lane);
+  if (reinterpret_cast<uintptr_t>(bias) % kBiasAlignment != 0) product.bias = nullptr;
+  cublasStatus_t status = Multiply(state, product, lane);
+  if (status == CUBLAS_STATUS_NOT_SUPPORTED && product.bias != nullptr) {
+    product.bias = nullptr;
+    status = Multiply(state, product, lane);
+  }
   if (status != CUBLAS_STATUS_SUCCESS) {
     state.Check(absl::UnavailableError(absl::StrCat(
         state.device().name(), ": cuBLASLt on [", product.rows, ", ", product.inputs, "] x [",
         product.outputs, ", ", product.inputs, "]: ", cublasLtGetStatusString(status))));
-  } else if (!adds_bias) {
+  } else if (product.bias != bias) {
     Launch launch = state.launch();
     launch.stream = lane.stream;
     state.Check(AddBias(launch, bias, product.rows, product.outputs, product.stride, product.out,
