@@ -21,12 +21,13 @@ constexpr size_t kPieceRows = 128;  // Of a piece, a multiple: so results stay a
 // faster, and overlaps with its neighbours (cuda_bench on an H100: 64 rows take it 1.4 times as
 // long). For weights of 8 bits there is no other.
 constexpr uint32_t kSkinnyRowsMax = 16;
-// Of products of up to so many rows, as decode steps are filled up to, the fastest way is measured,
-// of so many, in so many runs each.
+// Of products of up to so many rows, if it is a number that decode steps are filled up to, the
+// fastest way is measured, of so many, in so many runs each.
 constexpr uint32_t kTimedRowsMax = 256;
 constexpr int kProposalsMax = 8;
 constexpr int kTimedRuns = 5;
-// A bias of less is added by a kernel: cuBLASLt's documentation does not say what it wants.
+// A bias of less is added by a kernel. What cuBLASLt wants was not found out; 16 bytes are the
+// longest that a thread loads at once.
 constexpr uintptr_t kBiasAlignment = 16;
 // Different products that cuBLASLt's choice is kept for.
 constexpr size_t kAlgorithmsMax = 4096;
