@@ -168,7 +168,8 @@ absl::Status DecodeEngine::Open(Slot& slot, bool local_prefill_asked) {
                            .epoch = slot.epoch,
                            .held_tokens = slot.held_blocks * block_tokens_,
                            .prompt_tokens = sequence.token_count(),
-                           .layout_fingerprint = executor_->arena().layout().Fingerprint()};
+                           .layout_fingerprint = executor_->arena().layout().Fingerprint(),
+                           .shard_heads = executor_->arena().shard_layout().kv_heads};
     BATON_RETURN_IF_ERROR(transfers_->OpenLease({.lease = ticket.lease,
                                                  .nonce = ticket.nonce,
                                                  .epoch = ticket.epoch,

@@ -36,7 +36,8 @@ class MovesTest : public testing::Test {
                            .epoch = Epoch{1},
                            .held_tokens = 0,
                            .prompt_tokens = tokens,
-                           .layout_fingerprint = 0};
+                           .layout_fingerprint = 0,
+                           .shard_heads = 0};
     v1::Command command;
     command.mutable_migrate()->set_request(1);
     *command.mutable_migrate()->mutable_ticket() = TicketToProto(ticket);

@@ -98,6 +98,9 @@ TEST(DecodeEngineTest, HeldPrefixIsOfferedAndNotOverwritten) {
   harness.Admit(GreedyWork(2, prompt, 3), false);
 
   EXPECT_EQ(harness.last.admitted().ticket().held_tokens(), 8u);
+  EXPECT_EQ(harness.last.admitted().ticket().shard_heads(),
+            harness.fixture.arena->layout().kv_heads)
+      << "one device has all heads";
   EXPECT_EQ(harness.fixture.pool.counts().receiving, 1u);
   harness.Fill(harness.fixture.transfers.opened[0], prompt);
   harness.RunAll();

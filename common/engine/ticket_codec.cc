@@ -10,7 +10,8 @@ Ticket TicketFromProto(const v1::Ticket& proto) {
           .epoch = Epoch{proto.epoch()},
           .held_tokens = proto.held_tokens(),
           .prompt_tokens = proto.prompt_tokens(),
-          .layout_fingerprint = proto.layout_fingerprint()};
+          .layout_fingerprint = proto.layout_fingerprint(),
+          .shard_heads = proto.shard_heads()};
 }
 
 v1::Ticket TicketToProto(const Ticket& ticket) {
@@ -24,6 +25,7 @@ v1::Ticket TicketToProto(const Ticket& ticket) {
   proto.set_held_tokens(ticket.held_tokens);
   proto.set_prompt_tokens(ticket.prompt_tokens);
   proto.set_layout_fingerprint(ticket.layout_fingerprint);
+  proto.set_shard_heads(ticket.shard_heads);
   return proto;
 }
 

@@ -40,6 +40,8 @@ class KvArena {
   // Of what each shard has of a block: `layout()` with its share of the heads.
   const KvLayout& shard_layout() const { return shard_layout_; }
 
+  // Which shard has a KV head. REQUIRES: it is one of the layout's.
+  uint32_t ShardOfHead(uint32_t kv_head) const { return kv_head / shard_layout_.kv_heads; }
   // Which shard a row lies in. REQUIRES: it is one of the arena's.
   uint32_t ShardOf(const std::byte* data) const;
 
@@ -52,7 +54,7 @@ class KvArena {
   std::byte* RowData(BlockId block, uint32_t layer, bool value, uint32_t kv_head,
                      uint32_t token_in_block) const {
     const uint32_t heads = shard_layout_.kv_heads;
-    return BlockData(block, kv_head / heads) +
+    return BlockData(block, ShardOfHead(kv_head)) +
            shard_layout_.OffsetOf(layer, value, kv_head % heads, token_in_block);
   }
 

@@ -182,7 +182,7 @@ bool KvReceiver::Check(const EpochState& state, const KvMessage& message, size_t
   }
   if (message.payload_bytes != payload_bytes ||
       PieceBytes(layout, message.piece) != payload_bytes || message.checked_bytes == 0 ||
-      message.checked_bytes > payload_bytes || payload_bytes > staging_.piece_bytes_max()) {
+      message.checked_bytes > payload_bytes || !staging_.Takes(message.piece)) {
     ++counters_.refused_size;
     return false;
   }
@@ -206,7 +206,7 @@ void KvReceiver::OnLanded(EpochKey key, PeerId from, const KvMessage& message,
 
 absl::StatusOr<uint64_t> KvReceiver::ChecksumOfLanded(const KvMessage& message,
                                                       const StagedPiece& staged) const {
-  BATON_RETURN_IF_ERROR(staging_.FinishLanding());
+  BATON_RETURN_IF_ERROR(staging_.FinishLanding(staged));
   return staging_.Checksum(staged, message.checked_bytes);
 }
 

@@ -111,18 +111,29 @@ void KvSender::Push(TransferId id, IndexRange layers, IndexRange tokens, Instant
   if (tokens.begin >= tokens.end || layers.begin >= layers.end) return;
   Peer& peer = peers_[transfer->peer];
   const size_t bytes_max = std::min(options_.message_bytes_max, staging_.piece_bytes_max());
-  // A message has heads of one device: they are copied from there in one go.
-  const uint32_t shard_heads = arena_.shard_layout().kv_heads;
-  for (uint32_t head = transfer->share.head_begin; head < transfer->share.head_end;) {
-    const uint32_t end = std::min(transfer->share.head_end, (head / shard_heads + 1) * shard_heads);
-    for (const KvPiece& piece :
-         SplitPush(arena_.layout(), {layers, tokens, {head, end}}, bytes_max)) {
+  for (const IndexRange& heads : SplitHeads(*transfer)) {
+    for (const KvPiece& piece : SplitPush(arena_.layout(), {layers, tokens, heads}, bytes_max)) {
       peer.queue.push_back({id, piece});
     }
-    head = end;
   }
   transfer->deadline = now + options_.transfer_deadline;
   Pump(transfer->peer);
+}
+
+// A message has heads of one device, here and at D: it is copied from there, and to there, in one
+// go.
+std::vector<IndexRange> KvSender::SplitHeads(const Transfer& transfer) const {
+  const uint32_t ours = arena_.shard_layout().kv_heads;
+  const uint32_t said = transfer.ticket.shard_heads;
+  const uint32_t theirs = said == 0 ? arena_.layout().kv_heads : said;
+  std::vector<IndexRange> ranges;
+  for (uint32_t head = transfer.share.head_begin; head < transfer.share.head_end;) {
+    const uint32_t end =
+        std::min({transfer.share.head_end, (head / ours + 1) * ours, (head / theirs + 1) * theirs});
+    ranges.push_back({head, end});
+    head = end;
+  }
+  return ranges;
 }
 
 void KvSender::Commit(TransferId id, CommittedToken first_token, Instant now) {

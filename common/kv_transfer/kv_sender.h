@@ -124,6 +124,7 @@ class KvSender {
   // Until when a transfer of which everything waits behind others has time: those are being read.
   Instant DeadlineInLine(const Transfer& transfer) const;
 
+  std::vector<IndexRange> SplitHeads(const Transfer& transfer) const;
   void Pump(PeerId peer);
   bool SendReady(PeerId peer_id, Peer& peer);
   void PumpLine();

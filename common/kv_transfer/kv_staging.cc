@@ -12,99 +12,91 @@
 namespace baton {
 namespace {
 
-// Runs begin and end at multiples: copies like it, and fewer gaps are left.
-constexpr size_t kRunAlignment = 256;
 // What is looked at on the host comes there in such pieces.
 constexpr size_t kScratchBytes = size_t{1} << 20;
-
-size_t RunBytes(size_t bytes) {
-  return (bytes + kRunAlignment - 1) / kRunAlignment * kRunAlignment;
-}
 
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<KvStaging>> KvStaging::Create(const KvArena& arena, size_t bytes,
                                                              StagingMemory memory) {
-  Device& device = arena.device();
-  if (device.kind() == DeviceKind::kCpu) {
+  if (arena.device().kind() == DeviceKind::kCpu) {
     return absl::WrapUnique(new KvStaging(arena, StagingMemory::kNone, {}, {}));
   }
   BATON_CHECK(memory != StagingMemory::kNone);
-  const size_t whole = bytes / kRunAlignment * kRunAlignment;
-  if (whole < arena.layout().layer_bytes()) {
-    return absl::InvalidArgumentError(absl::StrCat("staging of ", bytes,
-                                                   " bytes: one layer of one KV block has ",
-                                                   arena.layout().layer_bytes()));
+  const bool on_device = memory == StagingMemory::kDevice;
+  const KvLayout& staged = on_device ? arena.shard_layout() : arena.layout();
+  const size_t whole = bytes / StagingBuffer::kAlignment * StagingBuffer::kAlignment;
+  if (whole < staged.layer_bytes()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "staging of ", bytes, " bytes: one layer of one KV block has ", staged.layer_bytes()));
   }
-  if (memory == StagingMemory::kPinned) {
-    BATON_ASSIGN_OR_RETURN(DeviceMemory pinned, device.AllocatePinned(whole));
-    return absl::WrapUnique(new KvStaging(arena, memory, std::move(pinned), {}));
+  std::vector<StagingBuffer> buffers;
+  for (uint32_t shard = 0; shard < (on_device ? arena.shard_count() : 1); ++shard) {
+    Device& device = arena.device(shard);
+    BATON_ASSIGN_OR_RETURN(DeviceMemory buffer,
+                           on_device ? device.Allocate(whole) : device.AllocatePinned(whole));
+    buffers.emplace_back(std::move(buffer));
   }
-  if (arena.shard_count() > 1) {
-    return absl::InvalidArgumentError("the KV cache lies on several GPUs");
+  DeviceMemory scratch;
+  if (on_device) {
+    BATON_ASSIGN_OR_RETURN(scratch, arena.device().AllocatePinned(kScratchBytes));
   }
-  BATON_ASSIGN_OR_RETURN(DeviceMemory buffer, device.Allocate(whole));
-  BATON_ASSIGN_OR_RETURN(DeviceMemory scratch, device.AllocatePinned(kScratchBytes));
-  return absl::WrapUnique(new KvStaging(arena, memory, std::move(buffer), std::move(scratch)));
+  return absl::WrapUnique(new KvStaging(arena, memory, std::move(buffers), std::move(scratch)));
 }
 
-KvStaging::KvStaging(const KvArena& arena, StagingMemory memory, DeviceMemory buffer,
+KvStaging::KvStaging(const KvArena& arena, StagingMemory memory, std::vector<StagingBuffer> buffers,
                      DeviceMemory scratch)
-    : arena_(arena), memory_(memory), buffer_(std::move(buffer)), scratch_(std::move(scratch)) {
-  if (memory_ != StagingMemory::kNone) free_.emplace(0, buffer_.bytes());
+    : arena_(arena), memory_(memory), buffers_(std::move(buffers)), scratch_(std::move(scratch)) {}
+
+std::vector<MutableSpan> KvStaging::buffers() const {
+  std::vector<MutableSpan> all;
+  for (const StagingBuffer& buffer : buffers_) all.push_back(buffer.all());
+  return all;
 }
 
 size_t KvStaging::piece_bytes_max() const {
-  return memory_ == StagingMemory::kNone ? std::numeric_limits<size_t>::max() : buffer_.bytes();
+  return buffers_.empty() ? std::numeric_limits<size_t>::max() : buffers_[0].all().size();
 }
 
-// The first run that is long enough.
-std::optional<size_t> KvStaging::TakeRun(size_t bytes) {
-  for (auto run = free_.begin(); run != free_.end(); ++run) {
-    const auto [offset, length] = *run;
-    if (length < bytes) continue;
-    free_.erase(run);
-    if (length > bytes) free_.emplace(offset + bytes, length - bytes);
-    bytes_used_ += bytes;
-    return offset;
-  }
-  return std::nullopt;
+bool KvStaging::Takes(const KvPiece& piece) const {
+  if (PieceBytes(arena_.layout(), piece) > piece_bytes_max()) return false;
+  return memory_ != StagingMemory::kDevice ||
+         arena_.ShardOfHead(piece.heads.begin) == arena_.ShardOfHead(piece.heads.end - 1);
+}
+
+size_t KvStaging::bytes_used() const {
+  size_t bytes = 0;
+  for (const StagingBuffer& buffer : buffers_) bytes += buffer.bytes_used();
+  return bytes;
+}
+
+size_t KvStaging::bytes_total() const {
+  return buffers_.empty() ? 0 : buffers_.size() * piece_bytes_max();
 }
 
 std::optional<StagedPiece> KvStaging::Take(std::span<const BlockId> blocks, const KvPiece& piece) {
+  BATON_CHECK(Takes(piece));
   if (memory_ == StagingMemory::kNone) return StagedPiece{PieceSpans(arena_, blocks, piece), {}};
-  std::optional<StagedPiece> staged = TakeBytes(PieceBytes(arena_.layout(), piece));
+  const bool on_device = memory_ == StagingMemory::kDevice;
+  std::optional<StagedPiece> staged = TakeFrom(
+      on_device ? arena_.ShardOfHead(piece.heads.begin) : 0, PieceBytes(arena_.layout(), piece));
   if (staged) staged->blocks = PieceSpans(arena_, blocks, piece);
   return staged;
 }
 
 std::optional<StagedPiece> KvStaging::TakeBytes(size_t bytes) {
-  BATON_CHECK(bytes > 0 && bytes <= buffer_.bytes());
-  const std::optional<size_t> offset = TakeRun(RunBytes(bytes));
-  if (!offset) return std::nullopt;
-  return StagedPiece{{buffer().subspan(*offset, bytes)}, {}};
+  BATON_CHECK(bytes <= piece_bytes_max());
+  return TakeFrom(0, bytes);
+}
+
+std::optional<StagedPiece> KvStaging::TakeFrom(uint32_t buffer, size_t bytes) {
+  const std::optional<MutableSpan> run = buffers_[buffer].Take(bytes);
+  if (!run) return std::nullopt;
+  return StagedPiece{{*run}, {}, buffer};
 }
 
 void KvStaging::Release(const StagedPiece& piece) {
-  if (memory_ == StagingMemory::kNone) return;
-  auto offset = static_cast<size_t>(piece.wire[0].data() - buffer_.data());
-  size_t bytes = RunBytes(piece.wire[0].size());
-  BATON_CHECK(bytes_used_ >= bytes);
-  bytes_used_ -= bytes;
-  auto next = free_.lower_bound(offset);
-  if (next != free_.end() && next->first == offset + bytes) {
-    bytes += next->second;
-    next = free_.erase(next);
-  }
-  if (next != free_.begin()) {
-    const auto last = std::prev(next);
-    BATON_CHECK(last->first + last->second <= offset);
-    if (last->first + last->second == offset) {
-      last->second += bytes;
-      return;
-    }
-  }
-  free_.emplace(offset, bytes);
+  if (memory_ != StagingMemory::kNone) buffers_[piece.buffer].Release(piece.wire[0]);
 }
 
 absl::Status KvStaging::Fetch(const StagedPiece& piece) const {
@@ -121,7 +113,7 @@ absl::Status KvStaging::Store(const StagedPiece& piece) const {
 }
 
 absl::Status KvStaging::Land(const StagedPiece& piece, ConstSpan payload) const {
-  return arena_.device().Scatter(piece.wire, payload.data());
+  return DeviceOf(piece).Scatter(piece.wire, payload.data());
 }
 
 uint64_t KvStaging::CheckedBytes(uint64_t payload_bytes) const {
@@ -129,8 +121,8 @@ uint64_t KvStaging::CheckedBytes(uint64_t payload_bytes) const {
                                            : payload_bytes;
 }
 
-absl::Status KvStaging::FinishLanding() const {
-  return memory_ == StagingMemory::kDevice ? arena_.device().SeeRemoteWrites() : absl::OkStatus();
+absl::Status KvStaging::FinishLanding(const StagedPiece& piece) const {
+  return memory_ == StagingMemory::kDevice ? DeviceOf(piece).SeeRemoteWrites() : absl::OkStatus();
 }
 
 absl::StatusOr<uint64_t> KvStaging::Checksum(const StagedPiece& piece, uint64_t bytes) const {
@@ -147,17 +139,17 @@ absl::StatusOr<uint64_t> KvStaging::Checksum(const StagedPiece& piece, uint64_t 
     const uint64_t end = begin + span.size();
     const uint64_t head_end = std::clamp(head, begin, end);
     const uint64_t tail_begin = std::clamp(tail, begin, end);
-    BATON_RETURN_IF_ERROR(AddTo(checksum, span.first(head_end - begin)));
-    BATON_RETURN_IF_ERROR(AddTo(checksum, span.last(end - tail_begin)));
+    BATON_RETURN_IF_ERROR(AddTo(checksum, DeviceOf(piece), span.first(head_end - begin)));
+    BATON_RETURN_IF_ERROR(AddTo(checksum, DeviceOf(piece), span.last(end - tail_begin)));
     begin = end;
   }
   return checksum.Get();
 }
 
-absl::Status KvStaging::AddTo(RunningChecksum& checksum, MutableSpan span) const {
+absl::Status KvStaging::AddTo(RunningChecksum& checksum, Device& device, MutableSpan span) const {
   while (memory_ == StagingMemory::kDevice && !span.empty()) {
     const ConstSpan part = span.first(std::min(span.size(), scratch_.bytes()));
-    BATON_RETURN_IF_ERROR(arena_.device().Gather(scratch_.data(), {&part, 1}));
+    BATON_RETURN_IF_ERROR(device.Gather(scratch_.data(), {&part, 1}));
     checksum.Add(scratch_.data(), part.size());
     span = span.subspan(part.size());
   }

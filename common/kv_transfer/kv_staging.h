@@ -1,9 +1,10 @@
 // Where the bytes of a piece are for the transport: in the KV blocks themselves if the host can
 // read those, otherwise in one run of a buffer, through which they are copied. The buffer is pinned
-// memory of the host, or memory of the GPU if the transport reaches that.
+// memory of the host, or memory of the GPU if the transport reaches that: of each GPU, if KV lies
+// on several, and a piece has KV heads of one of them.
 //
-// The buffer is allocated once and never grows; a piece takes as much of it as it has bytes, in one
-// run, and whoever finds no room waits. Sends and receives have one each, so that neither can wait
+// Buffers are allocated once and never grow; a piece takes as much of one as it has bytes, in one
+// run, and whoever finds no room waits. Sends and receives have their own, so that neither can wait
 // for the other: two workers that push to each other would otherwise stand still.
 //
 // Single-threaded: the transfer thread's. Copies are over when Fetch, Store and Land return, so
@@ -13,7 +14,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <map>
 #include <memory>
 #include <optional>
 #include <span>
@@ -26,6 +26,7 @@
 #include "common/kv_cache/kv_arena.h"
 #include "common/kv_transfer/handoff_codec.h"
 #include "common/kv_transfer/kv_pieces.h"
+#include "common/kv_transfer/staging_buffer.h"
 #include "common/transport/transport.h"
 
 namespace baton {
@@ -37,6 +38,7 @@ enum class StagingMemory { kNone, kPinned, kDevice };
 struct StagedPiece {
   std::vector<MutableSpan> wire;    // In wire order: what the transport reads or writes.
   std::vector<MutableSpan> blocks;  // On the device; empty if `wire` lies in the blocks.
+  uint32_t buffer = 0;              // Which one `wire` lies in.
 };
 
 class KvStaging {
@@ -46,24 +48,28 @@ class KvStaging {
   static constexpr uint64_t kCheckedBytesOnDevice = uint64_t{32} << 10;
 
   // For an arena of the host nothing is allocated, for others what `memory` says: not kNone.
-  // kInvalidArgument: not even one layer of one block fits into `bytes`; kDevice for an arena on
-  // several devices. kResourceExhausted: there is not so much memory. The arena outlives it.
+  // `bytes` are those of a buffer: of one, or for kDevice of one on each of the arena's devices.
+  // kInvalidArgument: not even one layer of one block fits into a buffer. kResourceExhausted: there
+  // is not so much memory. The arena outlives it.
   static absl::StatusOr<std::unique_ptr<KvStaging>> Create(
       const KvArena& arena, size_t bytes, StagingMemory memory = StagingMemory::kPinned);
 
   const KvArena& arena() const { return arena_; }
   StagingMemory memory() const { return memory_; }
-  // Empty for kNone.
-  MutableSpan buffer() const { return {buffer_.data(), buffer_.bytes()}; }
+  // For kNone none, for kDevice one of each of the arena's devices; all are of one size.
+  std::vector<MutableSpan> buffers() const;
   // What a piece may have at most to find room ever.
   size_t piece_bytes_max() const;
-  size_t bytes_used() const { return bytes_used_; }
-  size_t bytes_total() const { return buffer_.bytes(); }
+  // Whether the piece can find room ever: not too large and, for kDevice, heads of one device.
+  // REQUIRES: PieceFits.
+  bool Takes(const KvPiece& piece) const;
+  size_t bytes_used() const;
+  size_t bytes_total() const;
 
-  // Nothing: there is no room now. REQUIRES: PieceFits; not more than piece_bytes_max.
+  // Nothing: there is no room now. REQUIRES: Takes(piece).
   std::optional<StagedPiece> Take(std::span<const BlockId> blocks, const KvPiece& piece);
-  // So many bytes of no blocks: what Fetch and Store do nothing with. REQUIRES: not kNone;
-  // 0 < bytes <= piece_bytes_max.
+  // So many bytes of the first buffer, and of no blocks: what Fetch and Store do nothing with.
+  // REQUIRES: not kNone; 0 < bytes <= piece_bytes_max.
   std::optional<StagedPiece> TakeBytes(size_t bytes);
   // REQUIRES: taken, and not released.
   void Release(const StagedPiece& piece);
@@ -74,8 +80,8 @@ class KvStaging {
   // What a transport received in its own memory, to where it should have landed.
   absl::Status Land(const StagedPiece& piece, ConstSpan payload) const;
 
-  // After the transport has said that a piece landed, and before it is looked at.
-  absl::Status FinishLanding() const;
+  // After the transport has said that the piece landed, and before it is looked at.
+  absl::Status FinishLanding(const StagedPiece& piece) const;
 
   // What a sender should say as KvMessage::checked_bytes.
   uint64_t CheckedBytes(uint64_t payload_bytes) const;
@@ -84,9 +90,11 @@ class KvStaging {
   absl::StatusOr<uint64_t> Checksum(const StagedPiece& piece, uint64_t bytes) const;
 
  private:
-  KvStaging(const KvArena& arena, StagingMemory memory, DeviceMemory buffer, DeviceMemory scratch);
-  std::optional<size_t> TakeRun(size_t bytes);
-  absl::Status AddTo(RunningChecksum& checksum, MutableSpan span) const;
+  KvStaging(const KvArena& arena, StagingMemory memory, std::vector<StagingBuffer> buffers,
+            DeviceMemory scratch);
+  Device& DeviceOf(const StagedPiece& piece) const { return arena_.device(piece.buffer); }
+  std::optional<StagedPiece> TakeFrom(uint32_t buffer, size_t bytes);
+  absl::Status AddTo(RunningChecksum& checksum, Device& device, MutableSpan span) const;
   // Calls `copy` for each run of the piece's blocks that lie on one device, with its bytes' place
   // in the buffer.
   using CopyRun = absl::FunctionRef<absl::Status(
@@ -95,10 +103,8 @@ class KvStaging {
 
   const KvArena& arena_;
   const StagingMemory memory_;
-  const DeviceMemory buffer_;      // Empty for kNone.
-  const DeviceMemory scratch_;     // Pinned; for kDevice, to look at what is there.
-  std::map<size_t, size_t> free_;  // Offset and bytes of each run; no two touch.
-  size_t bytes_used_ = 0;
+  std::vector<StagingBuffer> buffers_;  // For kDevice by shard of the arena.
+  const DeviceMemory scratch_;          // Pinned; for kDevice, to look at what is there.
 };
 
 // A worker's two.
@@ -106,7 +112,7 @@ struct TransferStaging {
   std::unique_ptr<KvStaging> sends;
   std::unique_ptr<KvStaging> receives;
 
-  // `bytes` of each. As KvStaging::Create.
+  // Each as KvStaging::Create.
   static absl::StatusOr<TransferStaging> Create(const KvArena& arena, size_t bytes,
                                                 StagingMemory memory = StagingMemory::kPinned);
 };

@@ -53,13 +53,31 @@ TEST(KvStagingTest, NoMoreIsTakenThanThereIs) {
   EXPECT_FALSE(rig.staging->Take(Blocks({0}), Layers(2)).has_value());
 }
 
-TEST(KvStagingTest, MemoryOfTheGpuIsForOneGpu) {
+// A layer of a block has 256 bytes, half of them on each GPU.
+TEST(KvStagingTest, EachGpuHasABufferForItsHeads) {
   GuardedDevice first, second;
   Device* const both[] = {&first, &second};
   const auto arena = KvArena::Create(both, SmallLayout(), 8).value();
+  const auto staging = KvStaging::Create(*arena, 1024, StagingMemory::kDevice).value();
+  const KvPiece of_first = {{0, 3}, {0, 8}, {0, 1}};  // 768 bytes.
+  const KvPiece of_second = {{0, 3}, {0, 8}, {1, 2}};
+  EXPECT_EQ(staging->buffers().size(), 2u);
+  EXPECT_EQ(staging->bytes_total(), 2048u);
+  EXPECT_FALSE(staging->Takes({{0, 1}, {0, 4}, {0, 2}})) << "heads of both";
+  EXPECT_FALSE(staging->Takes({{0, 3}, {0, 12}, {0, 1}})) << "1152 bytes";
 
-  EXPECT_TRUE(KvStaging::Create(*arena, 4096, StagingMemory::kPinned).ok());
-  EXPECT_EQ(KvStaging::Create(*arena, 4096, StagingMemory::kDevice).status().code(),
+  const auto a = staging->Take(Blocks({0, 1}), of_first);
+  EXPECT_FALSE(staging->Take(Blocks({2, 3}), of_first).has_value());
+  const auto b = staging->Take(Blocks({0, 1}), of_second);
+
+  ASSERT_TRUE(a && b);
+  EXPECT_EQ(staging->bytes_used(), 1536u);
+  for (const StagedPiece& piece : {*a, *b}) ASSERT_TRUE(staging->Fetch(piece).ok());
+  EXPECT_EQ(first.gathers(), 1u);
+  EXPECT_EQ(second.gathers(), 1u);
+  staging->Release(*b);
+  EXPECT_TRUE(staging->Take(Blocks({2, 3}), of_second).has_value());
+  EXPECT_EQ(KvStaging::Create(*arena, 255, StagingMemory::kDevice).status().code(),
             absl::StatusCode::kInvalidArgument);
 }
 

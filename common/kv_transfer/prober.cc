@@ -43,7 +43,7 @@ class Prober::Buffer {
       checksum.Add(host_.data(), host_.size());
       return checksum.Get();
     }
-    BATON_RETURN_IF_ERROR(staging_.FinishLanding());
+    BATON_RETURN_IF_ERROR(staging_.FinishLanding(*staged_));
     return staging_.Checksum(*staged_, size());
   }
   // `landed` gets what became of it.

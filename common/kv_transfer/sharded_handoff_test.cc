@@ -32,9 +32,15 @@ struct ShardedRig {
       borrowed.push_back(devices.back().get());
     }
     arena = KvArena::Create(borrowed, kLayout, kBlockCount).value();
-    staging = KvStaging::Create(*arena, size_t{1} << 16).value();
+    staging = KvStaging::Create(*arena, size_t{1} << 16, StagingOf(memory)).value();
   }
 
+  // Of guarded devices all together.
+  uint64_t copies(uint64_t (GuardedDevice::*count)() const) const {
+    uint64_t sum = 0;
+    for (const auto& device : devices) sum += (dynamic_cast<GuardedDevice&>(*device).*count)();
+    return sum;
+  }
   size_t shard_bytes() const { return arena->shard_layout().block_bytes() * kBlockCount; }
   void FillRandomly(uint64_t seed) {
     std::mt19937_64 random(seed);
@@ -80,15 +86,63 @@ class ShardedHandoffTest : public testing::TestWithParam<TestCase> {
   ShardedHandoffTest() {
     p_.FillRandomly(1);
     d_.Fill(std::byte{0});
+    if (GetParam().memory == Memory::kGuardedReached) {
+      network_.CopyWith(GuardedDevice::CopyAnywhere, /*eager_bytes_max=*/200);
+    }
+  }
+
+  // Passes tokens [kHeld, kPrompt) from P's blocks to D's, in messages of about two layers of a
+  // block.
+  void PassAll(uint32_t shard_heads) {
+    std::unique_ptr<Transport> d_transport = network_.Open("d");
+    std::unique_ptr<Transport> p_transport = network_.Open("p");
+    KvReceiver receiver(*d_transport, *d_.staging, {}, d_log_.Sink(), [] {});
+    KvSender sender(*p_transport, *p_.staging,
+                    {.message_bytes_max = 2 * kLayout.layer_bytes() + 100}, p_log_.Sink());
+    LeaseGrant grant;
+    grant.lease = LeaseId{1};
+    grant.epoch = Epoch{1};
+    grant.nonce = {1, 2};
+    grant.held_tokens = kHeld;
+    grant.prompt_tokens = kPrompt;
+    grant.blocks = target_;
+    Ticket ticket = TicketFor(grant, kLayout, d_transport->address());
+    ticket.shard_heads = shard_heads;
+    Instant now = Instant() + std::chrono::hours(1);
+
+    receiver.Open(grant);
+    sender.Begin(TransferId{1}, ticket, source_, {}, now);
+    for (const IndexRange& tokens : {IndexRange{0, 9}, IndexRange{9, kPrompt}}) {
+      for (uint32_t layer = 0; layer < kLayout.layers; ++layer) {
+        sender.Push(TransferId{1}, {layer, layer + 1}, tokens, now);
+      }
+    }
+    sender.Commit(TransferId{1}, {}, now);
+    for (int tick = 0; tick < 1000 && p_log_.Count<TransferReleased>() == 0; ++tick) {
+      now += std::chrono::milliseconds(1);
+      receiver.Tick(now);
+      sender.Tick(now);
+      d_transport->Poll();
+      p_transport->Poll();
+    }
+    messages_ = sender.counters().messages;
+    d_transport.reset();
+    p_transport.reset();
   }
 
   ShardedRig p_{GetParam().prefill, GetParam().memory};
   ShardedRig d_{GetParam().decode, GetParam().memory};
+  InprocNetwork network_;
+  EventLog d_log_;
+  EventLog p_log_;
+  const std::vector<BlockId> source_ = Blocks({7, 8, 2, 11, 0});
+  const std::vector<BlockId> target_ = Blocks({3, 4, 5, 1, 9});
+  uint64_t messages_ = 0;
 };
 
 std::vector<TestCase> TestCases() {
   std::vector<TestCase> cases;
-  for (const Memory memory : {Memory::kHost, Memory::kGuarded}) {
+  for (const Memory memory : {Memory::kHost, Memory::kGuarded, Memory::kGuardedReached}) {
     for (const uint32_t prefill : {1, 2, 4}) {
       for (const uint32_t decode : {1, 2, 4}) cases.push_back({prefill, decode, memory});
     }
@@ -122,56 +176,35 @@ bool PieceIsEqual(const KvArena& a, const std::vector<BlockId>& blocks_a, const 
 }
 
 TEST_P(ShardedHandoffTest, EveryHeadArrives) {
-  InprocNetwork network;
-  std::unique_ptr<Transport> d_transport = network.Open("d");
-  std::unique_ptr<Transport> p_transport = network.Open("p");
-  EventLog d_log;
-  EventLog p_log;
-  KvReceiver receiver(*d_transport, *d_.staging, {}, d_log.Sink(), [] {});
-  // Messages of about two layers of a block.
-  KvSender sender(*p_transport, *p_.staging, {.message_bytes_max = 2 * kLayout.layer_bytes() + 100},
-                  p_log.Sink());
-  const std::vector<BlockId> source = Blocks({7, 8, 2, 11, 0});
-  LeaseGrant grant;
-  grant.lease = LeaseId{1};
-  grant.epoch = Epoch{1};
-  grant.nonce = {1, 2};
-  grant.held_tokens = kHeld;
-  grant.prompt_tokens = kPrompt;
-  grant.blocks = Blocks({3, 4, 5, 1, 9});
-  Instant now = Instant() + std::chrono::hours(1);
+  PassAll(d_.arena->shard_layout().kv_heads);
 
-  receiver.Open(grant);
-  sender.Begin(TransferId{1}, TicketFor(grant, kLayout, d_transport->address()), source, {}, now);
-  for (const IndexRange& tokens : {IndexRange{0, 9}, IndexRange{9, kPrompt}}) {
-    for (uint32_t layer = 0; layer < kLayout.layers; ++layer) {
-      sender.Push(TransferId{1}, {layer, layer + 1}, tokens, now);
-    }
-  }
-  sender.Commit(TransferId{1}, {}, now);
-  for (int tick = 0; tick < 1000 && p_log.Count<TransferReleased>() == 0; ++tick) {
-    now += std::chrono::milliseconds(1);
-    receiver.Tick(now);
-    sender.Tick(now);
-    d_transport->Poll();
-    p_transport->Poll();
-  }
-  d_transport.reset();
-  p_transport.reset();
-
-  EXPECT_EQ(d_log.Count<LeaseFilled>(), 1u);
-  EXPECT_EQ(p_log.Count<TransferAcked>(), 1u);
+  EXPECT_EQ(d_log_.Count<LeaseFilled>(), 1u);
+  EXPECT_EQ(p_log_.Count<TransferAcked>(), 1u);
   for (uint32_t token = kHeld; token < kPrompt; ++token) {
-    EXPECT_TRUE(TokenIsEqual(*p_.arena, source, *d_.arena, grant.blocks, token)) << token;
+    EXPECT_TRUE(TokenIsEqual(*p_.arena, source_, *d_.arena, target_, token)) << token;
   }
   EXPECT_LE(d_.CountOthers(std::byte{0}), (kPrompt - kHeld) * kLayout.token_bytes())
       << "something landed elsewhere";
+  if (GetParam().memory == Memory::kGuarded) {
+    EXPECT_EQ(p_.copies(&GuardedDevice::gathers), messages_);
+    EXPECT_EQ(d_.copies(&GuardedDevice::scatters), messages_);
+  }
+}
+
+// A sender that does not know of D's devices. Through memory of the host its heads find theirs.
+TEST_P(ShardedHandoffTest, HeadsOfSeveralDevicesInOneMessageAreRefusedIfTheyCannotBeStaged) {
+  PassAll(/*shard_heads=*/0);
+
+  const bool refused =
+      GetParam().memory == Memory::kGuardedReached && GetParam().decode > GetParam().prefill;
+  EXPECT_EQ(d_log_.Count<LeaseFilled>(), refused ? 0u : 1u);
+  EXPECT_EQ(d_log_.Count<LeaseFailed>(), refused ? 1u : 0u);
+  EXPECT_EQ(p_log_.Count<TransferReleased>(), 1u);
+  EXPECT_EQ(d_.staging->bytes_used(), 0u);
 }
 
 // Method: random pieces, out of one arena and into the other.
 TEST_P(ShardedHandoffTest, BothSidesHaveOneWireOrder) {
-  const std::vector<BlockId> source = Blocks({7, 8, 2, 11, 0});
-  const std::vector<BlockId> target = Blocks({3, 4, 5, 1, 9});
   std::mt19937 random(3);
   const auto draw = [&](uint32_t end) {
     const auto a = static_cast<uint32_t>(random() % end);
@@ -180,25 +213,30 @@ TEST_P(ShardedHandoffTest, BothSidesHaveOneWireOrder) {
   };
   for (int i = 0; i < 50; ++i) {
     const KvPiece piece = {draw(kLayout.layers), draw(kPrompt), draw(kLayout.kv_heads)};
+    if (!p_.staging->Takes(piece) || !d_.staging->Takes(piece)) continue;
     d_.Fill(std::byte{0});
 
-    const StagedPiece out = p_.staging->Take(source, piece).value();
-    const StagedPiece in = d_.staging->Take(target, piece).value();
+    const StagedPiece out = p_.staging->Take(source_, piece).value();
+    const StagedPiece in = d_.staging->Take(target_, piece).value();
     ASSERT_TRUE(p_.staging->Fetch(out).ok());
-    std::vector<std::byte> wire;
-    for (const MutableSpan& span : out.wire) wire.insert(wire.end(), span.begin(), span.end());
-    const std::byte* next = wire.data();
+    std::vector<std::byte> wire(PieceBytes(kLayout, piece));
+    std::byte* next = wire.data();
+    for (const MutableSpan& span : out.wire) {
+      GuardedDevice::CopyAnywhere(next, span.data(), span.size());
+      next += span.size();
+    }
+    ASSERT_EQ(next, wire.data() + wire.size());
+    next = wire.data();
     for (const MutableSpan& span : in.wire) {
-      std::copy_n(next, span.size(), span.data());
+      GuardedDevice::CopyAnywhere(span.data(), next, span.size());
       next += span.size();
     }
     ASSERT_TRUE(d_.staging->Store(in).ok());
     p_.staging->Release(out);
     d_.staging->Release(in);
 
-    ASSERT_EQ(wire.size(), PieceBytes(kLayout, piece));
     ASSERT_EQ(next, wire.data() + wire.size());
-    EXPECT_TRUE(PieceIsEqual(*p_.arena, source, *d_.arena, target, piece));
+    EXPECT_TRUE(PieceIsEqual(*p_.arena, source_, *d_.arena, target_, piece));
     EXPECT_LE(d_.CountOthers(std::byte{0}), wire.size()) << "something landed elsewhere";
   }
 }

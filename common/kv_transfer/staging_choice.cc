@@ -16,15 +16,15 @@ namespace {
 constexpr size_t kTrialBytesMax = size_t{1} << 20;
 constexpr int kSleepMilliseconds = 10;
 
-// A message to oneself, out of one run of memory of the GPU into another.
+// A message to oneself, out of one run of memory of a GPU into another.
 class Trial {
  public:
-  Trial(Transport& transport, const TransferStaging& staging)
+  Trial(Transport& transport, Device& device, MutableSpan from, MutableSpan to)
       : transport_(transport),
-        device_(staging.sends->arena().device()),
-        bytes_(std::min(staging.sends->bytes_total(), kTrialBytesMax)),
-        from_(staging.sends->buffer().first(bytes_)),
-        to_(staging.receives->buffer().first(bytes_)) {}
+        device_(device),
+        bytes_(std::min(from.size(), kTrialBytesMax)),
+        from_(from.first(bytes_)),
+        to_(to.first(bytes_)) {}
 
   absl::Status Run(Duration timeout) {
     std::vector<std::byte> sent(bytes_);
@@ -93,14 +93,28 @@ class Trial {
   absl::Status status_;
 };
 
+// One for each of the worker's GPUs.
+absl::Status TryAll(Transport& transport, const TransferStaging& staging, Duration timeout) {
+  const KvArena& arena = staging.sends->arena();
+  const std::vector<MutableSpan> from = staging.sends->buffers();
+  const std::vector<MutableSpan> to = staging.receives->buffers();
+  for (uint32_t shard = 0; shard < arena.shard_count(); ++shard) {
+    Device& device = arena.device(shard);
+    BATON_RETURN_IF_ERROR(Trial(transport, device, from[shard], to[shard]).Run(timeout));
+  }
+  return absl::OkStatus();
+}
+
 absl::StatusOr<TransferStaging> StageOnDevice(Transport& transport, const KvArena& arena,
                                               size_t bytes, Duration trial) {
   BATON_RETURN_IF_ERROR(transport.UseDeviceMemory({}));  // Whether it knows GPUs at all.
   BATON_ASSIGN_OR_RETURN(TransferStaging staging,
                          TransferStaging::Create(arena, bytes, StagingMemory::kDevice));
-  const MutableSpan regions[] = {staging.sends->buffer(), staging.receives->buffer()};
+  std::vector<MutableSpan> regions = staging.sends->buffers();
+  const std::vector<MutableSpan> receiving = staging.receives->buffers();
+  regions.insert(regions.end(), receiving.begin(), receiving.end());
   BATON_RETURN_IF_ERROR(transport.UseDeviceMemory(regions));
-  if (const absl::Status tried = Trial(transport, staging).Run(trial); !tried.ok()) {
+  if (const absl::Status tried = TryAll(transport, staging, trial); !tried.ok()) {
     static_cast<void>(transport.UseDeviceMemory({}));  // Before it goes.
     return tried;
   }

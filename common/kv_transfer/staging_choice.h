@@ -19,10 +19,10 @@ struct ChosenStaging {
   std::string reason;
 };
 
-// `wanted` absent: memory of the GPU, if the transport can send from there and receive into it,
-// which is tried with a message to itself for at most `trial`; otherwise pinned. `bytes` and errors
-// as TransferStaging::Create's; if memory of the GPU was wanted, also why it cannot be used. Before
-// anybody else uses the transport.
+// `wanted` absent: memory of the GPUs, if the transport can send from there and receive into it,
+// which is tried on each with a message to itself, for at most `trial`; otherwise pinned. `bytes`
+// and errors as TransferStaging::Create's; if memory of the GPUs was wanted, also why it cannot be
+// used. Before anybody else uses the transport.
 absl::StatusOr<ChosenStaging> ChooseStaging(Transport& transport, const KvArena& arena,
                                             size_t bytes, std::optional<StagingMemory> wanted,
                                             Duration trial = std::chrono::seconds(5));

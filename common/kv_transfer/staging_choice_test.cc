@@ -17,8 +17,9 @@ using testing::HasSubstr;
 
 constexpr size_t kBytes = size_t{4} << 20;
 
-// What becomes of the message that a worker sends to itself.
+// What becomes of the messages that a worker sends to itself.
 struct Fate {
+  int intact = 0;  // So many of them first.
   bool corrupts = false;
   bool never_lands = false;
   bool breaks = false;
@@ -32,10 +33,13 @@ class FatedDelivery final : public DeliveryPolicy {
     return fate_.never_lands ? kNeverDelivered : 5;
   }
   bool Breaks(const std::string&, const std::string&) override { return fate_.breaks; }
-  bool Corrupts(const std::string&, const std::string&) override { return fate_.corrupts; }
+  bool Corrupts(const std::string&, const std::string&) override {
+    return fate_.corrupts && ++payloads_ > fate_.intact;
+  }
 
  private:
   const Fate fate_;
+  int payloads_ = 0;
 };
 
 class StagingChoiceTest : public testing::Test {
@@ -97,6 +101,25 @@ TEST_F(StagingChoiceTest, ATransportOfTheHostsMemoryAloneIsNotTried) {
   ASSERT_TRUE(chosen.ok()) << chosen.status();
   EXPECT_EQ(chosen->staging.sends->memory(), StagingMemory::kPinned);
   EXPECT_THAT(chosen->reason, HasSubstr("host only"));
+}
+
+TEST_F(StagingChoiceTest, EachOfSeveralGpusIsTried) {
+  GuardedDevice first, second;
+  Device* const both[] = {&first, &second};
+  const auto arena = KvArena::Create(both, SmallLayout(), 4).value();
+  for (const int intact : {0, 1, 2}) {
+    InprocNetwork network(
+        std::make_unique<FatedDelivery>(Fate{.intact = intact, .corrupts = true}));
+    network.CopyWith(GuardedDevice::CopyAnywhere, 0);
+    const auto transport = network.Open("worker");
+
+    const absl::StatusOr<ChosenStaging> chosen =
+        ChooseStaging(*transport, *arena, kBytes, std::nullopt);
+
+    ASSERT_TRUE(chosen.ok()) << chosen.status();
+    EXPECT_EQ(chosen->staging.sends->memory(),
+              intact == 2 ? StagingMemory::kDevice : StagingMemory::kPinned);
+  }
 }
 
 TEST_F(StagingChoiceTest, OnTheCpuNothingIsStaged) {

@@ -30,6 +30,9 @@ struct Ticket {
   uint32_t held_tokens = 0;    // Leading tokens whose KV D has: whole blocks, < prompt_tokens.
   uint32_t prompt_tokens = 0;  // Tokens whose KV the lease takes.
   uint64_t layout_fingerprint = 0;
+  // KV heads that D has on each of its devices, the first ones on the first: a message has heads of
+  // one of them, to where it is copied in one go. 0: all heads are on one.
+  uint32_t shard_heads = 0;
 };
 
 // D's side of one ticket: where the KV of tokens [held_tokens, prompt_tokens) may land.

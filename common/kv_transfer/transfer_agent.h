@@ -82,7 +82,7 @@ struct TransferStats {
   uint64_t refused_stale = 0;    // Another nonce or epoch, or the epoch takes nothing any more.
   uint64_t refused_range = 0;    // Outside the lease.
   uint64_t refused_overlap = 0;  // Bytes that landed already.
-  uint64_t refused_size = 0;     // The payload is not what the header says.
+  uint64_t refused_size = 0;     // The payload is not what the header says, or cannot be staged.
   uint64_t checksum_mismatches = 0;
   // As of now.
   uint32_t leases_open = 0;

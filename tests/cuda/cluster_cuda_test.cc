@@ -9,6 +9,7 @@
 #include <iostream>
 #include <iterator>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -178,6 +179,20 @@ TEST_F(ClusterCudaTest, KvPassesThroughMemoryOfTheGpu) {
                            Pair{.prefill_staging = "pinned", .decode_staging = "device"}}) {
     SCOPED_TRACE(pair.prefill_staging + " to " + pair.decode_staging);
     const Score score = AskTheGpu({"--weights=f32", "--kv_dtype=f32"}, pair);
+
+    EXPECT_GE(score.same + Share(kStreamsThatMayDiffer), static_cast<int>(Cpu().questions.size()));
+  }
+}
+
+// Each GPU of either side has its own buffers, and a message heads of one of them.
+TEST_F(ClusterCudaTest, KvPassesThroughMemoryOfSeveralGpus) {
+  if (!HasUcxWithCuda()) GTEST_SKIP() << "BATON_UCX_WITH_CUDA is not set";
+  SKIP_WITHOUT_GPUS(2, OpenDevices("cuda", 2).status());
+  for (const auto& [prefill, decode] : {std::pair(1, 2), std::pair(2, 1), std::pair(2, 2)}) {
+    SCOPED_TRACE(absl::StrCat(prefill, " to ", decode));
+    const Score score = AskTheGpu({"--weights=f32", "--kv_dtype=f32"},
+                                  {prefill, decode, /*prefill_staging=*/"device",
+                                   /*decode_staging=*/"device"});
 
     EXPECT_GE(score.same + Share(kStreamsThatMayDiffer), static_cast<int>(Cpu().questions.size()));
   }
