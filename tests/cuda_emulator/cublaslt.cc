@@ -15,6 +15,11 @@ namespace {
 
 constexpr uintptr_t kBiasAlignment = 16;
 constexpr uint64_t kBiasMultiple = 8;  // Outputs of a product with a bias.
+// Of a product with a bias whose outputs are no multiple of this, a way is proposed that does not
+// work.
+constexpr uint64_t kBiasWorkingMultiple = 16;
+// Ways to compute a product.
+enum class Way : uint64_t { kNone, kGood, kBroken };
 
 struct Matrix {  // By columns.
   DType type;
@@ -60,6 +65,9 @@ void Multiply(const void* a, const Matrix& a_matrix, const void* b, const Matrix
 // Handles of cuBLASLt point to these.
 Matrix& MatrixOf(cublasLtMatrixLayout_t matrix) { return *reinterpret_cast<Matrix*>(matrix); }
 Product& ProductOf(cublasLtMatmulDesc_t product) { return *reinterpret_cast<Product*>(product); }
+
+cublasLtMatmulAlgo_t AlgorithmOf(Way way) { return {.data = {static_cast<uint64_t>(way)}}; }
+Way WayOf(const cublasLtMatmulAlgo_t& algorithm) { return Way{algorithm.data[0]}; }
 
 std::optional<DType> TypeOf(cudaDataType_t type) {
   switch (type) {
@@ -156,8 +164,13 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(
   // So that callers have to do without.
   const bool biased = ProductOf(product).epilogue == CUBLASLT_EPILOGUE_BIAS;
   if (biased && MatrixOf(d).rows % kBiasMultiple != 0) return CUBLAS_STATUS_NOT_SUPPORTED;
-  *found = wanted > 0 ? 1 : 0;
-  if (wanted > 0) results[0] = cublasLtMatmulHeuristicResult_t{};
+  if (wanted < 2) return CUBLAS_STATUS_INVALID_VALUE;
+  const bool works = !biased || MatrixOf(d).rows % kBiasWorkingMultiple == 0;
+  *found = 2;
+  results[0] = results[1] = cublasLtMatmulHeuristicResult_t{};
+  results[0].algo = AlgorithmOf(Way::kNone);
+  results[0].state = CUBLAS_STATUS_NOT_SUPPORTED;  // By its own word.
+  results[1].algo = AlgorithmOf(works ? Way::kGood : Way::kBroken);
   return CUBLAS_STATUS_SUCCESS;
 }
 
@@ -166,8 +179,10 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t /*handle*/, cublasLtMatmulDesc_t 
                               const void* b, cublasLtMatrixLayout_t b_layout, const void* beta,
                               const void* /*c*/, cublasLtMatrixLayout_t /*c_layout*/, void* d,
                               cublasLtMatrixLayout_t d_layout,
-                              const cublasLtMatmulAlgo_t* /*algorithm*/, void* /*workspace*/,
+                              const cublasLtMatmulAlgo_t* algorithm, void* /*workspace*/,
                               size_t /*workspace_bytes*/, cudaStream_t stream) {
+  if (WayOf(*algorithm) == Way::kNone) return CUBLAS_STATUS_INVALID_VALUE;
+  if (WayOf(*algorithm) == Way::kBroken) return CUBLAS_STATUS_NOT_SUPPORTED;
   const Matrix left = MatrixOf(a_layout);
   const Matrix right = MatrixOf(b_layout);
   const Matrix out = MatrixOf(d_layout);

@@ -176,7 +176,7 @@ BUGS = {
         "gpu_failures_test"),
     "memory that ends: what steps need is not there from the start": (
         KERNELS + "cuda_state.cc", "  BATON_RETURN_IF_ERROR(AllocateInputs(InputBytesFor(bounds)));\n", "",
-        "gpu_failures_test"),
+        "gpu_memory_test"),
     "memory that ends: widened chunks are taken at the place of the first": (
         KERNELS + "cuda_kernels.cc", "    part.table.sequences += begin;\n", "", "cuda_kernels_test"),
     "swapping: KV does not come back to the GPU": (

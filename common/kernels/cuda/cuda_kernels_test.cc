@@ -400,6 +400,7 @@ TEST_P(CudaKernelsTest, LinearOfFewAndManyRows) {
     for (const auto& [rows, inputs, outputs] : {std::tuple<size_t, size_t, size_t>{1, 256, 96},
                                                 {7, 896, 130},
                                                 {64, 1024, 256},
+                                                {64, 512, 72},
                                                 {65, 896, 1000},
                                                 {66, 512, 130},
                                                 {300, 512, 64}}) {
@@ -407,15 +408,17 @@ TEST_P(CudaKernelsTest, LinearOfFewAndManyRows) {
       Floats numbers = Rounded(Random(outputs * inputs, 29, 0.1f), type());
       const ConstTensorView matrix(reinterpret_cast<const std::byte*>(numbers.data()), DType::kF32,
                                    DeviceKind::kCpu, {outputs, inputs});
-      const Both bias = Make(Random(outputs, 30), type(), {outputs});
+      // Sometimes part of another one, so that it lies anywhere.
+      const size_t part = rows == 300 ? 1 : 0;
+      const Both biases = Make(Random(outputs + part, 30), type(), {outputs + part});
       const Both out = Activations(rows, outputs, 31);
       const PackedWeight ours = PackWeight(*ours_, *gpu_, matrix, {.form = form}).value();
       const std::unique_ptr<Device> host = MakeHostDevice();
       // The twin's int8 activations have 16 bits: an error of 2^-15 of the largest.
       const PackedWeight twin = PackWeight(*twin_, *host, matrix, {.form = form}).value();
 
-      const LinearOutput our_output[] = {{&ours, bias.ours, out.ours}};
-      const LinearOutput twin_output[] = {{&twin, bias.twin, out.twin}};
+      const LinearOutput our_output[] = {{&ours, biases.ours.Rows(part, outputs), out.ours}};
+      const LinearOutput twin_output[] = {{&twin, biases.twin.Rows(part, outputs), out.twin}};
       Linear(*ours_, x.ours, our_output);
       Linear(*twin_, x.twin, twin_output);
 

@@ -124,9 +124,11 @@ class ProductDescription {
                                               preference, kProposalsMax, results, &found);
     }
     cublasLtMatmulPreferenceDestroy(preference);
-    if (status == CUBLAS_STATUS_SUCCESS && found == 0) status = CUBLAS_STATUS_NOT_SUPPORTED;
-    for (int i = 0; i < found; ++i) algorithms->push_back(results[i].algo);
-    return status;
+    if (status != CUBLAS_STATUS_SUCCESS) return status;
+    for (int i = 0; i < found; ++i) {
+      if (results[i].state == CUBLAS_STATUS_SUCCESS) algorithms->push_back(results[i].algo);
+    }
+    return algorithms->empty() ? CUBLAS_STATUS_NOT_SUPPORTED : CUBLAS_STATUS_SUCCESS;
   }
 
   cublasStatus_t Run(CudaState& state, const Product& product,
