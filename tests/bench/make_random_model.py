@@ -3,7 +3,7 @@
 
     make_random_model.py SHAPE FOLDER [--seed N]
 
-SHAPE is 8b (Llama 3.1 8B), 1b (Llama 3.2 1B) or tiny. The folder has config.json and sharded
+SHAPE is 8b (Llama 3.1 8B), 1b (Llama 3.2 1B), 2b (heads of 256) or tiny. The folder has config.json and sharded
 safetensors of bfloat16, and no tokenizer. Both Baton and Transformers load it. Numbers are normal,
 of deviation 0.02; the norms' are 1. They come from PyTorch, on the GPU if it sees one, and shards are
 written side by side; without PyTorch, small shapes come from Python alone.
@@ -32,6 +32,8 @@ BF16_ONE = 0x3F80
 # Hidden size, intermediate size, layers, heads, KV heads, head size, vocabulary, tied embeddings.
 SHAPES = {
     "8b": (4096, 14336, 32, 32, 8, 128, 128256, False),
+    # The widths of Gemma 2 2B, whose heads are long.
+    "2b": (2304, 9216, 26, 8, 4, 256, 256000, True),
     "1b": (2048, 8192, 16, 32, 8, 64, 128256, True),
     "tiny": (256, 512, 2, 8, 2, 32, 1024, False),
 }

@@ -179,7 +179,9 @@ class CudaKernelsTest : public testing::TestWithParam<DType> {
     pages.data = copy.data();
     Attention(*ours_, heads(q.ours), pages, rows_of(rows), options, heads(out.ours));
 
-    ExpectTwins(out, 2 * Rounding(type()), 4 * Rounding(type()) + 2e-6f);
+    // Sums in float32 are off by more, the more terms they have.
+    const float of_sums = 2e-6f * std::max(1.0f, static_cast<float>(shape.head_dim) / 128.0f);
+    ExpectTwins(out, 2 * Rounding(type()), 4 * Rounding(type()) + of_sums);
   }
   static std::span<const SequenceRows> rows_of(const std::vector<SequenceRows>& rows) {
     return rows;
@@ -435,8 +437,6 @@ TEST_P(CudaKernelsTest, LinearOfFewAndManyRows) {
   }
 }
 
-// The GPU rounds weights of the softmax to the type of activations (a relative error of each term,
-// so of the sum at most as much, as all have one sign but V), and the result.
 // Of a larger vocabulary the logits go to the host: its kernels would refuse every step.
 TEST_P(CudaKernelsTest, ChoosesFromAsManyTokensAsItsKernelsTake) {
   EXPECT_TRUE(CanSampleTokens(*ours_, kSampleVocabMax));
@@ -444,15 +444,20 @@ TEST_P(CudaKernelsTest, ChoosesFromAsManyTokensAsItsKernelsTake) {
   EXPECT_FALSE(CanSampleTokens(*twin_, 2));
 }
 
+// The GPU rounds weights of the softmax to the type of activations (a relative error of each term,
+// so of the sum at most as much, as all have one sign but V), and the result.
 TEST_P(CudaKernelsTest, AttentionOfSingleTokensAndChunks) {
   const AttentionShape shapes[] = {
       {},
       {.heads = 8, .kv_heads = 8, .head_dim = 64},
       {.heads = 8, .kv_heads = 1, .head_dim = 128, .block_tokens = 64},
       {.heads = 32, .kv_heads = 2, .head_dim = 64, .block_tokens = 32},
-      {.heads = 6, .kv_heads = 3, .head_dim = 40},  // Only AttentionAny takes it,
-      {.heads = 4, .kv_heads = 2, .head_dim = 96},  // or its single tokens.
+      {.heads = 4, .kv_heads = 2, .head_dim = 96},
+      {.heads = 4, .kv_heads = 2, .head_dim = 256},
+      // AttentionAny takes all, or single tokens alone.
+      {.heads = 6, .kv_heads = 3, .head_dim = 40},
       {.heads = 4, .kv_heads = 2, .head_dim = 256, .block_tokens = 4},
+      {.heads = 9, .kv_heads = 1, .head_dim = 256},
       {.options = {.window = 100}},
       {.head_dim = 64, .options = {.soft_cap = 5.0f}},
   };

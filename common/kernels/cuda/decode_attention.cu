@@ -2,11 +2,11 @@
 // the memory that K and V are read from.
 //
 // A sequence's cache is cut into splits, each for one block of threads; a second kernel merges
-// them. All query heads of a KV head are taken together, up to 16 rows, so that K and V are read
-// once. The products run on tensor cores (mma.sync m16n8k16) whose operands come straight from
-// global memory in loads of 16 bytes: a sum does not change when its terms are taken in another
-// order, so a thread may take eight neighbouring elements where the instruction's layout wants them
-// apart.
+// them. All query heads of a KV head are taken together, up to 16 rows (8 if heads have 256
+// elements), so that K and V are read once. The products run on tensor cores (mma.sync m16n8k16)
+// whose operands come straight from global memory in loads of 16 bytes: a sum does not change when
+// its terms are taken in another order, so a thread may take eight neighbouring elements where the
+// instruction's layout wants them apart.
 //
 // Of both products the transpose is computed, K Q^T and V^T W^T: 16 tokens or elements are the rows
 // of a product, and query rows its 8 columns. As rows they would leave half of each operand empty.
@@ -18,7 +18,8 @@
 //       transposed they are an operand.
 //   V   thread loads elements 64 h + 8 g .. + 7 of tokens 2 c, 2 c + 1, 2 c + 8 and 2 c + 9, and
 //       pairs the tokens. Rows g and 8 + g of output tile 4 h + j are elements 64 h + 8 g + 2 j and
-//       the next, its columns query rows.
+//       the next, its columns query rows. Of 96 elements the second load has 32: where they end, a
+//       thread loads the last ones again, and what comes of it is not written.
 #include <algorithm>
 #include <type_traits>
 
@@ -30,8 +31,7 @@ namespace baton::cuda {
 namespace {
 
 constexpr uint32_t kWarps = 4;
-constexpr uint32_t kTile = 16;     // Tokens that a warp takes at a time.
-constexpr uint32_t kRowsMax = 16;  // Query rows of a KV head.
+constexpr uint32_t kTile = 16;  // Tokens that a warp takes at a time.
 constexpr uint32_t kSplitsMax = 128;
 // A split has a tile for each warp at least.
 constexpr uint32_t kSplitTilesMin = kWarps;
@@ -42,6 +42,10 @@ constexpr uint32_t kLongTiles = 128;
 constexpr uint32_t kMergeGroups = 4;
 // Numbers of V below it count as zero next to others.
 constexpr float kValueScaleMin = 0x1p-64f;
+
+// Query rows of a KV head. Of heads of 256 elements 16 rows have outputs of more than the shared
+// memory that is there without asking.
+constexpr uint32_t EightsMax(uint32_t head_dim) { return head_dim > 128 ? 1 : 2; }
 
 struct Geometry {
   uint32_t group = 0;  // Query heads of a KV head.
@@ -103,13 +107,16 @@ __device__ uint4 LoadQuery(const T* from) {
   return words;
 }
 
+// Loads of V for a token.
+constexpr uint32_t HalvesOf(uint32_t head_dim) { return (head_dim + 63) / 64; }
+
 // What a thread knows of query rows 8 i + 2 c and 8 i + 2 c + 1: of all tokens the maximum, of its
 // own the sum, and of its elements the output.
 template <uint32_t kDim>
 struct Running {
   float maximum[2] = {-INFINITY, -INFINITY};
   float sum[2] = {0.0f, 0.0f};
-  float output[kDim / 16][4] = {};
+  float output[4 * HalvesOf(kDim)][4] = {};
 };
 
 // Tokens of a sequence that a row sees, and where they lie.
@@ -128,8 +135,11 @@ template <typename T, typename Kv, uint32_t kDim, uint32_t kEights>
 class Decoder {
  public:
   using P = Product<T, Kv>;
-  static constexpr uint32_t kSteps = kDim / 32;   // Loads of K for a token.
-  static constexpr uint32_t kHalves = kDim / 64;  // Loads of V for a token.
+  static constexpr uint32_t kSteps = kDim / 32;  // Loads of K for a token.
+  static constexpr uint32_t kHalves = HalvesOf(kDim);
+  // Those that start together with the loads of K; for all of a long row there are not registers
+  // enough, the others take the place of K.
+  static constexpr uint32_t kEarlyHalves = kDim * sizeof(Kv) > 256 ? kHalves / 2 : kHalves;
   // As KvRowBytes.
   static constexpr uint32_t kRowBytes = kDim * sizeof(Kv) + (sizeof(Kv) == 1 ? sizeof(float) : 0);
 
@@ -194,7 +204,7 @@ class Decoder {
                                    kRowBytes;
     const std::byte* const v =
         k + static_cast<size_t>(pages.kv_heads) * pages.block_tokens * kRowBytes;
-    // All loads first, and none behind a branch. What no row sees is not a number, perhaps: instead
+    // Loads first, and none behind a branch. What no row sees is not a number, perhaps: instead
     // of it the nearest token that one does, which has no weight there.
     const uint32_t lowest = max(first_token, task_.begin) - first_token;
     const uint32_t highest = min(kTile, task_.end - first_token) - 1;
@@ -212,14 +222,19 @@ class Decoder {
         value_scales[i] = ScaleOf(v + token * kRowBytes);
       }
     }
+    const auto load_values = [&](uint32_t begin, uint32_t end) {
 #pragma unroll
-    for (uint32_t i = 0; i < 4; ++i) {
-      const uint32_t token = min(max(2 * c + i % 2 + i / 2 * 8, lowest), highest);
+      for (uint32_t i = 0; i < 4; ++i) {
+        const uint32_t token = min(max(2 * c + i % 2 + i / 2 * 8, lowest), highest);
 #pragma unroll
-      for (uint32_t h = 0; h < kHalves; ++h) {
-        values[i][h].Load(v + token * kRowBytes, 64 * h + 8 * g);
+        for (uint32_t h = begin; h < end; ++h) {
+          const uint32_t element = 64 * h + 8 * g;
+          values[i][h].Load(v + token * kRowBytes,
+                            kDim % 64 == 0 ? element : min(element, kDim - 8));
+        }
       }
-    }
+    };
+    load_values(0, kEarlyHalves);
     float scores[kEights][4] = {};
 #pragma unroll
     for (uint32_t j = 0; j < kSteps; ++j) {
@@ -233,6 +248,7 @@ class Decoder {
         MultiplyAdd(scores[i], odd, q_[i][j].z, q_[i][j].w, P{});
       }
     }
+    load_values(kEarlyHalves, kHalves);
     uint32_t weights[kEights][2];
 #pragma unroll
     for (uint32_t i = 0; i < kEights; ++i) {
@@ -305,7 +321,7 @@ class Decoder {
       if constexpr (sizeof(Kv) == 1) row[i] *= value_scales[i];
     }
 #pragma unroll
-    for (uint32_t t = 0; t < kDim / 16; ++t) {
+    for (uint32_t t = 0; t < 4 * kHalves; ++t) {
       running.output[t][r] *= kept;
       running.output[t][2 + r] *= kept;
     }
@@ -342,7 +358,8 @@ __device__ size_t OutOffset(const AttentionArgs& args, const Geometry& geometry,
 }
 
 template <typename T, typename Kv, uint32_t kDim, uint32_t kEights>
-__global__ void __launch_bounds__(kWarps* kWarp, kEights > 1 || sizeof(Kv) == 1 ? 2 : 3)
+__global__ void __launch_bounds__(kWarps* kWarp,
+                                  kEights > 1 || sizeof(Kv) == 1 || kDim > 128 ? 2 : 3)
     DecodeKernel(AttentionArgs args, Geometry geometry, Part* parts, float* part_outputs) {
   // Two numbers more, so that fewer threads of a warp meet in a bank.
   constexpr uint32_t kStride = kDim + 2;
@@ -384,8 +401,10 @@ __global__ void __launch_bounds__(kWarps* kWarp, kEights > 1 || sizeof(Kv) == 1 
     }
     if (g == 0) found[warp][row] = {part.maximum[i % 2], sum};
 #pragma unroll
-    for (uint32_t t = 0; t < kDim / 16; ++t) {
-      *reinterpret_cast<float2*>(&outputs[warp][row][t / 4 * 64 + 8 * g + t % 4 * 2]) =
+    for (uint32_t t = 0; t < 4 * HalvesOf(kDim); ++t) {
+      const uint32_t element = t / 4 * 64 + 8 * g + t % 4 * 2;
+      if (kDim % 64 != 0 && element >= kDim) continue;
+      *reinterpret_cast<float2*>(&outputs[warp][row][element]) =
           make_float2(part.output[t][i % 2], part.output[t][2 + i % 2]);
     }
   }
@@ -508,8 +527,10 @@ cudaError_t Start(const Launch& launch, const AttentionArgs& args) {
   auto* const parts = static_cast<Part*>(args.scratch);
   auto* const outputs = reinterpret_cast<float*>(parts + count);
   const dim3 grid(geometry.splits, args.pages.kv_heads, args.table.count);
-  const auto kernel =
-      geometry.rows > 8 ? DecodeKernel<T, Kv, kDim, 2> : DecodeKernel<T, Kv, kDim, 1>;
+  auto kernel = DecodeKernel<T, Kv, kDim, 1>;
+  if constexpr (EightsMax(kDim) > 1) {
+    if (geometry.rows > 8) kernel = DecodeKernel<T, Kv, kDim, 2>;
+  }
   const cudaError_t error =
       StartKernel(kernel, grid, dim3(kWarps * kWarp), 0, launch, args, geometry, parts, outputs);
   if (error != cudaSuccess || geometry.splits == 1) return error;
@@ -519,26 +540,38 @@ cudaError_t Start(const Launch& launch, const AttentionArgs& args) {
                      static_cast<const float*>(outputs));
 }
 
+template <typename T, typename Kv>
+cudaError_t StartOver(const Launch& launch, const AttentionArgs& args) {
+  switch (args.pages.head_dim) {
+    case 64:
+      return Start<T, Kv, 64>(launch, args);
+    case 96:
+      return Start<T, Kv, 96>(launch, args);
+    case 128:
+      return Start<T, Kv, 128>(launch, args);
+    case 256:
+      return Start<T, Kv, 256>(launch, args);
+    default:
+      return cudaErrorInvalidValue;
+  }
+}
+
 template <typename T>
 cudaError_t StartOf(const Launch& launch, const AttentionArgs& args) {
-  const bool wide = args.pages.head_dim == 128;
-  if (args.pages.dtype == DType::kI8) {
-    return wide ? Start<T, int8_t, 128>(launch, args) : Start<T, int8_t, 64>(launch, args);
-  }
-  if (args.pages.dtype == DType::kFp8) {
-    return wide ? Start<T, Fp8, 128>(launch, args) : Start<T, Fp8, 64>(launch, args);
-  }
-  return wide ? Start<T, T, 128>(launch, args) : Start<T, T, 64>(launch, args);
+  if (args.pages.dtype == DType::kI8) return StartOver<T, int8_t>(launch, args);
+  if (args.pages.dtype == DType::kFp8) return StartOver<T, Fp8>(launch, args);
+  return StartOver<T, T>(launch, args);
 }
 
 }  // namespace
 
 bool DecodeAttentionFits(const AttentionArgs& args) {
+  const uint32_t head_dim = args.pages.head_dim;
   const bool halves = args.type == DType::kBF16 || args.type == DType::kF16;
   const bool kv = args.pages.dtype == args.type || HasScales(args.pages.dtype);
-  const bool dim = args.pages.head_dim == 64 || args.pages.head_dim == 128;
+  const bool dim = head_dim == 64 || head_dim == 96 || head_dim == 128 || head_dim == 256;
   return halves && kv && dim && args.pages.block_tokens % kTile == 0 &&
-         args.table.count_max * (args.heads / args.pages.kv_heads) <= kRowsMax;
+         args.table.count_max * (args.heads / args.pages.kv_heads) <= 8 * EightsMax(head_dim);
 }
 
 size_t DecodeAttentionScratchBytes(const Launch& launch, const AttentionArgs& args) {

@@ -59,7 +59,7 @@ TEST(DecodeAttentionTest, EveryTypeAndHeadSize) {
   SKIP_WITHOUT_GPU();
   uint32_t seed = 100;
   for (const DType type : {DType::kBF16, DType::kF16}) {
-    for (const uint32_t head_dim : {64u, 128u}) {
+    for (const uint32_t head_dim : {64u, 96u, 128u, 256u}) {
       ExpectReferences({.type = type, .head_dim = head_dim}, kSingles, seed += 2);
     }
   }
@@ -74,6 +74,8 @@ TEST(DecodeAttentionTest, QueryHeadsShareAKvHead) {
   ExpectReferences({.heads = 9, .kv_heads = 1}, kSingles, 206);
   ExpectReferences({.heads = 32, .kv_heads = 2}, kSingles, 208);
   ExpectReferences({.heads = 16, .kv_heads = 1, .head_dim = 64}, kSingles, 210);
+  ExpectReferences({.heads = 8, .kv_heads = 1, .head_dim = 256}, kSingles, 212);
+  ExpectReferences({.heads = 16, .kv_heads = 1, .head_dim = 96}, kSingles, 214);
 }
 
 TEST(DecodeAttentionTest, FewTokensSeeOnlyWhatIsBeforeThem) {
@@ -81,6 +83,7 @@ TEST(DecodeAttentionTest, FewTokensSeeOnlyWhatIsBeforeThem) {
   ExpectReferences({.heads = 2, .kv_heads = 2}, kFewTokens, 300);
   ExpectReferences({.heads = 4, .kv_heads = 2, .head_dim = 64}, kFewTokens, 302);
   ExpectReferences({.heads = 8, .kv_heads = 2}, kFewTokens, 304);
+  ExpectReferences({.heads = 4, .kv_heads = 2, .head_dim = 256, .window = 100}, kFewTokens, 306);
 }
 
 TEST(DecodeAttentionTest, WindowHidesWhatIsBeforeIt) {
@@ -175,6 +178,12 @@ TEST(DecodeAttentionTest, FitsOnlyWhatItComputes) {
   AttentionArgs more_rows = args;
   more_rows.table.count_max = 5;
   EXPECT_FALSE(DecodeAttentionFits(more_rows));
+  AttentionArgs long_heads = args;
+  long_heads.pages.head_dim = 256;
+  long_heads.table.count_max = 2;
+  EXPECT_TRUE(DecodeAttentionFits(long_heads));
+  long_heads.table.count_max = 3;
+  EXPECT_FALSE(DecodeAttentionFits(long_heads));
   AttentionArgs small_blocks = args;
   small_blocks.pages.block_tokens = 8;
   EXPECT_FALSE(DecodeAttentionFits(small_blocks));

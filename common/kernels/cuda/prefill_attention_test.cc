@@ -7,6 +7,7 @@
 #include <cstring>
 #include <numeric>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include "common/kernels/cuda/launch.h"
@@ -184,9 +185,10 @@ class Batch {
 
   // The tolerance. With u, half the distance of two numbers of the type near 1: rounding the
   // probabilities p, relative to the highest, adds at most u sum(p |v|), rounding the output
-  // u |out|. A score is summed in float32 in steps of 16 products, which is 8 roundings of at most
-  // 2^-23 of a partial sum below 2^6: it is off by less than 2^-13, its probability and the sum of
-  // them by that each. Of f16, p below 2^-14 is off by up to 2^-25 for each key.
+  // u |out|. A score is summed in float32 in steps of 16 products, which for heads of 128 is 8
+  // roundings of at most 2^-23 of a partial sum below 2^6: it is off by less than 2^-13, its
+  // probability and the sum of them by that each. Of f16, p below 2^-14 is off by up to 2^-25 for
+  // each key.
   void ExpectHead(const std::vector<float>& out, size_t i, uint32_t token, uint32_t head) const {
     const DeviceSequence& sequence = sequences_[i];
     const uint32_t dim = shape_.head_dim;
@@ -214,8 +216,8 @@ class Batch {
     }
     const double u = shape_.type == DType::kBF16 ? 0x1p-8 : 0x1p-11;
     for (uint32_t d = 0; d < dim; ++d) {
-      const double tolerance =
-          (2 * u + 0x1p-12) * magnitude[d] + static_cast<double>(p.size()) * 0x1p-25 * value_max;
+      const double tolerance = (2 * u + 0x1p-12 * dim / 128) * magnitude[d] +
+                               static_cast<double>(p.size()) * 0x1p-25 * value_max;
       ASSERT_NEAR(double{out[row + d]}, expected[d], tolerance)
           << "sequence " << i << " position " << position << " head " << head << " element " << d;
     }
@@ -259,12 +261,15 @@ TEST(PrefillAttentionTest, EveryHeadSize) {
   ExpectRaggedBatch({.heads = 4, .kv_heads = 2, .head_dim = 64}, 5);
   ExpectRaggedBatch({.heads = 4, .kv_heads = 2, .head_dim = 96}, 6);
   ExpectRaggedBatch({.heads = 4, .kv_heads = 2, .head_dim = 128, .block_tokens = 128}, 7);
+  ExpectRaggedBatch({.heads = 4, .kv_heads = 2, .head_dim = 256}, 16);
+  ExpectRaggedBatch({.heads = 3, .kv_heads = 1, .head_dim = 256, .block_tokens = 32}, 17);
 }
 
 TEST(PrefillAttentionTest, Float16) {
   SKIP_WITHOUT_GPU();
   ExpectRaggedBatch({.type = DType::kF16, .heads = 4, .kv_heads = 1, .head_dim = 64}, 8);
   ExpectRaggedBatch({.type = DType::kF16, .heads = 4, .kv_heads = 2, .head_dim = 128}, 9);
+  ExpectRaggedBatch({.type = DType::kF16, .heads = 2, .kv_heads = 1, .head_dim = 256}, 18);
 }
 
 TEST(PrefillAttentionTest, WindowHidesWhatIsBeforeIt) {
@@ -275,6 +280,7 @@ TEST(PrefillAttentionTest, WindowHidesWhatIsBeforeIt) {
   const Batch batch({.heads = 4, .kv_heads = 1, .head_dim = 64, .block_tokens = 48, .window = 70},
                     {{1000, 130}, {511, 1}}, 11);
   batch.ExpectReference(batch.Run());
+  ExpectRaggedBatch({.heads = 4, .kv_heads = 2, .head_dim = 256, .window = 40}, 19);
 }
 
 TEST(PrefillAttentionTest, SoftCapBoundsScores) {
@@ -282,6 +288,8 @@ TEST(PrefillAttentionTest, SoftCapBoundsScores) {
   ExpectRaggedBatch({.heads = 4, .kv_heads = 2, .soft_cap = 5.0f}, 12);
   ExpectRaggedBatch({.heads = 4, .kv_heads = 2, .head_dim = 64, .window = 90, .soft_cap = 2.0f},
                     13);
+  ExpectRaggedBatch({.heads = 4, .kv_heads = 2, .head_dim = 256, .window = 90, .soft_cap = 5.0f},
+                    20);
 }
 
 TEST(PrefillAttentionTest, LongPrefix) {
@@ -292,8 +300,9 @@ TEST(PrefillAttentionTest, LongPrefix) {
 
 TEST(PrefillAttentionTest, ChunksGiveTheBitsOfTheWhole) {
   SKIP_WITHOUT_GPU();
-  for (const uint32_t window : {0u, 75u}) {
-    const Batch batch({.heads = 8, .kv_heads = 2, .window = window}, {{0, 300}}, 15);
+  for (const auto& [head_dim, window] : {std::pair(128u, 0u), {128u, 75u}, {256u, 0u}}) {
+    const Batch batch({.heads = 8, .kv_heads = 2, .head_dim = head_dim, .window = window},
+                      {{0, 300}}, 15);
     const std::vector<std::byte> whole = batch.Run();
 
     std::vector<DeviceSequence> chunks;
@@ -308,7 +317,7 @@ TEST(PrefillAttentionTest, ChunksGiveTheBitsOfTheWhole) {
     }
     ASSERT_EQ(done, sequence.count);
 
-    EXPECT_EQ(batch.Run(chunks), whole) << "window " << window;
+    EXPECT_EQ(batch.Run(chunks), whole) << "window " << window << ", heads of " << head_dim;
   }
 }
 
