@@ -85,8 +85,7 @@ uint64_t ChecksumOf(std::span<const MutableSpan> spans) {
 }
 
 std::vector<KvPiece> SplitPush(const KvLayout& layout, const KvPiece& push, size_t bytes_max) {
-  // A unit is one layer of one block. It is as many spans where each head has a shard of its own,
-  // be it only on the other side.
+  // A unit is one layer of one block. In a part of a block each head is a span of its own.
   const uint64_t unit_bytes = uint64_t{push.heads.count()} * 2 * layout.head_bytes();
   const uint64_t unit_spans = uint64_t{push.heads.count()} * 2;
   const uint64_t units =

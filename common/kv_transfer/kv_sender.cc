@@ -111,9 +111,16 @@ void KvSender::Push(TransferId id, IndexRange layers, IndexRange tokens, Instant
   if (tokens.begin >= tokens.end || layers.begin >= layers.end) return;
   Peer& peer = peers_[transfer->peer];
   const size_t bytes_max = std::min(options_.message_bytes_max, staging_.piece_bytes_max());
+  std::vector<std::vector<KvPiece>> of_heads;
+  size_t longest = 0;
   for (const IndexRange& heads : SplitHeads(*transfer)) {
-    for (const KvPiece& piece : SplitPush(arena_.layout(), {layers, tokens, heads}, bytes_max)) {
-      peer.queue.push_back({id, piece});
+    of_heads.push_back(SplitPush(arena_.layout(), {layers, tokens, heads}, bytes_max));
+    longest = std::max(longest, of_heads.back().size());
+  }
+  // In turn, so that all devices have something to do.
+  for (size_t i = 0; i < longest; ++i) {
+    for (const std::vector<KvPiece>& pieces : of_heads) {
+      if (i < pieces.size()) peer.queue.push_back({id, pieces[i]});
     }
   }
   transfer->deadline = now + options_.transfer_deadline;

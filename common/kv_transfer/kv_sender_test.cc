@@ -362,6 +362,20 @@ TEST_P(KvSenderWindowTest, OnlySoManyBytesAreUnderWayAndTheCommitComesLast) {
   EXPECT_EQ(arena_.staging->bytes_used(), 0u);
 }
 
+// Of the decode worker's devices none waits until all of another one's heads are there.
+TEST_P(KvSenderWindowTest, DevicesOfTheOtherSideTakeTurns) {
+  Ticket ticket = TicketOf(1);
+  ticket.shard_heads = 1;
+  sender_.Begin(TransferId{1}, ticket, Blocks({4, 2, 7, 1, 3}), {}, start_);
+  sender_.Push(TransferId{1}, {0, 3}, {0, 18}, start_);
+  for (int i = 0; i < 10; ++i) Settle();
+
+  ASSERT_GE(kv_.size(), 4u);
+  for (uint32_t i = 0; i < kv_.size(); ++i) {
+    EXPECT_EQ(kv_[i].piece.heads, (IndexRange{i % 2, i % 2 + 1})) << "message " << i;
+  }
+}
+
 // Room for two messages of one layer of one block.
 class KvSenderRoomTest : public KvSenderTest {
  protected:

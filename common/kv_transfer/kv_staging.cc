@@ -85,8 +85,10 @@ std::optional<StagedPiece> KvStaging::Take(std::span<const BlockId> blocks, cons
 }
 
 std::optional<StagedPiece> KvStaging::TakeBytes(size_t bytes) {
-  BATON_CHECK(bytes <= piece_bytes_max());
-  return TakeFrom(0, bytes);
+  BATON_CHECK(!buffers_.empty() && bytes <= piece_bytes_max());
+  const uint32_t buffer = next_buffer_;
+  next_buffer_ = (next_buffer_ + 1) % static_cast<uint32_t>(buffers_.size());
+  return TakeFrom(buffer, bytes);
 }
 
 std::optional<StagedPiece> KvStaging::TakeFrom(uint32_t buffer, size_t bytes) {

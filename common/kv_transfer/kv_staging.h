@@ -68,7 +68,7 @@ class KvStaging {
 
   // Nothing: there is no room now. REQUIRES: Takes(piece).
   std::optional<StagedPiece> Take(std::span<const BlockId> blocks, const KvPiece& piece);
-  // So many bytes of the first buffer, and of no blocks: what Fetch and Store do nothing with.
+  // So many bytes of no blocks, of each buffer in turn: what Fetch and Store do nothing with.
   // REQUIRES: not kNone; 0 < bytes <= piece_bytes_max.
   std::optional<StagedPiece> TakeBytes(size_t bytes);
   // REQUIRES: taken, and not released.
@@ -104,6 +104,7 @@ class KvStaging {
   const KvArena& arena_;
   const StagingMemory memory_;
   std::vector<StagingBuffer> buffers_;  // For kDevice by shard of the arena.
+  uint32_t next_buffer_ = 0;            // Of TakeBytes.
   const DeviceMemory scratch_;          // Pinned; for kDevice, to look at what is there.
 };
 

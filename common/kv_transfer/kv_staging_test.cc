@@ -77,8 +77,26 @@ TEST(KvStagingTest, EachGpuHasABufferForItsHeads) {
   EXPECT_EQ(second.gathers(), 1u);
   staging->Release(*b);
   EXPECT_TRUE(staging->Take(Blocks({2, 3}), of_second).has_value());
-  EXPECT_EQ(KvStaging::Create(*arena, 255, StagingMemory::kDevice).status().code(),
-            absl::StatusCode::kInvalidArgument);
+}
+
+TEST(KvStagingTest, WhatIsOfNoBlocksTakesBuffersInTurn) {
+  GuardedDevice first, second;
+  Device* const both[] = {&first, &second};
+  const auto arena = KvArena::Create(both, SmallLayout(), 8).value();
+  const auto staging = KvStaging::Create(*arena, 1024, StagingMemory::kDevice).value();
+
+  for (const uint32_t buffer : {0u, 1u, 0u}) EXPECT_EQ(staging->TakeBytes(256)->buffer, buffer);
+}
+
+TEST(KvStagingTest, ABufferOfOneGpuNeedsRoomForItsHeadsAlone) {
+  KvLayout layout = SmallLayout();
+  layout.head_dim = 16;  // A layer of a block: 512 bytes.
+  GuardedDevice first, second;
+  Device* const both[] = {&first, &second};
+  const auto arena = KvArena::Create(both, layout, 8).value();
+
+  EXPECT_TRUE(KvStaging::Create(*arena, 256, StagingMemory::kDevice).ok());
+  EXPECT_FALSE(KvStaging::Create(*arena, 256, StagingMemory::kPinned).ok());
 }
 
 TEST(KvStagingTest, OnTheHostAllIsCheckedAndOnTheGpuTheBeginning) {

@@ -16,12 +16,14 @@ namespace {
 constexpr size_t kTrialBytesMax = size_t{1} << 20;
 constexpr int kSleepMilliseconds = 10;
 
-// A message to oneself, out of one run of memory of a GPU into another.
+// A message to oneself, out of one run of memory of a GPU into another. While it is under way
+// another one is the thread's, as when messages of several pass.
 class Trial {
  public:
-  Trial(Transport& transport, Device& device, MutableSpan from, MutableSpan to)
+  Trial(Transport& transport, Device& device, Device& selected, MutableSpan from, MutableSpan to)
       : transport_(transport),
         device_(device),
+        selected_(selected),
         bytes_(std::min(from.size(), kTrialBytesMax)),
         from_(from.first(bytes_)),
         to_(to.first(bytes_)) {}
@@ -30,6 +32,7 @@ class Trial {
     std::vector<std::byte> sent(bytes_);
     for (size_t i = 0; i < bytes_; ++i) sent[i] = static_cast<std::byte>(i * 167 >> 3);
     BATON_RETURN_IF_ERROR(device_.Scatter({&from_, 1}, sent.data()));
+    BATON_RETURN_IF_ERROR(selected_.Select());
     BATON_RETURN_IF_ERROR(Send(timeout));
     BATON_RETURN_IF_ERROR(device_.SeeRemoteWrites());
     std::vector<std::byte> received(bytes_);
@@ -84,6 +87,7 @@ class Trial {
 
   Transport& transport_;
   Device& device_;
+  Device& selected_;
   const size_t bytes_;
   const MutableSpan from_;
   const MutableSpan to_;
@@ -100,22 +104,27 @@ absl::Status TryAll(Transport& transport, const TransferStaging& staging, Durati
   const std::vector<MutableSpan> to = staging.receives->buffers();
   for (uint32_t shard = 0; shard < arena.shard_count(); ++shard) {
     Device& device = arena.device(shard);
-    BATON_RETURN_IF_ERROR(Trial(transport, device, from[shard], to[shard]).Run(timeout));
+    Device& next = arena.device((shard + 1) % arena.shard_count());
+    const absl::Status tried = Trial(transport, device, next, from[shard], to[shard]).Run(timeout);
+    if (!tried.ok()) {
+      return absl::Status(tried.code(), absl::StrCat(device.name(), ": ", tried.message()));
+    }
   }
   return absl::OkStatus();
 }
 
 absl::StatusOr<TransferStaging> StageOnDevice(Transport& transport, const KvArena& arena,
                                               size_t bytes, Duration trial) {
-  BATON_RETURN_IF_ERROR(transport.UseDeviceMemory({}));  // Whether it knows GPUs at all.
+  const uint32_t devices = arena.shard_count();
+  BATON_RETURN_IF_ERROR(transport.UseDeviceMemory(devices, {}));  // Whether it knows GPUs at all.
   BATON_ASSIGN_OR_RETURN(TransferStaging staging,
                          TransferStaging::Create(arena, bytes, StagingMemory::kDevice));
   std::vector<MutableSpan> regions = staging.sends->buffers();
   const std::vector<MutableSpan> receiving = staging.receives->buffers();
   regions.insert(regions.end(), receiving.begin(), receiving.end());
-  BATON_RETURN_IF_ERROR(transport.UseDeviceMemory(regions));
+  BATON_RETURN_IF_ERROR(transport.UseDeviceMemory(devices, regions));
   if (const absl::Status tried = TryAll(transport, staging, trial); !tried.ok()) {
-    static_cast<void>(transport.UseDeviceMemory({}));  // Before it goes.
+    static_cast<void>(transport.UseDeviceMemory(devices, {}));  // Before it goes.
     return tried;
   }
   return staging;

@@ -195,7 +195,8 @@ absl::Status TransferAgent::Impl::TakePlace(std::atomic<uint32_t>& count, uint32
 }
 
 void TransferAgent::Impl::Run() {
-  // UCX asks CUDA which GPU it is about. What fails here fails in the first copy, too.
+  // UCX wants a GPU to be selected; where there are several, it asks an address which one it is
+  // about. What fails here fails in the first copy, too.
   static_cast<void>(arena.device().Select());
   while (!stopping_) {
     core_.Advance();

@@ -51,7 +51,8 @@ struct TransferOptions {
   // connection to that peer is closed by force.
   Duration force_close_after = std::chrono::seconds(2);
   // Memory through which KV passes if the blocks are on a GPU: so much for sends and as much for
-  // receives. What finds no room in it waits. At least one layer of one block.
+  // receives, on each GPU if it is there. What finds no room in it waits. At least one layer of one
+  // block.
   size_t staging_bytes = size_t{64} << 20;
   // Where it is. Absent: on the GPU if the transport reaches that, otherwise pinned.
   std::optional<StagingMemory> staging_memory = {};
@@ -117,12 +118,12 @@ class TransferAgent {
   const std::string& transport_name() const;
   // Which memory the transport moves: "host cuda".
   const std::string& transport_memory() const;
-  // What KV passes through on its way: "pinned" memory of the host, "device" memory of the GPU, or
+  // What KV passes through on its way: "pinned" memory of the host, "device" memory of the GPUs, or
   // "none" if it lies where the host reads it.
   const char* staging() const;
   // Why it is pinned, if nobody asked for that: "this UCX moves no memory of GPUs, only host".
   const std::string& staging_reason() const;
-  // Of both sides together; 0 for "none".
+  // For sends and receives together, of all GPUs; 0 for "none".
   size_t staging_bytes() const;
   TransferStats stats() const;
 

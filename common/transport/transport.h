@@ -78,11 +78,13 @@ class Transport {
   virtual const std::string& name() const = 0;
   // For logs: the kinds of memory that payloads may lie in, "host cuda".
   virtual std::string memory_kinds() const { return "host"; }
-  // From now on payloads may lie in these regions of a GPU's memory, each as one span, and in no
-  // other memory of a GPU, also not in regions of an earlier call. They stay where they are until
-  // then, or until the transport has gone. kUnimplemented: this transport has no way to such
-  // memory; any other error: it does not work here. After an error there is no region.
-  virtual absl::Status UseDeviceMemory(std::span<const MutableSpan> /*regions*/) {
+  // From now on payloads may lie in these regions of the memory of so many GPUs, each as one span,
+  // and in no other memory of a GPU, also not in regions of an earlier call. They stay where they
+  // are until then, or until the transport has gone. kUnimplemented: this transport has no way to
+  // such memory, or not of several GPUs; any other error: it does not work here. After an error
+  // there is no region.
+  virtual absl::Status UseDeviceMemory(uint32_t /*devices*/,
+                                       std::span<const MutableSpan> /*regions*/) {
     return absl::UnimplementedError("transport '" + name() + "' moves memory of the host only");
   }
 

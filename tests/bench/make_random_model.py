@@ -3,7 +3,7 @@
 
     make_random_model.py SHAPE FOLDER [--seed N]
 
-SHAPE is 8b (Llama 3.1 8B), 1b (Llama 3.2 1B), 2b (heads of 256) or tiny. The folder has config.json and sharded
+SHAPE is 8b (Llama 3.1 8B), 1b (Llama 3.2 1B), 2b (as Gemma 2 2B) or tiny. The folder has config.json and sharded
 safetensors of bfloat16, and no tokenizer. Both Baton and Transformers load it. Numbers are normal,
 of deviation 0.02; the norms' are 1. They come from PyTorch, on the GPU if it sees one, and shards are
 written side by side; without PyTorch, small shapes come from Python alone.

@@ -34,7 +34,6 @@
 #include "tests/support/cluster.h"
 #include "tests/support/faults.h"
 #include "tests/support/metrics_page.h"
-#include "tests/support/ucx_with_cuda.h"
 #include "tests/support/workload.h"
 
 namespace baton {

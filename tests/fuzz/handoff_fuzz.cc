@@ -240,6 +240,7 @@ class Handoff {
     ticket.held_tokens = input_.Below(3) * 4;
     ticket.prompt_tokens = input_.Below(13);
     ticket.layout_fingerprint = SmallLayout().Fingerprint();
+    ticket.shard_heads = input_.Below(4);
     const std::vector<BlockId> blocks = Blocks({9, 10, 11});
     if (!KvSender::CheckTicket(*rig_.arena, ticket, blocks, {}).ok()) return;
     const uint32_t prompt_tokens = ticket.prompt_tokens;

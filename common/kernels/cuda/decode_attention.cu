@@ -43,8 +43,8 @@ constexpr uint32_t kMergeGroups = 4;
 // Numbers of V below it count as zero next to others.
 constexpr float kValueScaleMin = 0x1p-64f;
 
-// Query rows of a KV head. Of heads of 256 elements 16 rows have outputs of more than the shared
-// memory that is there without asking.
+// How many times 8 query rows of a KV head there may be. Of heads of 256 elements 16 rows have more
+// outputs than the shared memory that is there without asking.
 constexpr uint32_t EightsMax(uint32_t head_dim) { return head_dim > 128 ? 1 : 2; }
 
 struct Geometry {
@@ -108,7 +108,7 @@ __device__ uint4 LoadQuery(const T* from) {
 }
 
 // Loads of V for a token.
-constexpr uint32_t HalvesOf(uint32_t head_dim) { return (head_dim + 63) / 64; }
+constexpr uint32_t ValueLoadsOf(uint32_t head_dim) { return (head_dim + 63) / 64; }
 
 // What a thread knows of query rows 8 i + 2 c and 8 i + 2 c + 1: of all tokens the maximum, of its
 // own the sum, and of its elements the output.
@@ -116,7 +116,7 @@ template <uint32_t kDim>
 struct Running {
   float maximum[2] = {-INFINITY, -INFINITY};
   float sum[2] = {0.0f, 0.0f};
-  float output[4 * HalvesOf(kDim)][4] = {};
+  float output[4 * ValueLoadsOf(kDim)][4] = {};
 };
 
 // Tokens of a sequence that a row sees, and where they lie.
@@ -136,10 +136,11 @@ class Decoder {
  public:
   using P = Product<T, Kv>;
   static constexpr uint32_t kSteps = kDim / 32;  // Loads of K for a token.
-  static constexpr uint32_t kHalves = HalvesOf(kDim);
-  // Those that start together with the loads of K; for all of a long row there are not registers
-  // enough, the others take the place of K.
-  static constexpr uint32_t kEarlyHalves = kDim * sizeof(Kv) > 256 ? kHalves / 2 : kHalves;
+  static constexpr uint32_t kValueLoads = ValueLoadsOf(kDim);
+  // Those that start together with the loads of K. For all of a long row there are not registers
+  // enough: the others take the place of K.
+  static constexpr uint32_t kEarlyValueLoads =
+      kDim * sizeof(Kv) > 256 ? kValueLoads / 2 : kValueLoads;
   // As KvRowBytes.
   static constexpr uint32_t kRowBytes = kDim * sizeof(Kv) + (sizeof(Kv) == 1 ? sizeof(float) : 0);
 
@@ -209,7 +210,7 @@ class Decoder {
     const uint32_t lowest = max(first_token, task_.begin) - first_token;
     const uint32_t highest = min(kTile, task_.end - first_token) - 1;
     Eight<Kv> keys[2][kSteps];
-    Eight<Kv> values[4][kHalves];
+    Eight<Kv> values[4][kValueLoads];
     float key_scales[2] = {};
     float value_scales[2] = {};
 #pragma unroll
@@ -234,7 +235,7 @@ class Decoder {
         }
       }
     };
-    load_values(0, kEarlyHalves);
+    load_values(0, kEarlyValueLoads);
     float scores[kEights][4] = {};
 #pragma unroll
     for (uint32_t j = 0; j < kSteps; ++j) {
@@ -248,7 +249,7 @@ class Decoder {
         MultiplyAdd(scores[i], odd, q_[i][j].z, q_[i][j].w, P{});
       }
     }
-    load_values(kEarlyHalves, kHalves);
+    load_values(kEarlyValueLoads, kValueLoads);
     uint32_t weights[kEights][2];
 #pragma unroll
     for (uint32_t i = 0; i < kEights; ++i) {
@@ -264,7 +265,7 @@ class Decoder {
       weights[i][1] = Transposed(PackPair(scores[i][2], scores[i][3], P{}));
     }
 #pragma unroll
-    for (uint32_t h = 0; h < kHalves; ++h) {
+    for (uint32_t h = 0; h < kValueLoads; ++h) {
       const uint4 pairs[4] = {values[0][h].Pairs(), values[1][h].Pairs(), values[2][h].Pairs(),
                               values[3][h].Pairs()};
 #pragma unroll
@@ -321,7 +322,7 @@ class Decoder {
       if constexpr (sizeof(Kv) == 1) row[i] *= value_scales[i];
     }
 #pragma unroll
-    for (uint32_t t = 0; t < 4 * kHalves; ++t) {
+    for (uint32_t t = 0; t < 4 * kValueLoads; ++t) {
       running.output[t][r] *= kept;
       running.output[t][2 + r] *= kept;
     }
@@ -401,7 +402,7 @@ __global__ void __launch_bounds__(kWarps* kWarp,
     }
     if (g == 0) found[warp][row] = {part.maximum[i % 2], sum};
 #pragma unroll
-    for (uint32_t t = 0; t < 4 * HalvesOf(kDim); ++t) {
+    for (uint32_t t = 0; t < 4 * ValueLoadsOf(kDim); ++t) {
       const uint32_t element = t / 4 * 64 + 8 * g + t % 4 * 2;
       if (kDim % 64 != 0 && element >= kDim) continue;
       *reinterpret_cast<float2*>(&outputs[warp][row][element]) =
@@ -541,7 +542,7 @@ cudaError_t Start(const Launch& launch, const AttentionArgs& args) {
 }
 
 template <typename T, typename Kv>
-cudaError_t StartOver(const Launch& launch, const AttentionArgs& args) {
+cudaError_t StartOverCache(const Launch& launch, const AttentionArgs& args) {
   switch (args.pages.head_dim) {
     case 64:
       return Start<T, Kv, 64>(launch, args);
@@ -558,9 +559,9 @@ cudaError_t StartOver(const Launch& launch, const AttentionArgs& args) {
 
 template <typename T>
 cudaError_t StartOf(const Launch& launch, const AttentionArgs& args) {
-  if (args.pages.dtype == DType::kI8) return StartOver<T, int8_t>(launch, args);
-  if (args.pages.dtype == DType::kFp8) return StartOver<T, Fp8>(launch, args);
-  return StartOver<T, T>(launch, args);
+  if (args.pages.dtype == DType::kI8) return StartOverCache<T, int8_t>(launch, args);
+  if (args.pages.dtype == DType::kFp8) return StartOverCache<T, Fp8>(launch, args);
+  return StartOverCache<T, T>(launch, args);
 }
 
 }  // namespace

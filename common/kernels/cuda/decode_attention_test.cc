@@ -84,6 +84,7 @@ TEST(DecodeAttentionTest, FewTokensSeeOnlyWhatIsBeforeThem) {
   ExpectReferences({.heads = 4, .kv_heads = 2, .head_dim = 64}, kFewTokens, 302);
   ExpectReferences({.heads = 8, .kv_heads = 2}, kFewTokens, 304);
   ExpectReferences({.heads = 4, .kv_heads = 2, .head_dim = 256, .window = 100}, kFewTokens, 306);
+  ExpectReferences({.heads = 8, .kv_heads = 2, .head_dim = 96, .window = 100}, kFewTokens, 308);
 }
 
 TEST(DecodeAttentionTest, WindowHidesWhatIsBeforeIt) {
@@ -98,6 +99,10 @@ TEST(DecodeAttentionTest, SoftCapBoundsScores) {
   SKIP_WITHOUT_GPU();
   ExpectReferences({.heads = 4, .soft_cap = 5.0f}, kSingles, 500);
   ExpectReferences({.heads = 4, .window = 90, .soft_cap = 2.0f}, kFewTokens, 502);
+  ExpectReferences({.heads = 4, .head_dim = 256, .block_tokens = 48, .soft_cap = 5.0f}, kSingles,
+                   504);
+  ExpectReferences({.heads = 4, .head_dim = 96, .block_tokens = 32, .soft_cap = 5.0f}, kSingles,
+                   506);
 }
 
 TEST(DecodeAttentionTest, LongerBlocks) {
@@ -178,6 +183,9 @@ TEST(DecodeAttentionTest, FitsOnlyWhatItComputes) {
   AttentionArgs more_rows = args;
   more_rows.table.count_max = 5;
   EXPECT_FALSE(DecodeAttentionFits(more_rows));
+  AttentionArgs other_heads = args;
+  other_heads.pages.head_dim = 96;
+  EXPECT_TRUE(DecodeAttentionFits(other_heads));
   AttentionArgs long_heads = args;
   long_heads.pages.head_dim = 256;
   long_heads.table.count_max = 2;

@@ -207,7 +207,7 @@ struct AttentionArgs {
   float scale = 1.0f;
   uint32_t window = 0;
   float soft_cap = 0.0f;
-  // At least AttentionScratchBytes(args).
+  // At least DecodeAttentionScratchBytes; others need none.
   void* scratch = nullptr;
   size_t scratch_bytes = 0;
 };
@@ -221,15 +221,15 @@ cudaError_t AttentionAny(const Launch& launch, const AttentionArgs& args);
 size_t WidePagesBytes(const AttentionArgs& args);
 cudaError_t WidenPages(const Launch& launch, AttentionArgs* args, void* scratch);
 
-// decode_attention.cu: flash decoding. Sequences of few rows (count_max * heads / kv_heads <= 16),
-// q of kBF16 or kF16, and KV of the same type, kI8 or kFp8; head_dim 64 or 128, blocks of a
-// multiple of 16 tokens.
+// decode_attention.cu: flash decoding. Sequences of few rows (count_max * heads / kv_heads <= 16,
+// or 8 if head_dim is 256), q of kBF16 or kF16, and KV of the same type, kI8 or kFp8; head_dim 64,
+// 96, 128 or 256, blocks of a multiple of 16 tokens.
 bool DecodeAttentionFits(const AttentionArgs& args);
 size_t DecodeAttentionScratchBytes(const Launch& launch, const AttentionArgs& args);
 cudaError_t DecodeAttention(const Launch& launch, const AttentionArgs& args);
 
-// prefill_attention.cu: FlashAttention-2 on mma.sync, kBF16 or kF16 for both, head_dim 64, 96 or
-// 128.
+// prefill_attention.cu: FlashAttention-2 on mma.sync, kBF16 or kF16 for both, head_dim 64, 96,
+// 128 or 256.
 bool PrefillAttentionFits(const AttentionArgs& args);
 cudaError_t PrefillAttention(const Launch& launch, const AttentionArgs& args);
 

@@ -27,6 +27,7 @@ constexpr uint32_t kThreads = kWarps * kWarp;
 constexpr uint32_t kMmaRows = 16;  // One mma takes so many.
 constexpr uint32_t kChunk = 16;    // Bytes, of one copy.
 constexpr uint32_t kWorkBytes = 128;
+constexpr uint32_t kWarpKeysMax = 16;
 
 // The tiles, and what is in shared memory: the rows of q, later of the output; K; V; what is
 // computed.
@@ -41,6 +42,7 @@ struct Layout {
   static constexpr uint32_t kRows = kWarps * kWarpRows;
   // What one warp copies of a tile of keys. All of them are in one block of the cache.
   static constexpr uint32_t kWarpKeys = kKeys / kWarps;
+  static_assert(kWarpKeysMax % kWarpKeys == 0);
 
   static constexpr uint32_t kRowBytes = kDim * 2;
   static constexpr uint32_t kRowChunks = kRowBytes / kChunk;
@@ -469,8 +471,7 @@ bool PrefillAttentionFits(const AttentionArgs& args) {
   const bool dim_fits = pages.head_dim == 64 || pages.head_dim == 96 || pages.head_dim == 128 ||
                         pages.head_dim == 256;
   // A warp's keys are in one block, and every row begins at a whole chunk.
-  const bool pages_fit =
-      pages.block_tokens % Layout<64>::kWarpKeys == 0 && pages.block_bytes % kChunk == 0;
+  const bool pages_fit = pages.block_tokens % kWarpKeysMax == 0 && pages.block_bytes % kChunk == 0;
   const bool aligned = IsAligned(args.q) && IsAligned(args.out) && IsAligned(pages.data);
   // The softmax takes the highest score before it is scaled.
   return types_fit && dim_fits && pages_fit && aligned && args.scale > 0.0f;

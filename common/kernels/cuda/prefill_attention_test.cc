@@ -187,8 +187,8 @@ class Batch {
   // probabilities p, relative to the highest, adds at most u sum(p |v|), rounding the output
   // u |out|. A score is summed in float32 in steps of 16 products, which for heads of 128 is 8
   // roundings of at most 2^-23 of a partial sum below 2^6: it is off by less than 2^-13, its
-  // probability and the sum of them by that each. Of f16, p below 2^-14 is off by up to 2^-25 for
-  // each key.
+  // probability and the sum of them by that each; of longer heads by as much more. Of f16, p below
+  // 2^-14 is off by up to 2^-25 for each key.
   void ExpectHead(const std::vector<float>& out, size_t i, uint32_t token, uint32_t head) const {
     const DeviceSequence& sequence = sequences_[i];
     const uint32_t dim = shape_.head_dim;
@@ -300,7 +300,8 @@ TEST(PrefillAttentionTest, LongPrefix) {
 
 TEST(PrefillAttentionTest, ChunksGiveTheBitsOfTheWhole) {
   SKIP_WITHOUT_GPU();
-  for (const auto& [head_dim, window] : {std::pair(128u, 0u), {128u, 75u}, {256u, 0u}}) {
+  for (const auto& [head_dim, window] :
+       {std::pair(128u, 0u), {128u, 75u}, {256u, 0u}, {256u, 75u}}) {
     const Batch batch({.heads = 8, .kv_heads = 2, .head_dim = head_dim, .window = window},
                       {{0, 300}}, 15);
     const std::vector<std::byte> whole = batch.Run();
@@ -333,6 +334,11 @@ TEST(PrefillAttentionTest, FitsOnlyWhatItComputes) {
                 .block_tokens = 16};
   EXPECT_TRUE(PrefillAttentionFits(args));
 
+  for (const uint32_t head_dim : {64u, 96u, 256u}) {
+    AttentionArgs other_heads = args;
+    other_heads.pages.head_dim = head_dim;
+    EXPECT_TRUE(PrefillAttentionFits(other_heads)) << head_dim;
+  }
   AttentionArgs quantized = args;
   quantized.pages.dtype = DType::kI8;
   EXPECT_FALSE(PrefillAttentionFits(quantized));

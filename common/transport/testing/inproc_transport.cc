@@ -111,8 +111,9 @@ class InprocTransport final : public Transport {
 
   const std::string& address() const override { return address_; }
   const std::string& name() const override { return name_; }
-  absl::Status UseDeviceMemory(std::span<const MutableSpan> regions) override {
-    return network_->takes_device_memory ? absl::OkStatus() : Transport::UseDeviceMemory(regions);
+  absl::Status UseDeviceMemory(uint32_t devices, std::span<const MutableSpan> regions) override {
+    return network_->takes_device_memory ? absl::OkStatus()
+                                         : Transport::UseDeviceMemory(devices, regions);
   }
   void OnMessage(MessageType type, Accept accept) override { accepts_[type] = std::move(accept); }
   void OnPeerLost(PeerLost lost) override { lost_ = std::move(lost); }

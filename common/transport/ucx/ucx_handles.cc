@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <system_error>
+#include <utility>
 
 #include "absl/memory/memory.h"
 #include "absl/strings/str_cat.h"
@@ -52,6 +53,18 @@ constexpr Setting kSettings[] = {
 // container's bridge for instance, and goes on trying when they are gone. Now it takes the one by
 // which the connection was made, and that is up to the machine's routes.
 constexpr Setting kStayOnTheRoute = {"CM_USE_ALL_DEVICES", "n"};
+
+// Major and minor. Before, copies of all GPUs went through the queue of the first one that was
+// used.
+using Version = std::pair<unsigned, unsigned>;
+constexpr Version kSeveralGpusSince = {1, 19};
+
+Version UcxVersion() {
+  Version version;
+  unsigned release = 0;
+  ucp_get_version(&version.first, &version.second, &release);
+  return version;
+}
 
 absl::Status Apply(const Setting& setting, ucp_config_t* config) {
   if (std::getenv(absl::StrCat("UCX_", setting.name).c_str()) != nullptr) return absl::OkStatus();
@@ -140,10 +153,14 @@ absl::Status UcxWorker::Init() {
   return absl::OkStatus();
 }
 
-absl::Status UcxWorker::UseCudaMemory(std::span<const MutableSpan> regions) {
+absl::Status UcxWorker::UseCudaMemory(uint32_t devices, std::span<const MutableSpan> regions) {
   DropCudaMemory();
   if ((memory_types_ & UCS_BIT(UCS_MEMORY_TYPE_CUDA)) == 0) {
     return absl::UnimplementedError("this UCX moves no memory of GPUs, only " + memory_kinds());
+  }
+  if (devices > 1 && UcxVersion() < kSeveralGpusSince) {
+    return absl::UnimplementedError(absl::StrCat(
+        "UCX ", ucp_get_version_string(), " moves memory of one GPU, 1.19 and later of several"));
   }
   for (const MutableSpan& region : regions) {
     ucp_mem_map_params_t params = {};

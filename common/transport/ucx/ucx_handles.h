@@ -41,7 +41,7 @@ class UcxWorker {
   ucp_worker_h get() const { return worker_; }
   int event_fd() const { return event_fd_; }
   // As Transport::UseDeviceMemory.
-  absl::Status UseCudaMemory(std::span<const MutableSpan> regions);
+  absl::Status UseCudaMemory(uint32_t devices, std::span<const MutableSpan> regions);
   // UCX's handle of the region that `data` lies in; null: of none.
   ucp_mem_h CudaMemoryAt(const void* data) const;
   // For logs: those whose memory UCX can send from and receive into, "host cuda".

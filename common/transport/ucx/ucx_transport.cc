@@ -60,8 +60,8 @@ class UcxTransport final : public Transport {
   const std::string& address() const override { return address_; }
   const std::string& name() const override { return name_; }
   std::string memory_kinds() const override { return worker_->memory_kinds(); }
-  absl::Status UseDeviceMemory(std::span<const MutableSpan> regions) override {
-    return worker_->UseCudaMemory(regions);
+  absl::Status UseDeviceMemory(uint32_t devices, std::span<const MutableSpan> regions) override {
+    return worker_->UseCudaMemory(devices, regions);
   }
   void OnMessage(MessageType type, Accept accept) override { accepts_[type] = std::move(accept); }
   void OnPeerLost(PeerLost lost) override { lost_ = std::move(lost); }
