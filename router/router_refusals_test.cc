@@ -153,11 +153,19 @@ TEST_F(RouterRefusalsTest, FailedCallOfAClientThatNeverReadsIsCut) {
   client_read_max = milliseconds(100);
   CoreOptions core;
   core.client_buffer_bytes_max = 4000;
-  FakeWorker worker({.event_tokens = 50});
+  FakeWorker worker({.hold_after = 200, .event_tokens = 50});
   StartRouter({worker.address()}, core);
   const auto slow = SlowClient();
   grpc::ClientContext context;
   const auto reader = slow->Generate(&context, Ask(2000));
+  // The first message goes out whoever reads it. A call that failed while only that is under way
+  // would get its status at once: the next one must be, too, when the rest comes.
+  v1::GenerateResponse first;
+  ASSERT_TRUE(reader->Read(&first));
+  for (int call = 0; call < 10; ++call) {
+    ASSERT_TRUE(AwaitCluster([](const auto& status) { return status.requests_running() == 1; }));
+  }
+  worker.Release();
   ASSERT_TRUE(worker.Await([](const FakeWorker::Seen& seen) { return seen.cancels == 1; }));
 
   EXPECT_TRUE(AwaitRoom());
