@@ -271,8 +271,11 @@ TEST_F(RouterServiceTest, DrainFinishesStreamsAndRefusesNewOnes) {
     late.set_deadline(std::chrono::system_clock::now() + milliseconds(50));
     refused = Call(Ask(), &late);
   } while (refused.status.error_code() == grpc::StatusCode::DEADLINE_EXCEEDED);
-  const absl::Status connects =
-      UnaryCall(CreateChannel(router->address()), kHealthCheck, "").status();
+  // And the port closes a moment later.
+  absl::Status connects;
+  do {
+    connects = UnaryCall(CreateChannel(router->address()), kHealthCheck, "").status();
+  } while (connects.ok());
   worker.Release();
   Read(reader.get(), SIZE_MAX, &reply);
   const grpc::Status status = reader->Finish();
