@@ -388,6 +388,7 @@ TEST(SessionTest, ClientComesBackWithAHigherNumberWhenTheWorkerDies) {
 
   // Not only at the first one, which may have taken a second session before it was gone.
   ASSERT_TRUE(second_handler.journal.Await("opened 1"));
+  ASSERT_TRUE(client_handler.journal.Await("up", 2));
   EXPECT_FALSE(client.Send(SessionNumber{1}, CancelCommand(1))) << "of a session long gone";
   client.Stop();
   worker.reset();
